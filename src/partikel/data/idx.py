@@ -1,0 +1,332 @@
+"""MNIST and Fashion-MNIST from files in the IDX format, as they are published.
+
+The format (LeCun's MNIST page): two zero bytes, a byte for the type (8: unsigned byte), a byte for
+the number of dimensions, each dimension as a big-endian 32-bit integer, then the values. Files are
+read as they are or gzipped. The MD5 sums are of the unpacked content, so it does not matter who
+compressed it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import secrets
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from partikel.data.base import FiniteDataset, split_indices
+from partikel.errors import DataError
+
+SIZES = (28, 32, 16, 8)
+"""Edge lengths the images come in."""
+
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """Where a set of IDX files is found, and what is in it."""
+
+    name: str
+    """Of the data set, and of its folder under the root."""
+    mirrors: tuple[str, ...]
+    """Addresses that the names of the files, with .gz, are appended to; tried in turn."""
+    md5: Mapping[str, str]
+    """By file, without .gz, the MD5 sum of the unpacked content; files left out are not checked."""
+
+
+MNIST = IdxSource(
+    "mnist",
+    (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+)
+
+FASHION_MNIST = IdxSource(
+    "fashion-mnist",
+    ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+)
+
+
+def data_root(root: str | None = None) -> Path:
+    """The folder of all data: ``root``, else $PARTIKEL_DATA, else ~/.cache/partikel."""
+    return Path(root or os.environ.get("PARTIKEL_DATA") or "~/.cache/partikel").expanduser()
+
+
+def idx_images(
+    source: IdxSource,
+    *,
+    root: str | None = None,
+    size: int = 28,
+    download: bool = False,
+    validation: float = 0.1,
+    split_seed: int = 0,
+) -> FiniteDataset:
+    """The images of a source, (1, size, size), labelled 0, ..., 9.
+
+    The test split is the official one; validation is cut from the official training images.
+
+    Args:
+        source: :data:`MNIST` or :data:`FASHION_MNIST`.
+        root: see :func:`data_root`; the files are in the folder named like the source inside it.
+        size: 28 as published; 32 padded with black; 16 and 8 are averages over squares of the
+            padded ones, rounded to bytes.
+        download: fetch the files that the folder lacks.
+        validation: share of the official training images, in [0, 1).
+        split_seed: of the random split.
+
+    Raises:
+        DataError: where a file is missing, damaged or not what its name says, or cannot be fetched.
+        ValueError: where ``size`` is not one of :data:`SIZES`.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {SIZES}, not {size}")
+    folder = data_root(root) / source.name
+    parts = {
+        split: _read_pair(source, folder, *names, download=download)
+        for split, names in _FILES.items()
+    }
+    images = {split: _resize(pair[0], size)[:, None] for split, pair in parts.items()}
+    index = split_indices(len(images["train"]), {"validation": validation}, split_seed)
+
+    def by_split(train: Tensor, test: Tensor) -> dict[str, Tensor]:
+        return {split: train[chosen] for split, chosen in index.items()} | {"test": test}
+
+    return FiniteDataset(
+        source.name,
+        by_split(images["train"], images["test"]),
+        by_split(parts["train"][1], parts["test"][1]),
+        classes=10,
+    )
+
+
+def read_idx(path: Path, ndim: int, md5: str | None = None) -> Tensor:
+    """Read one IDX file of unsigned bytes, gzipped where its name ends in .gz.
+
+    Args:
+        path: the file.
+        ndim: number of dimensions it must have.
+        md5: MD5 sum that the unpacked content must have; None: not checked.
+
+    Returns:
+        A uint8 tensor of ``ndim`` dimensions.
+
+    Raises:
+        DataError: where the file cannot be read, is truncated, corrupt, or of another format.
+    """
+    try:
+        return _parse(_unpack(path.read_bytes(), path.name), ndim, md5)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+    except _ContentError as error:
+        raise DataError(
+            f"{path} is damaged ({error}): delete it, then put a good copy there or set "
+            "data.download to true"
+        ) from error
+
+
+class _ContentError(Exception):
+    """What is wrong with the content of a file."""
+
+
+class _TransferError(Exception):
+    """What went wrong on the way, and whether it is worth another try."""
+
+    def __init__(self, message: str, again: bool) -> None:
+        super().__init__(message)
+        self.again = again
+
+
+def _unpack(content: bytes, name: str) -> bytes:
+    if not name.endswith(".gz"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _ContentError(f"gzip: {error}") from error
+
+
+def _parse(content: bytes, ndim: int, md5: str | None) -> Tensor:
+    magic = bytes((0, 0, 8, ndim))
+    if content[:4] != magic:
+        raise _ContentError(f"it begins with {content[:4].hex(' ')}, not {magic.hex(' ')}")
+    header = 4 + 4 * ndim
+    if len(content) < header:
+        raise _ContentError(f"it ends after {len(content)} bytes, inside its header")
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
+    expected = header + math.prod(shape)
+    if len(content) != expected:
+        raise _ContentError(f"it has {len(content)} bytes where its header says {expected}")
+    if md5 is not None:
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise _ContentError(f"its content has MD5 {found}, not {md5}")
+    # A bytearray, as torch wants memory that may be written.
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].view(shape)
+
+
+def _read_pair(
+    source: IdxSource, folder: Path, images_name: str, labels_name: str, *, download: bool
+) -> tuple[Tensor, Tensor]:
+    """Images (N, 28, 28) and labels (N,)."""
+    images_path = _locate(source, folder, images_name, 3, download)
+    labels_path = _locate(source, folder, labels_name, 1, download)
+    images = read_idx(images_path, 3, source.md5.get(images_name))
+    labels = read_idx(labels_path, 1, source.md5.get(labels_name))
+    if images.shape[1:] != (28, 28):
+        edges = "x".join(map(str, images.shape[1:]))
+        raise DataError(f"{images_path} holds images of {edges}, not of 28x28: replace it")
+    if len(images) != len(labels):
+        raise DataError(
+            f"{images_path} holds {len(images)} images, but {labels_path} holds {len(labels)} "
+            "labels: replace the file that does not belong there"
+        )
+    if labels.numel() and labels.max() > 9:
+        raise DataError(f"{labels_path} holds the label {int(labels.max())}, above 9: replace it")
+    return images, labels
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """(N, 28, 28) -> (N, size, size), uint8."""
+    if size == 28:
+        return images
+    padded = functional.pad(images, (2, 2, 2, 2))
+    if size == 32:
+        return padded
+    edge = 32 // size
+    sums = padded.view(-1, size, edge, size, edge).sum((2, 4), dtype=torch.int32)
+    return ((sums + edge**2 // 2) // edge**2).to(torch.uint8)
+
+
+def _locate(source: IdxSource, folder: Path, name: str, ndim: int, download: bool) -> Path:
+    """The file called ``name`` or ``name``.gz in the folder, fetched where it is missing."""
+    packed = folder / f"{name}.gz"
+    for path in (folder / name, packed):
+        if path.exists():
+            return path
+    if not download:
+        raise DataError(
+            f"'{source.name}' needs {name} or {name}.gz in {folder}: put it there, point data.root "
+            "or $PARTIKEL_DATA at the folder above, or set data.download to true"
+        )
+    _write(packed, _fetch(source, packed.name, ndim))
+    return packed
+
+
+def _fetch(source: IdxSource, name: str, ndim: int, attempts: int = 3, pause: float = 1.0) -> bytes:
+    """Download one gzipped file from the first mirror that gives it whole.
+
+    Failures that may pass are tried again after ``pause``, 2 ``pause``, ... seconds.
+    """
+    failures: dict[str, Exception] = {}
+    for mirror in source.mirrors:
+        address = mirror.rstrip("/") + "/" + name
+        for attempt in range(attempts):
+            try:
+                content = _transfer(address, f"{source.name}/{name}")
+                _parse(_unpack(content, name), ndim, source.md5.get(name.removesuffix(".gz")))
+                return content
+            except _ContentError as error:
+                failures[address] = error
+                break
+            except _TransferError as error:
+                failures[address] = error
+                if not error.again:
+                    break
+                if attempt + 1 < attempts:
+                    time.sleep(pause * 2**attempt)
+    reasons = "; ".join(f"{address}: {error}" for address, error in failures.items())
+    raise DataError(
+        f"{name} of '{source.name}' could not be downloaded ({reasons}): try again later, or put "
+        f"the file into the folder {source.name}/ under data.root by hand"
+    )
+
+
+def _transfer(address: str, label: str, timeout: float = 30.0) -> bytes:
+    """The bytes at an address, with a progress bar on stderr."""
+    from http.client import HTTPException
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    content = bytearray()
+    try:
+        with urllib.request.urlopen(address, timeout=timeout) as response, bar:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length else None
+            task = bar.add_task(label, total=total)
+            while chunk := response.read(1 << 16):
+                content += chunk
+                bar.update(task, advance=len(chunk))
+    except urllib.error.HTTPError as error:
+        # "Too many requests" and "timeout" may pass; any other fault of the request stays.
+        again = error.code >= 500 or error.code in (408, 429)
+        raise _TransferError(f"HTTP {error.code} {error.reason}", again) from error
+    except (OSError, HTTPException) as error:
+        raise _TransferError(str(error) or type(error).__name__, True) from error
+    if total is not None and len(content) != total:
+        raise _TransferError(f"the connection ended after {len(content)} of {total} bytes", True)
+    return bytes(content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}): free some space, or point "
+            "data.root at a folder that can be written to"
+        ) from error

@@ -1,0 +1,174 @@
+"""The discriminator as a field: ∇_x (c∘d)(x) (GPM eqs. 15-16, 20; DiffFlow eqs. 19-27)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from partikel.errors import ConfigError
+from partikel.fields.base import Context, Field, Loss, LossValue, TrainingBatch
+from partikel.objectives import GradientPenalty, Objective, get_objective
+from partikel.tensors import shared
+
+Condition = Literal["t", "sigma"]
+
+_NORMALISED = (nn.modules.batchnorm._BatchNorm,)
+
+
+class DiscriminatorField(Field):
+    """∇_x c(d(x)), with d trained to tell data from particles.
+
+    The same object is a GAN's critic in a generator model and a Discriminator Flow in a particle
+    model.
+
+    Args:
+        network: d, called as ``network(x, c, cond)`` -> (B,) logits, high on real data; c holds the
+            ``conditions`` in their order.
+        objective: a, b and c; an :class:`Objective` or the name of one.
+        conditions: what the network is told of the path: "t" (time-conditional, GPM eq. 20),
+            "sigma", both, or nothing.
+        penalties: added to its loss.
+        name: the name of its loss.
+        real: bound samples of the data, for a paired objective.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective | str = "non-saturating",
+        *,
+        conditions: tuple[Condition, ...] = (),
+        penalties: tuple[GradientPenalty, ...] = (),
+        name: str = "discriminator",
+        real: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.objective = get_objective(objective) if isinstance(objective, str) else objective
+        self.conditions = conditions
+        self.penalties = penalties
+        self.name = name
+        self.real = real
+        if self.objective.paired:
+            self.requires = frozenset({"real"})
+        # one forward of real and generated points together is faster, but batch statistics differ
+        self._joint = not any(isinstance(module, _NORMALISED) for module in network.modules())
+
+    def logit(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """d(x), (B,)."""
+        return self.network(x, self._conditions(t, sigma), cond)
+
+    def potential(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """c(d(x)), (B,): what particles ascend."""
+        fake = self.logit(x, t, sigma, cond)
+        if not self.objective.paired:
+            return self.objective.potential(fake)
+        return self.objective.potential(fake, self._real_logits(t, sigma))
+
+    def log_ratio(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """log(p/ρ)(x), (B,), as far as d is optimal.
+
+        Raises:
+            ConfigError: if the objective's optimum is no log-ratio.
+        """
+        return self.objective.log_ratio(self.logit(x, t, sigma, cond))
+
+    def forward(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """∇_x c(d(x)), (B, ...), without a graph to the network's weights."""
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            potential = self.potential(point, t, sigma, cond)
+            (gradient,) = torch.autograd.grad(potential.sum(), point)
+        return gradient
+
+    def bind(self, context: Context) -> Field:
+        """Fix the real samples that a paired objective compares with."""
+        if not self.objective.paired:
+            return self
+        if context.real is None:
+            raise ConfigError(
+                "a relativistic discriminator compares particles with real samples wherever it is "
+                "asked: pass some (Context(real=...))."
+            )
+        bound = DiscriminatorField(
+            self.network,
+            self.objective,
+            conditions=self.conditions,
+            penalties=self.penalties,
+            name=self.name,
+            real=context.real,
+        )
+        bound._frozen = self._frozen
+        return bound
+
+    def losses(self) -> tuple[Loss, ...]:
+        """b on data, a on particles, and the penalties."""
+        if self.frozen:
+            return ()
+        needs = frozenset({"real", "particles"})
+        return (Loss(self.name, self.network, needs, self._loss),)
+
+    def _conditions(self, t: Tensor, sigma: Tensor | None) -> Tensor | None:
+        if not self.conditions:
+            return None
+        if "sigma" in self.conditions and sigma is None:
+            raise ConfigError(
+                "this discriminator is conditioned on σ: give its carrier a schedule, or perturb it."
+            )
+        values = [shared(t if name == "t" else sigma) for name in self.conditions]  # type: ignore[arg-type]
+        return torch.stack(torch.broadcast_tensors(*values), dim=1)
+
+    def _real_logits(self, t: Tensor, sigma: Tensor | None) -> Tensor:
+        """d of the bound real samples under each particle's conditions: (B, R), or (1, R)."""
+        if self.real is None:
+            raise ConfigError(
+                "a relativistic discriminator must be bound to real samples before it is asked: "
+                "field.bind(Context(real=...))."
+            )
+        conditions = self._conditions(t, sigma)
+        if conditions is None:
+            return self.network(self.real, None, None)[None]
+        distinct, place = torch.unique(conditions, dim=0, return_inverse=True)
+        logits = torch.stack([self.network(self.real, c[None], None) for c in distinct])
+        return logits[place]
+
+    def _loss(self, batch: TrainingBatch) -> LossValue:
+        assert batch.real is not None
+        assert batch.particles is not None
+        real, fake = batch.real, batch.particles
+        t, sigma = fake.t, fake.sigma
+        if self._joint:
+            both = torch.cat([real.x, fake.x])
+            labels = None if real.cond is None else torch.cat([real.cond, _labels(fake.cond)])
+            twice = None if sigma is None else torch.cat([sigma, sigma])
+            d_real, d_fake = self.logit(both, torch.cat([t, t]), twice, labels).chunk(2)
+        else:
+            d_real = self.logit(real.x, t, sigma, real.cond)
+            d_fake = self.logit(fake.x, t, sigma, fake.cond)
+        loss = self.objective.discriminator_loss(d_real, d_fake)
+        metrics = {"d_real": d_real.detach().mean(), "d_fake": d_fake.detach().mean()}
+        for penalty in self.penalties:
+            points = penalty.points(real.x, fake.x, generator=batch.streams.noise)
+            cond = real.cond if penalty.at == "real" else fake.cond
+            d = self.logit(points, t, sigma, cond)
+            (gradient,) = torch.autograd.grad(d.sum(), points, create_graph=True)
+            value = penalty.value(gradient, t)
+            metrics[f"penalty_{penalty.at}"] = value.detach().mean()
+            loss = loss + value
+        return LossValue(loss, metrics)
+
+
+def _labels(cond: Tensor | None) -> Tensor:
+    if cond is None:
+        raise ConfigError("real points carry labels but particles do not: give the carrier labels.")
+    return cond

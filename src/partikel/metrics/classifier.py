@@ -1,0 +1,210 @@
+"""Small classifiers whose inner features tell handwritten digits apart: feature networks that ship.
+
+Inception's features, made for photographs, say little about grey digits; these are trained on the
+very data (``scripts/train_mnist_features.py``). Accuracy on held-out images, seed and command stand
+in the JSON file beside the weights. Features are what enters the last nonlinearity: not rectified,
+so nearer to the Gaussians that a Fréchet distance supposes.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from partikel.errors import CheckpointError, ConfigError, nearest
+from partikel.metrics.features import FeatureNetwork
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of the weights, NAME_features.safetensors, each with a JSON file that describes it."""
+
+CLASSES = 10
+
+Net = TypeVar("Net", bound="ClassifierFeatures")
+
+
+class ClassifierFeatures(nn.Module):
+    """A convolutional classifier of ten digits, asked for its penultimate features.
+
+    Subclasses say for which images, and of what layers. A network made by the constructor is
+    untrained; :meth:`pretrained` gives one with the weights that ship.
+
+    Attributes:
+        name: see :class:`FeatureNetwork`.
+        dimension: number of features.
+        side: height and width that the layers are made for.
+        sides: heights and widths accepted; larger images are cropped at their centre.
+    """
+
+    name: str
+    dimension: int
+    side: int
+    sides: tuple[int, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*self._layers())
+        self.output = nn.Linear(self.dimension, CLASSES)
+
+    @abstractmethod
+    def _layers(self) -> list[nn.Module]:
+        """From images (B, 1, side, side) to features (B, dimension)."""
+
+    @classmethod
+    def accepts(cls, shape: tuple[int, ...]) -> bool:
+        """Whether images of this shape (C, H, W) can be measured."""
+        return shape in {(1, side, side) for side in cls.sides}
+
+    @classmethod
+    def pretrained(cls: type[Net], device: torch.device | str = "cpu") -> Net:
+        """The trained network, frozen and in eval mode; draws no random numbers.
+
+        Raises:
+            CheckpointError: where the weights are missing or damaged.
+        """
+        path = WEIGHTS / f"{cls.name}_features.safetensors"
+        with torch.device("meta"):
+            network = cls()
+        try:
+            state = load_file(path)
+            network.load_state_dict(
+                {k: v.float() if v.is_floating_point() else v for k, v in state.items()},
+                assign=True,
+            )
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The weights of the feature network '{cls.name}' cannot be read from {path} "
+                f"({type(error).__name__}); install partikel again."
+            ) from error
+        return network.to(device).eval().requires_grad_(False)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What is known of the shipped weights: accuracy, seed, epochs, data, command."""
+        return json.loads((WEIGHTS / f"{cls.name}_features.json").read_text())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images.
+
+        Args:
+            images: (B, 1, side, side) in [-1, 1], or larger ones of :attr:`sides`.
+
+        Returns:
+            (B, dimension), in the dtype of the images.
+
+        Raises:
+            ValueError: for images of another shape.
+        """
+        if not self.accepts(tuple(images.shape[1:])):
+            raise ValueError(
+                f"{self.name} features are of images (B, 1, H, W) with H = W in {self.sides}, not "
+                f"{tuple(images.shape)}"
+            )
+        margin = (images.shape[-1] - self.side) // 2
+        inner = images[..., margin : margin + self.side, margin : margin + self.side]
+        return self.layers(inner.to(self.output.weight.dtype)).to(images.dtype)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the classes, (B, 10); images as in :meth:`forward`."""
+        features = self(images).to(self.output.weight.dtype)
+        return self.output(nn.functional.silu(features)).to(images.dtype)
+
+
+class MnistFeatures(ClassifierFeatures):
+    """64 features of 28x28 grey images; 32x32 are taken for 28x28 with a margin of 2."""
+
+    name = "mnist"
+    dimension = 64
+    side = 28
+    sides = (28, 32)
+
+    def _layers(self) -> list[nn.Module]:
+        return [
+            *_block(1, 16, kernel=5),
+            nn.MaxPool2d(2),
+            *_block(16, 32),
+            nn.MaxPool2d(2),
+            *_block(32, 64),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * 3 * 3, self.dimension),
+        ]
+
+
+class DigitsFeatures(ClassifierFeatures):
+    """32 features of the 8x8 digits of scikit-learn."""
+
+    name = "digits"
+    dimension = 32
+    side = 8
+    sides = (8,)
+
+    def _layers(self) -> list[nn.Module]:
+        return [
+            *_block(1, 8),
+            *_block(8, 16, stride=2),
+            *_block(16, 32, stride=2),
+            nn.Flatten(),
+            nn.Linear(32 * 2 * 2, self.dimension),
+        ]
+
+
+def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
+    ]
+
+
+NETWORKS: dict[str, type[ClassifierFeatures]] = {
+    network.name: network for network in (MnistFeatures, DigitsFeatures)
+}
+"""The feature networks that ship, by name."""
+
+
+def feature_network(
+    name: str, shape: tuple[int, ...] | None = None, device: torch.device | str = "cpu"
+) -> FeatureNetwork:
+    """A feature network that ships, by name.
+
+    Args:
+        name: a key of :data:`NETWORKS`.
+        shape: (C, H, W) of the images that it shall measure, to be checked at once.
+        device: where it runs.
+
+    Raises:
+        ConfigError: where the name is unknown, or the network cannot see images of this shape.
+        CheckpointError: where its weights are missing or damaged.
+    """
+    if name not in NETWORKS:
+        raise ConfigError(f"There is no feature network '{name}'; {nearest(name, list(NETWORKS))}")
+    if shape is not None and not NETWORKS[name].accepts(shape):
+        sizes = " or ".join(f"1x{side}x{side}" for side in NETWORKS[name].sides)
+        raise ConfigError(
+            f"The feature network '{name}' measures images of {sizes}, not of "
+            f"{'x'.join(map(str, shape))}; choose another."
+        )
+    return NETWORKS[name].pretrained(device)
+
+
+def default_feature_network(
+    dataset_name: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> FeatureNetwork | None:
+    """The feature network trained on a data set, or None where there is none for such images.
+
+    Args:
+        dataset_name: name of the data set.
+        shape: (C, H, W) of its images.
+        device: where it runs.
+    """
+    network = NETWORKS.get(dataset_name)
+    if network is None or not network.accepts(shape):
+        return None
+    return network.pretrained(device)

@@ -1,0 +1,421 @@
+"""The two carriers: a generative model is a field and something that carries it.
+
+The same field object goes into either carrier:
+
+    critic = DiscriminatorField(network, "non-saturating", conditions=("t",))
+    ParticleModel(critic, prior, steps=56, eta=20.0)    # Discriminator Flow
+    GeneratorModel(critic, generator, latent)           # GAN
+
+Both answer the same questions: *give me particles* to train the field on, *sample n*, and *what do
+you train*. A :class:`ParticleModel` integrates the field (GPM Definition 1); a
+:class:`GeneratorModel` trains a generator whose outputs follow it (GPM Definition 2).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from partikel.errors import ConfigError
+from partikel.fields import Context, Field, Loss, LossValue, TrainingBatch
+from partikel.generators import surrogate_loss
+from partikel.particles import Particles
+from partikel.priors import GaussianPrior
+from partikel.schedules import Schedule, TimeGrid, UniformGrid
+from partikel.solvers import (
+    Dynamics,
+    Euler,
+    EulerMaruyama,
+    Solver,
+    State,
+    brownian_increments,
+)
+from partikel.streams import Streams
+
+
+class Carrier(nn.Module, ABC):
+    """What a field moves.
+
+    Attributes:
+        field: the field.
+        conditional: whether particles carry labels; they are then drawn with the data's.
+    """
+
+    field: Field
+    conditional: bool = False
+
+    @property
+    @abstractmethod
+    def sampled(self) -> nn.Module:
+        """The module that sampling evaluates, whose moving average is worth keeping."""
+
+    @abstractmethod
+    def losses(self) -> tuple[Loss, ...]:
+        """What trains the field, then what trains the carrier, in the order of an iteration."""
+
+    @abstractmethod
+    def particles(
+        self,
+        n: int,
+        streams: Streams,
+        *,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Particles:
+        """Particles to train the field on, without gradients.
+
+        Args:
+            n: how many.
+            streams: random streams (latent, time, noise).
+            cond: (n,) labels.
+            real: samples of the data, for a field that compares with them.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Tensor:
+        """Draw samples, without gradients.
+
+        Args:
+            n: how many.
+            generator: source of all randomness.
+            cond: (n,) labels, for a conditional model.
+            real: samples of the data, for a field that compares with them.
+
+        Returns:
+            (n, ...) samples.
+        """
+
+    def _bound(self, real: Tensor | None, generator: torch.Generator) -> Field:
+        if not self.field.requires:
+            return self.field
+        return self.field.bind(Context(real=real, generator=generator))
+
+
+class ParticleModel(Carrier):
+    """Free particles: dx = η·field(x, t) dt (+ noise), from a prior at t = 0 to T.
+
+    Args:
+        field: what moves the particles.
+        prior: their law at t = 0.
+        steps: N, the number of steps.
+        eta: η, the field's strength.
+        schedule: the path of noise levels, for fields that are asked at σ(t); sets T.
+        grid: the nodes of sampling; uniform unless given.
+        solver: Euler's unless given (Euler-Maruyama with noise).
+        temperature: τ >= 0, weight of an entropy regulariser: noise √(2τη) dW, except in the last
+            step (GPM Algorithm 3).
+        diffusion: a noise scale of t instead, (B,) -> (B,).
+        times_per_path: how many training particles are taken from each simulated path, at different
+            times; 1 is the paper's Algorithm 3.
+        truncate: simulate each training particle only up to its own time. The law is the same;
+            False is Algorithm 3 as written, as happens for fields that depend on the whole cloud.
+        conditional: whether the field takes labels.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        prior: GaussianPrior,
+        *,
+        steps: int,
+        eta: float = 1.0,
+        schedule: Schedule | None = None,
+        grid: TimeGrid | None = None,
+        solver: Solver | None = None,
+        temperature: float = 0.0,
+        diffusion: Callable[[Tensor], Tensor] | None = None,
+        times_per_path: int = 1,
+        truncate: bool = True,
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conditional = conditional
+        if steps < 1:
+            raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
+        if temperature < 0:
+            raise ConfigError(f"the temperature must be >= 0, got {temperature}.")
+        if temperature > 0 and diffusion is not None:
+            raise ConfigError("give either a temperature or a diffusion, not both.")
+        if not 1 <= times_per_path <= steps:
+            raise ConfigError(
+                f"times_per_path must lie between 1 and the number of steps ({steps}), "
+                f"got {times_per_path}."
+            )
+        self.field = field
+        self.prior = prior
+        self.steps = steps
+        self.eta = eta
+        self.schedule = schedule
+        self.horizon = schedule.horizon if schedule is not None else 1.0
+        self.grid = grid or UniformGrid(self.horizon)
+        self.temperature = temperature
+        self.diffusion = diffusion
+        if temperature > 0:
+            scale = (2 * temperature * eta) ** 0.5
+            self.diffusion = lambda t: torch.full_like(t, scale)
+        noisy = self.diffusion is not None
+        self.solver = solver or (EulerMaruyama(noise_in_last_step=False) if noisy else Euler())
+        self.times_per_path = times_per_path
+        self.truncate = truncate
+
+    @property
+    def sampled(self) -> nn.Module:
+        """The field."""
+        return self.field
+
+    def losses(self) -> tuple[Loss, ...]:
+        """The field's: free particles have nothing to train."""
+        return self.field.losses()
+
+    def velocity(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, field: Field | None = None
+    ) -> Tensor:
+        """η·field at generation times (B,), at the schedule's noise levels."""
+        field = self.field if field is None else field
+        sigma = None if self.schedule is None else self.schedule.sigma(t)
+        velocity = field(x, t, sigma, cond)
+        return velocity if self.eta == 1 else self.eta * velocity
+
+    def dynamics(self, cond: Tensor | None = None, field: Field | None = None) -> Dynamics:
+        """What a solver integrates, for a field that is bound if it has to be."""
+        return Dynamics(
+            lambda x, t: self.velocity(x, t, cond, field),
+            self.diffusion,
+            self.schedule,
+            defined_at_end=self.schedule is None or self.schedule.sigma_end > 0,
+        )
+
+    def stream(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        steps: int | None = None,
+        stop: int | None = None,
+        solver: Solver | None = None,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Iterator[State]:
+        """Move given particles along the whole path, handing out every node.
+
+        Args:
+            x: (B, ...) particles at t = 0.
+            generator: source of noise.
+            steps: number of steps instead of the model's own.
+            stop: stop after so many of them.
+            solver: instead of the model's own.
+            cond: (B,) labels.
+            real: samples of the data, for a field that compares with them.
+
+        Yields:
+            States at t = 0, ..., the last one holding the samples.
+        """
+        field = self._bound(real, generator)
+        times = self.grid.nodes(self.steps if steps is None else steps)
+        states = (solver or self.solver).stream(
+            self.dynamics(cond, field), x, times, stop=stop, generator=generator
+        )
+        while True:  # gradients are off inside a step, not in the consumer's code between steps
+            with torch.no_grad():
+                state = next(states, None)
+            if state is None:
+                return
+            yield state
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+        steps: int | None = None,
+        stop: int | None = None,
+        solver: Solver | None = None,
+        x: Tensor | None = None,
+    ) -> Tensor:
+        """Draw samples: integrate from the prior (or from given ``x``) and return the end."""
+        if x is None:
+            x = self._start(n, generator)
+        final = x
+        for state in self.stream(
+            x, generator=generator, steps=steps, stop=stop, solver=solver, cond=cond, real=real
+        ):
+            final = state.x
+        return final
+
+    def particles(
+        self,
+        n: int,
+        streams: Streams,
+        *,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Particles:
+        """Simulated particles at random nodes t_0, ..., t_{N-1} (GPM Algorithms 2-3).
+
+        With ``times_per_path`` = m, n/m paths are simulated and each gives m particles, one from each
+        of m equal ranges of nodes.
+        """
+        shares = self.times_per_path
+        if n % shares:
+            raise ConfigError(
+                f"a batch of {n} particles cannot be taken from paths that give {shares} each: "
+                "make the batch a multiple of times_per_path."
+            )
+        paths = n // shares
+        if cond is not None and shares > 1:
+            cond = cond[:paths]
+        device = streams.latent.device
+        place = torch.rand(paths, shares, generator=streams.time, device=device)
+        place = (place + torch.arange(shares, device=device)) / shares
+        node = (place * self.steps).long().clamp(max=self.steps - 1)
+        x = self._start(paths, streams.latent)
+        with torch.no_grad():
+            points = self._at_nodes(x, node, streams, cond, real)
+        times = self.grid.nodes(self.steps)
+        t = times.to(device=device, dtype=x.dtype)[node.flatten()]
+        return Particles(
+            x=points,
+            t=t,
+            sigma=None if self.schedule is None else self.schedule.sigma(t),
+            cond=None if cond is None else cond.repeat_interleave(shares),
+        )
+
+    def _at_nodes(
+        self,
+        x: Tensor,
+        node: Tensor,
+        streams: Streams,
+        cond: Tensor | None,
+        real: Tensor | None,
+    ) -> Tensor:
+        """Positions of path i at nodes node[i, :], as (paths · shares, ...)."""
+        field = self._bound(real, streams.noise)
+        truncate = self.truncate and "particles" not in field.requires
+        order = node[:, -1].argsort(descending=True)  # nodes increase along a row
+        x, node = x[order], node[order]
+        cond = None if cond is None else cond[order]
+        ends = node[:, -1].tolist()
+        points = x.new_empty(*node.shape, *x.shape[1:])
+        times = self.grid.nodes(self.steps).tolist()
+        solver = self.solver.prepared(self.steps)
+        brownian = brownian_increments(streams.noise)
+        dynamics = self.dynamics(cond, field)
+        for step in range(self.steps):
+            if truncate:
+                alive = sum(end >= step for end in ends)
+                if not alive:
+                    break
+                if alive < len(x):
+                    x = x[:alive]
+                    cond = None if cond is None else cond[:alive]
+                    dynamics = self.dynamics(cond, field)
+            path, share = (node[: len(x)] == step).nonzero(as_tuple=True)
+            points[path, share] = x[path]
+            if step < self.steps - 1:
+                x = solver.step(dynamics, x, times[step], times[step + 1], brownian, False)
+        unsorted = torch.empty_like(points)
+        unsorted[order] = points
+        return unsorted.flatten(0, 1)
+
+    def _start(self, n: int, generator: torch.Generator) -> Tensor:
+        like = next(self.parameters(), None)
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        return self.prior.sample(n, generator=generator, dtype=dtype)
+
+
+class GeneratorModel(Carrier):
+    """A generator g_θ whose outputs follow the field as θ is trained (GPM Definition 2).
+
+    Args:
+        field: what moves the outputs.
+        generator: g_θ, called as ``generator(z, None, cond)``.
+        latent: the law p_z.
+        horizon: the generation time at which the field is asked about outputs, which are samples.
+        conditional: whether the generator takes labels.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        generator: nn.Module,
+        latent: GaussianPrior,
+        *,
+        horizon: float = 1.0,
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conditional = conditional
+        self.field = field
+        self.generator = generator
+        self.latent = latent
+        self.horizon = horizon
+
+    @property
+    def sampled(self) -> nn.Module:
+        """The generator."""
+        return self.generator
+
+    def losses(self) -> tuple[Loss, ...]:
+        """The field's, then the generator's surrogate loss."""
+        needs = frozenset(self.field.requires & {"real"})
+        if self.conditional:
+            needs |= {"real"}  # whose labels the generated points share
+        return (*self.field.losses(), Loss("generator", self.generator, needs, self._surrogate))
+
+    def particles(
+        self,
+        n: int,
+        streams: Streams,
+        *,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Particles:
+        """g(z) for fresh latents, as the generator stands."""
+        z = self._latents(n, streams.latent)
+        with torch.no_grad():
+            x = self.generator(z, None, cond)
+        return Particles(x=x, t=self._time(x), cond=cond, latent=z)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+        z: Tensor | None = None,
+    ) -> Tensor:
+        """Draw samples: one call of the generator (on given latents ``z``, if any)."""
+        z = self._latents(n, generator) if z is None else z
+        with torch.no_grad():
+            return self.generator(z, None, cond)
+
+    def _surrogate(self, batch: TrainingBatch) -> LossValue:
+        z = self._latents(batch.size, batch.streams.latent)
+        real = batch.real
+        cond = None if real is None else real.cond
+        x = self.generator(z, None, cond)
+        field = self._bound(None if real is None else real.x, batch.streams.noise)
+        with torch.no_grad():
+            velocity = field(x.detach(), self._time(x), None, cond)
+        rms = velocity.square().mean().sqrt()
+        return LossValue(surrogate_loss(x, velocity), {"field_rms": rms})
+
+    def _time(self, x: Tensor) -> Tensor:
+        return x.new_tensor(self.horizon).expand(len(x))
+
+    def _latents(self, n: int, generator: torch.Generator) -> Tensor:
+        like = next(self.generator.parameters())
+        return self.latent.sample(n, generator=generator, dtype=like.dtype)

@@ -1,0 +1,207 @@
+"""Networks: functions of x under conditions, which know nothing of fields, noise or losses.
+
+All have the signature ``forward(x, c=None, cond=None)`` described in
+``partikel.networks.embeddings``. What a network is for is its role: a "logit" maps x to (B,), a
+"denoiser" to the shape of x, a "generator" maps latents (B, latent) to (B, *shape).
+``build_network`` makes any of them from ``NetworkSettings``; a new kind is a new line in
+``NETWORKS``, its options and their defaults are read from its class's signature.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from partikel.errors import ConfigError, nearest
+from partikel.networks.activations import ACTIVATIONS
+from partikel.networks.conv import NORMS, SmallDiscriminator, SmallGenerator
+from partikel.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from partikel.networks.embeddings import (
+    EMBEDDINGS,
+    FourierEmbedding,
+    PositionalEmbedding,
+    ScalarConditions,
+)
+from partikel.networks.initialise import SCHEMES, initialise
+from partikel.networks.mlp import MLP
+from partikel.networks.unet import UNet
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "FourierEmbedding",
+    "NetworkSettings",
+    "PositionalEmbedding",
+    "Role",
+    "ScalarConditions",
+    "SmallDiscriminator",
+    "SmallGenerator",
+    "UNet",
+    "build_network",
+    "initialise",
+]
+
+Role = Literal["logit", "denoiser", "generator"]
+
+NETWORKS: dict[str, dict[Role, type[nn.Module]]] = {
+    "mlp": {"logit": MLP, "denoiser": MLP, "generator": MLP},
+    "small": {"logit": SmallDiscriminator, "generator": SmallGenerator},
+    "dcgan": {"logit": DCGANDiscriminator, "generator": DCGANGenerator},
+    "unet": {"denoiser": UNet},
+}
+"""Kind -> role -> class."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a user may choose about a network; None is the default in its class's signature.
+
+    Attributes:
+        kind: "mlp" (any shape), "small" (images with sides divisible by 4), "dcgan" (32x32 and
+            64x64 images), "unet" (images; denoiser only).
+        width: mlp: units of a hidden layer; small, dcgan: channels at full resolution. At least 1.
+        depth: mlp: hidden layers. At least 1.
+        activation: mlp, small, dcgan: "leaky_relu", "relu", "silu", "softplus", "tanh" or
+            "identity".
+        final_activation: mlp, and the generators of small and dcgan: of the output, same names.
+        norm: small, dcgan: "none", "batch", "spectral" or "spectral+batch".
+        channels: unet: channels at full resolution. At least 1.
+        multipliers: unet: channels at each resolution, in units of ``channels``.
+        blocks: unet: residual blocks per resolution. At least 1.
+        attention_resolutions: unet: heights with self-attention, beside the middle's.
+        dropout: unet: probability, in [0, 1).
+        embedding: all: of real conditions, "fourier" or "positional". This and the next two matter
+            only where there are conditions.
+        embedding_features: all: size of the embedding of each condition. Even.
+        fourier_scale: all, with "fourier": standard deviation of the frequencies. Positive.
+        init: all: initial weights, "default", "normal0.02" or "orthogonal".
+    """
+
+    kind: str
+    width: int | None = None
+    depth: int | None = None
+    activation: str | None = None
+    final_activation: str | None = None
+    norm: str | None = None
+    channels: int | None = None
+    multipliers: tuple[int, ...] | None = None
+    blocks: int | None = None
+    attention_resolutions: tuple[int, ...] | None = None
+    dropout: float | None = None
+    embedding: str | None = None
+    embedding_features: int | None = None
+    fourier_scale: float | None = None
+    init: str = "default"
+
+
+_NAMES: dict[str, Sequence[str]] = {
+    "activation": tuple(ACTIVATIONS),
+    "final_activation": tuple(ACTIVATIONS),
+    "norm": NORMS,
+    "embedding": EMBEDDINGS,
+    "init": tuple(SCHEMES),
+}
+
+_AT_LEAST_1: tuple[Callable[[Any], bool], str] = (lambda v: v >= 1, "at least 1")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "width": _AT_LEAST_1,
+    "depth": _AT_LEAST_1,
+    "channels": _AT_LEAST_1,
+    "blocks": _AT_LEAST_1,
+    "multipliers": (lambda v: bool(v) and min(v) >= 1, "one or more numbers, each at least 1"),
+    "attention_resolutions": (lambda v: all(r >= 1 for r in v), "numbers, each at least 1"),
+    "dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "embedding_features": (lambda v: v >= 2 and v % 2 == 0, "even and at least 2"),
+    "fourier_scale": (lambda v: 0 < v < math.inf, "positive"),
+}
+
+
+def build_network(
+    settings: NetworkSettings,
+    role: Role,
+    *,
+    shape: tuple[int, ...],
+    latent: int | None = None,
+    scalars: int = 0,
+    classes: int | None = None,
+    generator: torch.Generator,
+) -> nn.Module:
+    """Build and initialise a network.
+
+    The result depends on the arguments and the generator alone; the global random state is left as
+    it was.
+
+    Args:
+        settings: what the user chose.
+        role: "logit", "denoiser" or "generator".
+        shape: of one data point, (D,) or (C, H, W).
+        latent: size of z; needed by generators, ignored by others.
+        scalars: S, the number of real conditions.
+        classes: number of labels, or None.
+        generator: draws the initial weights.
+
+    Returns:
+        The network, in training mode, on the CPU and in torch's default dtype.
+
+    Raises:
+        ConfigError: an unknown name, an option that does not apply to this kind in this role, a
+            number out of range, or data that the kind cannot take.
+        ValueError: a generator without ``latent``.
+    """
+    kind = settings.kind
+    if kind not in NETWORKS:
+        raise ConfigError(f"unknown network kind '{kind}'; {nearest(kind, tuple(NETWORKS))}")
+    if role not in NETWORKS[kind]:
+        able = ", ".join(k for k, roles in NETWORKS.items() if role in roles)
+        raise ConfigError(f"network kind '{kind}' cannot be a {role}; kinds that can: {able}")
+    if role == "generator" and latent is None:
+        raise ValueError("a generator needs the size of its latents")
+    network = NETWORKS[kind][role]
+    signature = inspect.signature(network).parameters
+    options = {
+        field.name: value
+        for field in fields(settings)
+        if field.name not in ("kind", "init")
+        and (value := getattr(settings, field.name)) is not None
+    }
+    for name, value in {**options, "init": settings.init}.items():
+        if name != "init" and name not in signature:
+            takes = ", ".join(f.name for f in fields(settings) if f.name in signature)
+            raise ConfigError(
+                f"network option '{name}' does not apply to kind '{kind}' as {role}, "
+                f"which takes: {takes}"
+            )
+        if name in _NAMES and value not in _NAMES[name]:
+            raise ConfigError(
+                f"unknown {name} '{value}' of a network; {nearest(value, tuple(_NAMES[name]))}"
+            )
+        if name in _RANGES and not _RANGES[name][0](value):
+            raise ConfigError(f"network option '{name}' must be {_RANGES[name][1]}, not {value}")
+    embedding = options.get("embedding", signature["embedding"].default)
+    if "fourier_scale" in options and embedding != "fourier":
+        raise ConfigError(
+            f"network option 'fourier_scale' does not apply to the embedding '{embedding}'; "
+            "set embedding to 'fourier' or leave the scale out"
+        )
+    sizes: dict[str, Any] = {
+        "shape": tuple(shape),
+        "latent": latent,
+        "in_shape": (latent,) if role == "generator" else tuple(shape),
+        "out_shape": () if role == "logit" else tuple(shape),
+    }
+    sizes = {name: size for name, size in sizes.items() if name in signature}
+    # The constructors draw from the global state what ``initialise`` draws again.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            built = network(**sizes, **options, scalars=scalars, classes=classes)
+        except ValueError as error:
+            raise ConfigError(f"network kind '{kind}' as {role}: {error}") from error
+    return initialise(built, settings.init, generator=generator)

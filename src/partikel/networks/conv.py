@@ -1,0 +1,314 @@
+"""Convolutional discriminators and generators: their skeleton, and a small pair for 8x8 images.
+
+A discriminator is a chain of convolutions that halve the image and double the channels, then one
+linear layer; a generator is its mirror image. Conditions modulate the output of every convolution
+but the last, before its activation (``partikel.networks.modulation``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from partikel.networks.activations import activation as find_activation
+from partikel.networks.embeddings import ScalarConditions
+from partikel.networks.modulation import ConditionNetwork, Modulation
+
+NORMS = ("none", "batch", "spectral", "spectral+batch")
+"""Batch normalisation of outputs, spectral normalisation of weights (Miyato et al. 2018), both."""
+
+
+class ConvDiscriminator(nn.Module):
+    """Images to logits: convolutions of given channels and strides, then a linear layer.
+
+    Strides are 1 (3x3 kernels) or 2 (4x4 kernels). As in DCGAN the first convolution is not
+    batch-normalised. A convolution has a bias where neither batch normalisation nor modulation
+    shifts its output; the first always has.
+
+    Args:
+        shape: (C, H, W).
+        channels: of each convolution.
+        strides: of each convolution.
+        activation: name of the nonlinearity.
+        norm: one of ``NORMS``.
+        scalars: S, the number of real conditions.
+        embedding: of each scalar, "fourier" or "positional".
+        embedding_features: e, size of each embedding; the modulating vector has 2e.
+        fourier_scale: scale of the Fourier frequencies.
+        classes: number of labels, or None.
+
+    Raises:
+        ValueError: the image does not fit the strides, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        activation: str,
+        norm: str,
+        scalars: int,
+        embedding: str,
+        embedding_features: int,
+        fourier_scale: float,
+        classes: int | None,
+    ) -> None:
+        super().__init__()
+        height, width = _reduced(shape, strides)
+        conditions = ScalarConditions(
+            scalars, embedding_features, embedding, fourier_scale, classes
+        )
+        self.conditions = ConditionNetwork(conditions, 2 * embedding_features)
+        features = self.conditions.dim
+        self.stages = nn.ModuleList()
+        before = shape[0]
+        for index, (after, stride) in enumerate(zip(channels, strides, strict=True)):
+            batch = "batch" in _checked(norm) and index > 0
+            bias = index == 0 or not (batch or features)
+            conv = nn.Conv2d(before, after, 2 + stride, stride, padding=1, bias=bias)
+            self.stages.append(
+                _Stage(_normed(conv, norm), after, batch=batch, features=features, act=activation)
+            )
+            before = after
+        self.last = _normed(nn.Linear(before * height * width, 1), norm)
+
+    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Logits of images.
+
+        Args:
+            x: (B, C, H, W).
+            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
+            cond: (B,) labels, or None.
+
+        Returns:
+            (B,).
+
+        Raises:
+            ValueError: ``c`` or ``cond`` is not what the network was built for.
+        """
+        e = self.conditions(len(x), c, cond)
+        for stage in self.stages:
+            x = stage(x, e)
+        return self.last(x.flatten(1)).squeeze(1)
+
+
+class ConvGenerator(nn.Module):
+    """Latents to images: a linear layer to the smallest image, then (transposed) convolutions.
+
+    Strides are 2 (transposed convolution with 4x4 kernels) or 1 (3x3 convolution). All but the
+    last, which makes the image, are normalised, modulated and activated.
+
+    Args:
+        latent: size of z.
+        shape: (C, H, W) of the images.
+        channels: of the smallest image, and of the output of each convolution but the last.
+        strides: of each convolution.
+        activation: name of the nonlinearity.
+        norm: one of ``NORMS``.
+        final_activation: nonlinearity of the image.
+        scalars: S, the number of real conditions.
+        embedding: of each scalar, "fourier" or "positional".
+        embedding_features: e, size of each embedding; the modulating vector has 2e.
+        fourier_scale: scale of the Fourier frequencies.
+        classes: number of labels, or None.
+
+    Raises:
+        ValueError: the image does not fit the strides, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        shape: tuple[int, ...],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        activation: str,
+        norm: str,
+        final_activation: str,
+        scalars: int,
+        embedding: str,
+        embedding_features: int,
+        fourier_scale: float,
+        classes: int | None,
+    ) -> None:
+        super().__init__()
+        start = (channels[0], *_reduced(shape, strides))
+        conditions = ScalarConditions(
+            scalars, embedding_features, embedding, fourier_scale, classes
+        )
+        self.conditions = ConditionNetwork(conditions, 2 * embedding_features)
+        features = self.conditions.dim
+        self.final_activation = find_activation(final_activation)
+        batch = "batch" in _checked(norm)
+        bias = not (batch or features)
+
+        def stage(layer: nn.Module, width: int) -> _Stage:
+            return _Stage(layer, width, batch=batch, features=features, act=activation)
+
+        project = _normed(nn.Linear(latent, math.prod(start), bias=bias), norm)
+        self.stages = nn.ModuleList(
+            [stage(nn.Sequential(project, nn.Unflatten(1, start)), start[0])]
+        )
+        for i, stride in enumerate(strides[:-1]):
+            conv = _upward(channels[i], channels[i + 1], stride, bias)
+            self.stages.append(stage(_normed(conv, norm), channels[i + 1]))
+        self.last = _normed(_upward(channels[-1], shape[0], strides[-1], True), norm)
+
+    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Images from latents.
+
+        Args:
+            x: latents z, (B, latent).
+            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
+            cond: (B,) labels, or None.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            ValueError: ``c`` or ``cond`` is not what the network was built for.
+        """
+        e = self.conditions(len(x), c, cond)
+        for stage in self.stages:
+            x = stage(x, e)
+        return self.final_activation(self.last(x))
+
+
+class SmallDiscriminator(ConvDiscriminator):
+    """Three convolutions and a linear layer, for images of 8x8 or any size divisible by 4.
+
+    Args:
+        shape: (C, H, W).
+        width: channels of the first convolution; they double with each of the two halvings.
+
+    The other arguments are those of ``ConvDiscriminator``.
+
+    Raises:
+        ValueError: the image's size is not divisible by 4, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int = 32,
+        activation: str = "leaky_relu",
+        norm: str = "none",
+        scalars: int = 0,
+        embedding: str = "fourier",
+        embedding_features: int = 128,
+        fourier_scale: float = 16.0,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__(
+            shape,
+            (width, 2 * width, 4 * width),
+            (1, 2, 2),
+            activation,
+            norm,
+            scalars,
+            embedding,
+            embedding_features,
+            fourier_scale,
+            classes,
+        )
+
+
+class SmallGenerator(ConvGenerator):
+    """The mirror image of ``SmallDiscriminator``: a linear layer, two doublings, a convolution.
+
+    Args:
+        latent: size of z.
+        shape: (C, H, W) of the images; H and W divisible by 4.
+        width: channels at full size; twice and four times that before.
+
+    The other arguments are those of ``ConvGenerator``.
+
+    Raises:
+        ValueError: the image's size is not divisible by 4, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        shape: tuple[int, ...],
+        width: int = 32,
+        activation: str = "relu",
+        norm: str = "batch",
+        final_activation: str = "tanh",
+        scalars: int = 0,
+        embedding: str = "fourier",
+        embedding_features: int = 128,
+        fourier_scale: float = 16.0,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__(
+            latent,
+            shape,
+            (4 * width, 2 * width, width),
+            (2, 2, 1),
+            activation,
+            norm,
+            final_activation,
+            scalars,
+            embedding,
+            embedding_features,
+            fourier_scale,
+            classes,
+        )
+
+
+class _Stage(nn.Module):
+    """A layer, its normalisation, its modulation, its activation, in this order."""
+
+    def __init__(
+        self, layer: nn.Module, channels: int, *, batch: bool, features: int, act: str
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm = nn.BatchNorm2d(channels) if batch else nn.Identity()
+        self.modulation = Modulation(features, channels)
+        self.activation = find_activation(act)
+
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        return self.activation(self.modulation(self.norm(self.layer(x)), e))
+
+
+def _upward(before: int, after: int, stride: int, bias: bool) -> nn.Module:
+    """A convolution that multiplies the image's size by its stride."""
+    if stride == 1:
+        return nn.Conv2d(before, after, 3, padding=1, bias=bias)
+    return nn.ConvTranspose2d(before, after, 4, stride, padding=1, bias=bias)
+
+
+def _checked(norm: str) -> str:
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not '{norm}'")
+    return norm
+
+
+def _normed(layer: nn.Module, norm: str) -> nn.Module:
+    return spectral_norm(layer) if "spectral" in norm else layer
+
+
+def _reduced(shape: tuple[int, ...], strides: Sequence[int]) -> tuple[int, int]:
+    """Height and width after all strides."""
+    height, width = image_size(shape)
+    factor = math.prod(strides)
+    if height % factor or width % factor:
+        raise ValueError(f"height and width must be divisible by {factor}, not {height}x{width}")
+    return height // factor, width // factor
+
+
+def image_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of images of a shape.
+
+    Raises:
+        ValueError: ``shape`` is not (C, H, W).
+    """
+    if len(shape) != 3:
+        raise ValueError(f"images of shape (C, H, W) are needed, not {tuple(shape)}")
+    return shape[1], shape[2]

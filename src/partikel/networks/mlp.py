@@ -1,0 +1,94 @@
+"""The multilayer perceptron of the GPM paper's two-dimensional experiments, for every role."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from partikel.networks.activations import activation as find_activation
+from partikel.networks.embeddings import ScalarConditions
+
+
+class MLP(nn.Module):
+    """Linear(in, width), then ``depth`` times [activation, Linear]; conditions join the input.
+
+    The paper's "MLP 4x512" is ``width=512, depth=4``.
+
+    Args:
+        in_shape: shape of one input, (D,) or an image's; flattened.
+        out_shape: shape of one output; () gives logits (B,).
+        width: units of each hidden layer.
+        depth: hidden layers.
+        activation: "leaky_relu", "relu", "silu", "softplus", "tanh" or "identity".
+        scalars: S, the number of real conditions.
+        embedding: of each scalar, "fourier" or "positional".
+        embedding_features: size of each embedding.
+        fourier_scale: scale of the Fourier frequencies.
+        classes: number of labels, or None.
+        final_activation: applied to the output; None = "identity".
+
+    Raises:
+        ValueError: an unknown name or a number out of range.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        width: int = 512,
+        depth: int = 4,
+        activation: str = "leaky_relu",
+        scalars: int = 0,
+        embedding: str = "fourier",
+        embedding_features: int = 128,
+        fourier_scale: float = 16.0,
+        classes: int | None = None,
+        final_activation: str | None = None,
+    ) -> None:
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise ValueError(f"width and depth must be at least 1, not {width} and {depth}")
+        self.inputs = math.prod(in_shape)
+        self.out_shape = tuple(out_shape)
+        self.activation = find_activation(activation)
+        self.final_activation = find_activation(final_activation or "identity")
+        self.conditions = ScalarConditions(
+            scalars, embedding_features, embedding, fourier_scale, classes
+        )
+        self.first = nn.Linear(self.inputs + self.conditions.dim, width)
+        self.rest = nn.ModuleList(
+            nn.Linear(i, o) for i, o in pairwise([width] * depth + [math.prod(out_shape)])
+        )
+
+    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: (B, *in_shape).
+            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0. In the second
+                case the first layer meets the embedding once instead of B times.
+            cond: (B,) labels, or None.
+
+        Returns:
+            (B, *out_shape).
+
+        Raises:
+            ValueError: ``c`` or ``cond`` is not what the network was built for.
+        """
+        h = x.flatten(1)
+        weight, bias = self.first.weight, self.first.bias
+        e = self.conditions(len(h), c, cond)
+        if e is not None and len(e) == len(h):
+            h = torch.cat([h, e], 1)
+        elif e is not None:
+            # W [x, e] + b = W_x x + (W_e e + b): what all rows share is a bias.
+            bias = F.linear(e, weight[:, self.inputs :], bias)[0]
+            weight = weight[:, : self.inputs]
+        h = F.linear(h, weight, bias)
+        for layer in self.rest:
+            h = layer(self.activation(h))
+        return self.final_activation(h).view(len(h), *self.out_shape)

@@ -1,0 +1,181 @@
+"""A small U-Net for denoising, after DDPM (Ho et al. 2020).
+
+On the way down each resolution has residual blocks and a strided convolution, on the way up one
+block more, each fed with what the way down left behind, then nearest-neighbour upsampling and a
+convolution. Self-attention stands in the middle and after the blocks of chosen resolutions.
+Conditions modulate the blocks by scale and shift (Dhariwal and Nichol 2021).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from partikel.networks.conv import image_size
+from partikel.networks.embeddings import ScalarConditions
+from partikel.networks.initialise import ZeroConv2d
+from partikel.networks.modulation import ConditionNetwork, Modulation
+
+
+class UNet(nn.Module):
+    """Images to images of the same shape; the "default" initialisation makes its output zero.
+
+    Args:
+        shape: (C, H, W); H and W divisible by 2 once for every multiplier but the first.
+        channels: channels at full resolution; the modulating vector has four times as many entries.
+        multipliers: channels at each resolution, from full resolution down by halving, in units of
+            ``channels``.
+        blocks: residual blocks per resolution on the way down.
+        attention_resolutions: heights with attention after each block, beside the middle's; those
+            that do not occur have no effect.
+        dropout: probability inside residual blocks, in training mode.
+        embedding: of each scalar, "positional" or "fourier".
+        embedding_features: size of each embedding.
+        fourier_scale: scale of the Fourier frequencies.
+        scalars: S, the number of real conditions.
+        classes: number of labels, or None.
+
+    Raises:
+        ValueError: the image does not fit the multipliers, a number out of range, or an unknown
+            name.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 16,
+        multipliers: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 1,
+        attention_resolutions: tuple[int, ...] = (16,),
+        dropout: float = 0.0,
+        embedding: str = "positional",
+        embedding_features: int = 256,
+        fourier_scale: float = 16.0,
+        scalars: int = 1,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        size = image_size(shape)
+        levels = len(multipliers)
+        factor = 2 ** (levels - 1)
+        if size[0] % factor or size[1] % factor:
+            raise ValueError(
+                f"height and width must be divisible by {factor} for {levels} multipliers, "
+                f"not {size[0]}x{size[1]}"
+            )
+        conditions = ScalarConditions(
+            scalars, embedding_features, embedding, fourier_scale, classes
+        )
+        self.conditions = ConditionNetwork(conditions, 4 * channels)
+
+        def block(before: int, after: int, attend: bool) -> _Block:
+            return _Block(before, after, self.conditions.dim, dropout, attend)
+
+        self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
+        now, left = channels, [channels]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            attend = size[0] >> level in attention_resolutions
+            for _ in range(blocks):
+                self.down.append(block(now, channels * multiplier, attend))
+                now = channels * multiplier
+                left.append(now)
+            if level + 1 < levels:
+                self.down.append(_Resample(now, up=False))
+                left.append(now)
+        self.middle = nn.ModuleList([block(now, now, True), block(now, now, False)])
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            attend = size[0] >> level in attention_resolutions
+            for _ in range(blocks + 1):
+                self.up.append(block(now + left.pop(), channels * multiplier, attend))
+                now = channels * multiplier
+            if level:
+                self.up.append(_Resample(now, up=True))
+        self.norm = _group_norm(now)
+        self.last = ZeroConv2d(now, shape[0], 3, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: (B, C, H, W).
+            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
+            cond: (B,) labels, or None.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            ValueError: ``c`` or ``cond`` is not what the network was built for.
+        """
+        e = self.conditions(len(x), c, cond)
+        h = self.first(x)
+        left = [h]
+        for layer in self.down:
+            h = layer(h, e)
+            left.append(h)
+        for layer in self.middle:
+            h = layer(h, e)
+        for layer in self.up:
+            h = layer(torch.cat([h, left.pop()], 1) if isinstance(layer, _Block) else h, e)
+        return self.last(F.silu(self.norm(h)))
+
+
+class _Block(nn.Module):
+    """x + conv(SiLU(modulate(norm(conv(SiLU(norm(x))))))), then attention where wanted."""
+
+    def __init__(
+        self, before: int, after: int, features: int, dropout: float, attend: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(before)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.norm2 = _group_norm(after)
+        self.modulation = Modulation(features, after)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = ZeroConv2d(after, after, 3, padding=1)
+        self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
+        self.attention = _Attention(after) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = self.conv2(self.dropout(F.silu(self.modulation(h, e))))
+        return self.attention(self.skip(x) + h)
+
+
+class _Attention(nn.Module):
+    """One head of self-attention over all pixels, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = ZeroConv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Written out, since the fused kernels have neither forward-mode nor second derivatives.
+        q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, 1)
+        weights = (q.mT @ k / math.sqrt(q.shape[1])).softmax(-1)
+        return x + self.out((v @ weights.mT).view_as(x))
+
+
+class _Resample(nn.Module):
+    """A strided convolution to half the resolution, or one to twice of it with pixels copied."""
+
+    def __init__(self, channels: int, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
+
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else x)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Up to 32 groups of at least 4 channels."""
+    fits = (g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels // g >= 4)
+    return nn.GroupNorm(next(fits, 1), channels)

@@ -1,0 +1,62 @@
+"""The laws that generation starts from: the latents of a generator, the particles at t = 0."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from partikel.tensors import flat_sum
+
+
+class GaussianPrior:
+    """N(0, std² I): the particle prior π, or the latent law p_z.
+
+    Args:
+        shape: shape of one sample, without the batch.
+        std: standard deviation of every entry, positive.
+
+    Raises:
+        ValueError: where ``std`` is not positive.
+    """
+
+    def __init__(self, shape: tuple[int, ...], std: float = 1.0) -> None:
+        if not std > 0:
+            raise ValueError(f"std must be positive, not {std}")
+        self.shape = tuple(shape)
+        self.std = float(std)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw ``n`` independent samples.
+
+        Args:
+            n: number of samples.
+            generator: source of randomness; the numbers are drawn on its device.
+            dtype: torch's default where None.
+            device: where the result goes; the generator's device where None.
+
+        Returns:
+            (n, *shape).
+        """
+        noise = torch.randn(
+            (n, *self.shape), generator=generator, dtype=dtype, device=generator.device
+        )
+        return (noise if self.std == 1 else noise.mul_(self.std)).to(device or generator.device)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Natural logarithm of the density: (B, *shape) -> (B,)."""
+        entries = math.prod(self.shape)
+        return -0.5 * (
+            flat_sum((x / self.std) ** 2) + entries * math.log(2 * math.pi * self.std**2)
+        )
+
+    def __repr__(self) -> str:
+        return f"GaussianPrior(shape={self.shape}, std={self.std})"

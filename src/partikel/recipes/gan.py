@@ -1,0 +1,78 @@
+"""GAN: a discriminator's field, carried by a generator (GPM eqs. 10-16, Finding 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from partikel.data import Dataset
+from partikel.fields import DiscriminatorField
+from partikel.models import Carrier, GeneratorModel
+from partikel.networks import NetworkSettings, build_network
+from partikel.objectives import GradientPenalty
+from partikel.priors import GaussianPrior
+from partikel.recipes.base import MLP, Recipe, System
+from partikel.training import AdamSettings, Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAN(Recipe):
+    """A generative adversarial network (Goodfellow et al. 2014).
+
+    Attributes:
+        objective: name of the GAN objective.
+        penalties: on the discriminator's gradient.
+        discriminator: its network.
+        generator: its network.
+        latent: size of the latent z ~ N(0, I).
+        discriminator_steps: K, discriminator updates of an iteration.
+        batch: samples of an update.
+        discriminator_optimizer: Adam of the discriminator.
+        generator_optimizer: Adam of the generator.
+    """
+
+    name: ClassVar[str] = "gan"
+
+    objective: str = "non-saturating"
+    penalties: tuple[GradientPenalty, ...] = ()
+    discriminator: NetworkSettings = MLP
+    generator: NetworkSettings = MLP
+    latent: int = 128
+    discriminator_steps: int = 1
+    batch: int = 128
+    discriminator_optimizer: AdamSettings = field(
+        default_factory=lambda: AdamSettings(beta1=0.5)
+    )
+    generator_optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
+
+    def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
+        """A discriminator field and a generator; K critic updates, then one of the generator."""
+        critic = DiscriminatorField(
+            build_network(
+                self.discriminator,
+                "logit",
+                shape=dataset.shape,
+                generator=self.init_generator("discriminator"),
+            ),
+            self.objective,
+            penalties=self.penalties,
+        )
+        generator = build_network(
+            self.generator,
+            "generator",
+            shape=dataset.shape,
+            latent=self.latent,
+            generator=self.init_generator("generator"),
+        )
+        return System(
+            GeneratorModel(critic, generator, GaussianPrior((self.latent,))),
+            (
+                Phase(
+                    "discriminator",
+                    self.discriminator_optimizer,
+                    self.batch,
+                    repeats=self.discriminator_steps,
+                ),
+                Phase("generator", self.generator_optimizer, self.batch),
+            ),
+        )

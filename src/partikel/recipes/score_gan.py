@@ -1,0 +1,182 @@
+"""The score difference in both carriers: Score GAN (GPM Algorithm 1) and its particle flow.
+
+The field is h(x̃, σ) = α s_p(x̃, σ) - β_own s_ρ(x̃, σ) at x̃ = x + σε, times σ, with s_p frozen from a
+diffusion model and s_ρ learned online from the carrier's own particles.
+
+* :class:`ScoreGAN` carries it with a generator. ρ moves with training only, so that its own denoiser
+  is conditioned on σ alone.
+* :class:`ScoreFlow` carries the same field with free particles. ρ_t also moves along the path, so
+  that its own denoiser is conditioned on (σ, t) and is trained by denoising score matching on
+  particles of the simulated path at random times, as a Discriminator Flow trains its discriminator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from partikel.data import Dataset
+from partikel.denoising import EDMDenoiser, Weighting
+from partikel.errors import ConfigError
+from partikel.fields import Field, Perturbed, Scaled, ScoreField, WhiteNoise
+from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.networks import NetworkSettings, build_network
+from partikel.priors import GaussianPrior
+from partikel.recipes.base import MLP, Recipe, System, field_of
+from partikel.recipes.edm import EDM
+from partikel.schedules import KarrasLaw
+from partikel.training import AdamSettings, Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreDifference(Recipe):
+    """What Score GAN and Score Flow share.
+
+    Attributes:
+        data_score: the run folder of a trained EDM to take s_p from; null trains ``score`` first.
+        score: the EDM recipe of s_p.
+        alpha: α, weight of the data's score.
+        beta_own: β_own, weight of the own score; (α, β_own) = (1, 1) is NCSN's flow, (2, 1) EDM's.
+        sigma_min: lowest σ of the law (GPM eq. 28).
+        sigma_max: highest σ.
+        rho: exponent of the law.
+        own_score: network of the own denoiser.
+        own_sigma_data: its σ_d; null takes the data's standard deviation.
+        weighting: of the own denoising score matching, "none" (the paper's) or "edm".
+        score_steps: K, updates of the own score in an iteration.
+        batch: samples of an update.
+        score_optimizer: Adam of the own score.
+    """
+
+    data_score: str | None = None
+    score: EDM = field(default_factory=EDM)
+    alpha: float = 1.0
+    beta_own: float = 1.0
+    sigma_min: float = 0.1
+    sigma_max: float = 10.0
+    rho: float = 3.0
+    own_score: NetworkSettings = MLP
+    own_sigma_data: float | None = None
+    weighting: Weighting = "none"
+    score_steps: int = 10
+    batch: int = 128
+    score_optimizer: AdamSettings = field(default_factory=AdamSettings)
+
+    def __post_init__(self) -> None:
+        """Check that both models are of the same data."""
+        super().__post_init__()
+        if self.score.data != self.data:
+            raise ConfigError(
+                f"the data score is of '{self.score.data.name}' but the model is trained on "
+                f"'{self.data.name}': set score.data to the same settings as data."
+            )
+
+    @property
+    def required(self) -> Recipe:
+        """The EDM that the data's score comes from."""
+        return self.score
+
+    def difference(
+        self, dataset: Dataset, required: Carrier | None, *, timed: bool, own: float, noise: float
+    ) -> Field:
+        """E_{σ,ε} σ (α s_p - own s_ρ + noise/√σ ξ)(x + σε).
+
+        Args:
+            dataset: the data.
+            required: the trained EDM.
+            timed: whether the own score is conditioned on generation time.
+            own: what is left of β_own beside the noise.
+            noise: scale of the white noise.
+        """
+        flow = field_of(required)
+        s_p = flow.field if isinstance(flow, Scaled) else flow
+        law = KarrasLaw(self.sigma_min, self.sigma_max, self.rho)
+        denoiser = EDMDenoiser(
+            build_network(
+                self.own_score,
+                "denoiser",
+                shape=dataset.shape,
+                scalars=2 if timed else 1,
+                generator=self.init_generator("own score"),
+            ),
+            self.own_sigma_data or dataset.sigma_data,
+            timed=timed,
+        )
+        s_rho = ScoreField(denoiser, law, of="particles", weighting=self.weighting, name="own score")
+        h = self.alpha * s_p - own * s_rho
+        if noise > 0:
+            h = h + WhiteNoise(lambda sigma: noise * sigma.rsqrt())
+        return Perturbed(h, law, power=1.0)
+
+    def score_phase(self) -> Phase:
+        """K updates of the own score."""
+        return Phase("own score", self.score_optimizer, self.batch, repeats=self.score_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreGAN(ScoreDifference):
+    """A Score GAN: the score difference carried by a generator (GPM §4.1).
+
+    Attributes:
+        generator: its network.
+        latent: size of the latent z ~ N(0, I).
+        gamma: γ in [0, 1], the share of the own score replaced by noise (GPM eqs. 21-22); it does
+            not keep the marginals (framework §1), 0 is the paper's model.
+        generator_optimizer: Adam of the generator.
+    """
+
+    name: ClassVar[str] = "score-gan"
+
+    generator: NetworkSettings = NetworkSettings(kind="mlp", activation="relu")
+    latent: int = 128
+    gamma: float = 0.0
+    generator_optimizer: AdamSettings = field(default_factory=AdamSettings)
+
+    def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
+        """The score difference and a generator; K updates of the own score, one of the generator."""
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"gamma is a share in [0, 1], got {self.gamma}.")
+        # in a step of size η the noise √(2γβ_own/η) ξ stands for √(2γβ_own) dW (framework §1)
+        noise = math.sqrt(2 * self.gamma * self.beta_own / self.generator_optimizer.lr)
+        own = (1 - self.gamma) * self.beta_own
+        h = self.difference(dataset, required, timed=False, own=own, noise=noise)
+        generator = build_network(
+            self.generator,
+            "generator",
+            shape=dataset.shape,
+            latent=self.latent,
+            generator=self.init_generator("generator"),
+        )
+        return System(
+            GeneratorModel(h, generator, GaussianPrior((self.latent,))),
+            (self.score_phase(), Phase("generator", self.generator_optimizer, self.batch)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFlow(ScoreDifference):
+    """The score difference carried by free particles: a smoothed flow of KL(ρ‖p).
+
+    Attributes:
+        steps: N, of training and sampling.
+        eta: η, strength of the field.
+        prior_std: standard deviation of the particles at t = 0.
+    """
+
+    name: ClassVar[str] = "score-flow"
+
+    steps: int = 32
+    eta: float = 10.0
+    prior_std: float = 1.0
+
+    def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
+        """The same score difference and free particles; only the own score is trained."""
+        model = ParticleModel(
+            self.difference(dataset, required, timed=True, own=self.beta_own, noise=0.0),
+            GaussianPrior(dataset.shape, std=self.prior_std),
+            steps=self.steps,
+            eta=self.eta,
+        )
+        return System(model, (self.score_phase(),))
+

@@ -1,0 +1,72 @@
+"""Named random streams: each purpose draws from its own generator, so that one cannot shift another.
+
+A stream's seed is derived from the run's seed, the stream's name and the process's rank. ``dropout``
+is special: PyTorch's dropout only knows the global generator, so its stream is swapped in for the
+duration of a loss and the caller's global state is put back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+NAMES = ("data", "latent", "noise", "time", "dropout")
+
+
+def derive_seed(seed: int, *path: object) -> int:
+    """A 63-bit seed that is a fixed function of ``seed`` and ``path`` (names, ranks)."""
+    text = "/".join(str(part) for part in (seed, *path))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Streams:
+    """One ``torch.Generator`` for each purpose of training.
+
+    Args:
+        seed: the run's seed.
+        rank: index of the process; other ranks draw other numbers.
+        device: where the generators live.
+
+    Attributes:
+        data: order of the data, fresh synthetic points.
+        latent: priors of particles and latents of generators.
+        noise: Gaussian perturbations, Brownian increments, interpolation points of penalties.
+        time: generation times and noise levels.
+    """
+
+    def __init__(self, seed: int, rank: int = 0, device: torch.device | str = "cpu") -> None:
+        self._generators = {
+            name: torch.Generator(
+                device="cpu" if name == "dropout" else torch.device(device)
+            ).manual_seed(derive_seed(seed, name, rank))
+            for name in NAMES
+        }
+        self.data = self._generators["data"]
+        self.latent = self._generators["latent"]
+        self.noise = self._generators["noise"]
+        self.time = self._generators["time"]
+        self._dropout = self._generators["dropout"]
+
+    @contextlib.contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Run a block with PyTorch's global CPU generator in this stream's state."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._dropout.get_state())
+        try:
+            yield
+        finally:
+            self._dropout.set_state(torch.get_rng_state())
+            torch.set_rng_state(outside)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """States as uint8 tensors, one for each stream."""
+        return {name: generator.get_state() for name, generator in self._generators.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue every stream where :meth:`state_dict` left it."""
+        for name, generator in self._generators.items():
+            generator.set_state(state[name].cpu())

@@ -1,0 +1,209 @@
+"""Checkpoints: all of a trainer's state, written whole or not at all, read without executing code.
+
+A checkpoint is a folder ``step-00001000`` of safetensors files and one JSON. It is written beside its
+place under a temporary name, flushed to disk and then renamed, so that a crash at any moment leaves
+either the whole checkpoint or none. Checkpoints are only taken between iterations.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from partikel.errors import CheckpointError, NumericsError
+from partikel.training.loop import Trainer
+
+SCHEMA = 1
+_STATE = "state.json"
+
+
+def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
+    """Write a checkpoint and remove older ones once it is whole.
+
+    Args:
+        trainer: between two iterations.
+        folder: the run's folder of checkpoints; made if missing.
+        keep: how many checkpoints to leave, >= 1.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        NumericsError: if weights are not finite; nothing is written.
+        CheckpointError: if the disk is full or not writable; older checkpoints stay.
+    """
+    model = trainer.model.state_dict()
+    bad = [k for k, v in model.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise NumericsError(
+            f"the weights '{bad[0]}' are not finite after iteration {trainer.step}, so they were not "
+            "saved: resume from the last checkpoint with a lower learning rate or clipping."
+        )
+    parts = {
+        "model": model,
+        "optimizers": _optimizer_tensors(trainer),
+        "streams": trainer.streams.state_dict(),
+        "batches": {
+            f"{i}.{key}": value
+            for i, stream in enumerate(trainer.batches)
+            if stream is not None
+            for key, value in stream.state_dict().items()
+        },
+    }
+    if trainer.average is not None:
+        parts["average"] = trainer.average.state_dict()
+    target = folder / f"step-{trainer.step:08d}"
+    temporary = folder / f".writing-{target.name}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, tensors in parts.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path)
+            _flush(path)
+        state = {"schema": SCHEMA, "step": trainer.step, "parts": sorted(parts)}
+        (temporary / _STATE).write_text(json.dumps(state, indent=1))
+        _flush(temporary / _STATE)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
+        cause = "the disk is full" if full else str(error)
+        raise CheckpointError(
+            f"could not write the checkpoint {target} ({cause}): free some space or choose another "
+            "--out, then run the same command; the last whole checkpoint is kept."
+        ) from error
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder, or None."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
+    """Put a trainer exactly where :func:`save_checkpoint` left another one.
+
+    Raises:
+        CheckpointError: if files are missing, truncated, or of another model or schema; the trainer
+            must not be used then.
+    """
+    state = _read_state(checkpoint)
+    load_weights(trainer.model, checkpoint, "model")
+    if trainer.average is not None:
+        load_weights(trainer.average, checkpoint, "average")
+    try:
+        _load_optimizers(trainer, _read(checkpoint, "optimizers"))
+        trainer.streams.load_state_dict(_read(checkpoint, "streams"))
+        batches = _read(checkpoint, "batches")
+        for i, stream in enumerate(trainer.batches):
+            if stream is not None:
+                own = {k.split(".", 1)[1]: v for k, v in batches.items() if k.startswith(f"{i}.")}
+                stream.load_state_dict(own)
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} does not fit this model's training ({error}): resume with "
+            "the configuration it was made with, or start in another --out."
+        ) from error
+    trainer.step = int(state["step"])
+
+
+def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
+    """Load the weights of one part ("model", "average") of a checkpoint into ``module``.
+
+    Raises:
+        CheckpointError: if the file is missing or truncated, or of another architecture.
+    """
+    weights = _read(checkpoint, part)
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) or sorted(
+        key for key in own if own[key].shape != weights[key].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} is of another model: '{wrong[0]}' "
+            f"({len(wrong)} in all) is missing, unknown or of another shape; use the configuration "
+            "it was made with."
+        )
+    module.load_state_dict(weights)
+
+
+def has_average(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds averaged weights."""
+    return "average" in _read_state(checkpoint)["parts"]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if (path / _STATE).is_file())
+
+
+def _read_state(checkpoint: Path) -> dict:
+    try:
+        state = json.loads((checkpoint / _STATE).read_text())
+        schema = state["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{checkpoint} is no whole checkpoint ({_STATE} cannot be read): remove it, and the "
+            "run resumes from the one before."
+        ) from error
+    if schema != SCHEMA:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} has schema {schema}, this version reads {SCHEMA}: "
+            "use the version of partikel that wrote it."
+        )
+    return state
+
+
+def _read(checkpoint: Path, part: str) -> dict[str, Tensor]:
+    path = checkpoint / f"{part}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is missing, truncated or no safetensors file: remove the folder "
+            f"{checkpoint.name}, and the run resumes from the checkpoint before."
+        ) from error
+
+
+def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    return {
+        f"{i}.{parameter}.{key}": value
+        for i, optimizer in enumerate(trainer.optimizers)
+        for parameter, entries in optimizer.state_dict()["state"].items()
+        for key, value in entries.items()
+    }
+
+
+def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
+    for i, optimizer in enumerate(trainer.optimizers):
+        state = optimizer.state_dict()
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            phase, parameter, name = key.split(".")
+            if int(phase) == i:
+                entries.setdefault(int(parameter), {})[name] = value
+        count = len(state["param_groups"][0]["params"])
+        if entries and sorted(entries) != list(range(count)):
+            raise ValueError("another number of trained weights")
+        optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
