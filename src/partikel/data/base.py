@@ -263,7 +263,7 @@ class FiniteDataset(Dataset):
         # From the histogram of the bytes: exact, and no float copy of the data is made.
         counts = torch.bincount(points["train"].flatten(), minlength=top + 1)
         shares = counts.double() / counts.sum()
-        values = torch.arange(len(shares), dtype=torch.float64) * (2 / top) - 1
+        values = torch.arange(len(shares), dtype=torch.float64) * (2 / top)
         self.sigma_data = math.sqrt((shares * (values - (shares * values).sum()) ** 2).sum())
 
     def size(self, split: str = "train") -> int:

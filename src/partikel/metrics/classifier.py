@@ -2,14 +2,15 @@
 
 Inception's features, made for photographs, say little about grey digits; these are trained on the
 very data (``scripts/train_mnist_features.py``). Accuracy on held-out images, seed and command stand
-in the JSON file beside the weights. Features are what enters the last nonlinearity: not rectified,
-so nearer to the Gaussians that a Fréchet distance supposes.
+in the JSON file beside the weights. Features are what enters the last nonlinearity: standardised
+over the training images, and not rectified, so nearer to the Gaussians that a Fréchet distance
+supposes.
 """
 
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ CLASSES = 10
 Net = TypeVar("Net", bound="ClassifierFeatures")
 
 
-class ClassifierFeatures(nn.Module):
+class ClassifierFeatures(nn.Module, ABC):
     """A convolutional classifier of ten digits, asked for its penultimate features.
 
     Subclasses say for which images, and of what layers. A network made by the constructor is
@@ -49,12 +50,14 @@ class ClassifierFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*self._layers())
+        # The last normalisation gives every feature mean 0 and variance 1 over the training images:
+        # kernels on features need a scale.
+        self.layers = nn.Sequential(*self._layers(), nn.BatchNorm1d(self.dimension, affine=False))
         self.output = nn.Linear(self.dimension, CLASSES)
 
     @abstractmethod
     def _layers(self) -> list[nn.Module]:
-        """From images (B, 1, side, side) to features (B, dimension)."""
+        """From images (B, 1, side, side) to (B, dimension), not yet normalised."""
 
     @classmethod
     def accepts(cls, shape: tuple[int, ...]) -> bool:
@@ -79,8 +82,8 @@ class ClassifierFeatures(nn.Module):
             )
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(
-                f"The weights of the feature network '{cls.name}' cannot be read from {path} "
-                f"({type(error).__name__}); install partikel again."
+                f"the weights of the feature network '{cls.name}' cannot be read from {path} "
+                f"({type(error).__name__}): install partikel again"
             ) from error
         return network.to(device).eval().requires_grad_(False)
 
@@ -133,7 +136,7 @@ class MnistFeatures(ClassifierFeatures):
             *_block(32, 64),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(64 * 3 * 3, self.dimension),
+            nn.Linear(64 * 3 * 3, self.dimension, bias=False),
         ]
 
 
@@ -147,11 +150,11 @@ class DigitsFeatures(ClassifierFeatures):
 
     def _layers(self) -> list[nn.Module]:
         return [
-            *_block(1, 8),
-            *_block(8, 16, stride=2),
-            *_block(16, 32, stride=2),
+            *_block(1, 16),
+            *_block(16, 32),
+            *_block(32, 32, stride=2),
             nn.Flatten(),
-            nn.Linear(32 * 2 * 2, self.dimension),
+            nn.Linear(32 * 4 * 4, self.dimension, bias=False),
         ]
 
 
@@ -184,12 +187,12 @@ def feature_network(
         CheckpointError: where its weights are missing or damaged.
     """
     if name not in NETWORKS:
-        raise ConfigError(f"There is no feature network '{name}'; {nearest(name, list(NETWORKS))}")
+        raise ConfigError(f"there is no feature network '{name}': {nearest(name, list(NETWORKS))}")
     if shape is not None and not NETWORKS[name].accepts(shape):
         sizes = " or ".join(f"1x{side}x{side}" for side in NETWORKS[name].sides)
         raise ConfigError(
-            f"The feature network '{name}' measures images of {sizes}, not of "
-            f"{'x'.join(map(str, shape))}; choose another."
+            f"the feature network '{name}' measures images of {sizes}, not of "
+            f"{'x'.join(map(str, shape))}: choose another"
         )
     return NETWORKS[name].pretrained(device)
 

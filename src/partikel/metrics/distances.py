@@ -4,7 +4,8 @@ All are estimated from samples x ~ p (n points) and y ~ q (m points). MMD² and 
 are U-statistics: unbiased, so that between two draws of the same law they scatter around zero and
 are negative about half of the time. Both are sums over all pairs of points; the pairs are visited
 in tiles that stay in the processor's cache, and :func:`pairwise_distances_report` computes both in
-one visit. Terms have the dtype of the points, sums are float64.
+one visit. Terms have the dtype of the points, sums are float64. Points that are not finite make the
+answer NaN.
 
 Sources: Gretton et al. 2012 (MMD); Székely & Rizzo 2013 (energy distance); Rabin et al. 2011
 (sliced Wasserstein distance).
@@ -80,7 +81,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     Raises:
         ValueError: for fewer than two points or unlike shapes.
     """
-    return -_u_statistics(x, y, (), energy=True)[0]
+    return -_u_statistics(x, y, None, energy=True)[0]
 
 
 def sliced_wasserstein2(x: Tensor, y: Tensor, projections: int = 512, seed: int = 0) -> float:
@@ -138,10 +139,11 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
     import ot  # slow to import, and only needed here
 
     x, y = x.cpu().double(), y.cpu().double()
-    costs = (x - y.mean(0)).square().sum(1)[:, None] + (y - y.mean(0)).square().sum(1)
-    costs.addmm_(x - y.mean(0), (y - y.mean(0)).T, alpha=-2).clamp_(min=0)
-    cost = ot.emd2([], [], costs.numpy(), numItermax=10**9)
-    return math.sqrt(max(float(cost), 0.0))
+    costs = squared_distances(x - y.mean(0), y - y.mean(0))
+    if not costs.isfinite().all():
+        return math.nan
+    cost = torch.as_tensor(ot.emd2([], [], costs.numpy(), numItermax=10**9), dtype=torch.float64)
+    return math.sqrt(max(0.0, cost.item()))
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -169,14 +171,16 @@ def _clouds(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
 
 
 def _u_statistics(
-    x: Tensor, y: Tensor, bandwidths: Sequence[float], *, energy: bool
+    x: Tensor, y: Tensor, bandwidths: Sequence[float] | None, *, energy: bool
 ) -> tuple[float, float]:
     """E f(x, x') + E f(y, y') - 2 E f(x, y), for f the distance and f the mean of the RBF kernels.
 
-    Zero stands for what was not asked for: the distance without ``energy``, the kernel without
-    ``bandwidths``.
+    Zero stands for what was not asked for: the distance without ``energy``, the kernel where
+    ``bandwidths`` are None.
     """
-    if not energy and not bandwidths or not all(sigma > 0 for sigma in bandwidths):
+    if bandwidths is None:
+        bandwidths = ()
+    elif not bandwidths or not all(sigma > 0 for sigma in bandwidths):
         raise ValueError(f"bandwidths must be positive numbers, not {tuple(bandwidths)}")
     x, y = _clouds(x, y, least=2)
     if x.shape[1] > _DIRECT:
@@ -223,7 +227,7 @@ _DIRECT = 8
 
 
 def _tile_shape(x: Tensor) -> tuple[int, int]:
-    """Rows and columns of a tile; on a CPU a float32 tile is half a megabyte, for its cache."""
+    """Rows and columns of a tile, these a multiple of those; on a CPU sized for its cache."""
     return (256, 512) if x.device.type == "cpu" else (4096, 8192)
 
 

@@ -147,14 +147,14 @@ class FeatureStatistics:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise DataError(
-                        f"{path} holds no feature statistics of this version; delete it to "
-                        "compute them again."
+                        f"{path} holds no feature statistics of this version: delete it to "
+                        "compute them again"
                     )
                 mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
         except (OSError, SafetensorError) as error:
             raise DataError(
-                f"Feature statistics cannot be read from {path} ({error}); delete the file to "
-                "compute them again."
+                f"feature statistics cannot be read from {path} ({error}): delete the file to "
+                "compute them again"
             ) from error
         statistics = cls(metadata["network"], len(mean), int(metadata["n"]))
         statistics.mean, statistics.scatter = mean, scatter
@@ -169,7 +169,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
     Dowson & Landau 1982; Heusel et al. 2017. tr (C_a C_b)^½ is the sum of the singular values of
     C_a^½ C_b^½: with roots of symmetric matrices only, singular covariances do no harm. Biased
-    upwards by the finite number of images, the more the fewer there are.
+    upwards by the finite number of images, the more the fewer there are. NaN where a feature was
+    not finite.
 
     Raises:
         ValueError: where the statistics are of different networks, or of fewer than two features.
@@ -180,6 +181,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             f"({b.dimension})"
         )
     of_a, of_b = a.covariance, b.covariance
+    if not (of_a.isfinite().all() and of_b.isfinite().all()):
+        return torch.nan
     overlap = torch.linalg.svdvals(_root(of_a) @ _root(of_b)).sum()
     distance = (a.mean - b.mean).square().sum() + of_a.trace() + of_b.trace() - 2 * overlap
     return max(0.0, distance.item())

@@ -82,7 +82,7 @@ class NetworkSettings:
             only where there are conditions.
         embedding_features: all: size of the embedding of each condition. Even.
         fourier_scale: all, with "fourier": standard deviation of the frequencies. Positive.
-        init: all: initial weights, "default", "normal0.02" or "orthogonal".
+        init: all: initial weights, "default", "normal0.02", "he" or "orthogonal".
     """
 
     kind: str
@@ -162,8 +162,11 @@ def build_network(
     if role not in NETWORKS[kind]:
         able = ", ".join(k for k, roles in NETWORKS.items() if role in roles)
         raise ConfigError(f"network kind '{kind}' cannot be a {role}; kinds that can: {able}")
-    if role == "generator" and latent is None:
-        raise ValueError("a generator needs the size of its latents")
+    if role == "generator":
+        if latent is None:
+            raise ValueError("a generator needs the size of its latents")
+        if latent < 1:
+            raise ConfigError(f"the size of a generator's latents must be at least 1, not {latent}")
     network = NETWORKS[kind][role]
     signature = inspect.signature(network).parameters
     options = {

@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class ZeroInit:
-    """Marks a layer that the scheme "default" starts at zero."""
+    """Marks a layer that the schemes "default" and "he" start at zero."""
 
 
 class ZeroLinear(ZeroInit, nn.Linear):
@@ -50,6 +50,8 @@ def initialise(module: Module, scheme: str = "default", *, generator: torch.Gene
       (``ZeroInit``: the heads of modulations, last convolutions of a U-Net's blocks) are zero.
     * "normal0.02": weight ~ N(0, 0.02²), bias 0, marked layers included (DCGAN; Radford et al.
       2016).
+    * "he": weight ~ N(0, 2/fan_in), bias 0, marked layers zero; it keeps a signal's size through
+      rectifiers, so that a deep MLP sees small inputs beside a wide embedding (He et al. 2015).
     * "orthogonal": weight orthogonal with gain 1.41 (rows or columns orthonormal, times 1.41), bias
       0, marked layers included.
 
@@ -59,7 +61,7 @@ def initialise(module: Module, scheme: str = "default", *, generator: torch.Gene
 
     Args:
         module: the network; any device and floating dtype.
-        scheme: "default", "normal0.02" or "orthogonal".
+        scheme: a key of ``SCHEMES``.
         generator: the only source of randomness; it may live on another device than the network.
 
     Returns:
@@ -74,7 +76,7 @@ def initialise(module: Module, scheme: str = "default", *, generator: torch.Gene
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-                if scheme == "default" and isinstance(layer, ZeroInit):
+                if scheme in ("default", "he") and isinstance(layer, ZeroInit):
                     _zero(layer)
                 else:
                     SCHEMES[scheme](_original(layer), layer.bias, generator)
@@ -110,6 +112,12 @@ def _normal_002(weight: Tensor, bias: Tensor | None, generator: torch.Generator)
         bias.zero_()
 
 
+def _he(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
+    weight.copy_(_normal(weight, generator).mul_(math.sqrt(2 / weight[0].numel())))
+    if bias is not None:
+        bias.zero_()
+
+
 def _orthogonal(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
     fresh = _empty(weight, generator)
     weight.copy_(nn.init.orthogonal_(fresh, gain=1.41, generator=generator))
@@ -120,6 +128,7 @@ def _orthogonal(weight: Tensor, bias: Tensor | None, generator: torch.Generator)
 SCHEMES: dict[str, Callable[[Tensor, Tensor | None, torch.Generator], None]] = {
     "default": _fan_in,
     "normal0.02": _normal_002,
+    "he": _he,
     "orthogonal": _orthogonal,
 }
 """Name -> how a linear or convolution layer's weight and bias are drawn."""

@@ -39,8 +39,7 @@ class UNet(nn.Module):
         classes: number of labels, or None.
 
     Raises:
-        ValueError: the image does not fit the multipliers, a number out of range, or an unknown
-            name.
+        ValueError: the image does not fit the multipliers, or an unknown name.
     """
 
     def __init__(

@@ -1,14 +1,17 @@
 """Training: phases, the one loop, averages, checkpoints."""
 
 from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from partikel.training.fit import Interrupted, fit
 from partikel.training.loop import Iteration, Trainer
 from partikel.training.phases import AdamSettings, Phase
 
 __all__ = [
     "AdamSettings",
+    "Interrupted",
     "Iteration",
     "Phase",
     "Trainer",
+    "fit",
     "latest_checkpoint",
     "load_checkpoint",
     "save_checkpoint",

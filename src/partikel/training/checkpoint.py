@@ -69,7 +69,8 @@ def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
             path = temporary / f"{name}.safetensors"
             save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path)
             _flush(path)
-        state = {"schema": SCHEMA, "step": trainer.step, "parts": sorted(parts)}
+        state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
+        state["parts"] = sorted(parts)
         (temporary / _STATE).write_text(json.dumps(state, indent=1))
         _flush(temporary / _STATE)
         shutil.rmtree(target, ignore_errors=True)
@@ -119,6 +120,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
             "the configuration it was made with, or start in another --out."
         ) from error
     trainer.step = int(state["step"])
+    trainer.cpu_seconds = float(state["cpu_seconds"])
 
 
 def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
@@ -144,6 +146,11 @@ def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
 def has_average(checkpoint: Path) -> bool:
     """Whether a checkpoint holds averaged weights."""
     return "average" in _read_state(checkpoint)["parts"]
+
+
+def read_step(checkpoint: Path) -> int:
+    """The iteration after which a checkpoint was taken."""
+    return int(_read_state(checkpoint)["step"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ of both papers passes through it; what differs is the list of phases.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,9 @@ class Iteration:
 class Trainer:
     """State of a training run: model, optimisers, average, random streams, counter.
 
+    The one counter of progress is ``step``, the number of iterations done; an iteration runs every
+    phase once, with its repeats. ``cpu_seconds`` is the process time spent in iterations alone.
+
     Args:
         model: a carrier with its field.
         dataset: the data.
@@ -69,6 +73,7 @@ class Trainer:
         self.phases = tuple(phases)
         self.iterations = iterations
         self.step = 0
+        self.cpu_seconds = 0.0
         device = self.accelerator.device
         self.streams = Streams(seed, self.accelerator.process_index, device)
         self._losses = _losses_of(model, self.phases)
@@ -103,6 +108,7 @@ class Trainer:
         """
         self.model.train()
         while self.step < self.iterations:
+            started = time.process_time()
             metrics: dict[str, Tensor] = {}
             for index, phase in enumerate(self.phases):
                 if self.step % phase.every == 0:
@@ -110,6 +116,7 @@ class Trainer:
             self.step += 1
             if self.average is not None:
                 self.average.update_parameters(self.model.sampled)
+            self.cpu_seconds += time.process_time() - started
             yield Iteration(self.step, metrics)
 
     def _run_phase(self, index: int, phase: Phase) -> dict[str, Tensor]:

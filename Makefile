@@ -1,0 +1,37 @@
+# `make demo` and `make test` each set up .venv on a fresh machine by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+# spinning OpenMP threads on a busy machine cost far more than they bring
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint types imports benchmark clean
+
+demo: .venv/ready
+	$(BIN)/partikel demo --out demo
+
+test: .venv/ready lint types imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: .venv/ready
+	$(BIN)/lint-imports
+
+benchmark: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_cost.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gaussians.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/discriminator_flow_speed.py
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo

@@ -1,0 +1,95 @@
+"""What the benchmarks share: the unit of cost, distances at 50k points, JSON with its protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+
+from partikel.metrics import (  # noqa: E402
+    mode_statistics,
+    pairwise_distances_report,
+    sliced_wasserstein2,
+)
+from partikel.networks.mlp import MLP  # noqa: E402
+from partikel.targets import GaussianMixture  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def one_thread() -> None:
+    """All figures are of one thread."""
+    torch.set_num_threads(1)
+
+
+def cpu_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median process time of one call, after a warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        times.append(time.process_time() - started)
+    return statistics.median(times)
+
+
+def unit() -> Callable[[], None]:
+    """Forward and backward of a 130-512x4-1 MLP on 128 rows: one unit of cost."""
+    network = MLP((130,), (), width=512, depth=4)
+    rows = torch.randn(128, 130, generator=torch.Generator().manual_seed(0))
+
+    def work() -> None:
+        network.zero_grad(set_to_none=True)
+        network(rows).sum().backward()
+
+    return work
+
+
+def distances(x: torch.Tensor, y: torch.Tensor, target: GaussianMixture) -> dict[str, float]:
+    """Energy distance, MMD², sliced W2 and mode figures of x against y."""
+    report = pairwise_distances_report(x, y)
+    modes = mode_statistics(x, target.means, target.stds, target.weights)
+    return {
+        "energy": report.energy,
+        "mmd2": report.mmd2,
+        "sliced_w2": sliced_wasserstein2(x, y),
+        "modes": modes.covered,
+        "within_3sigma": modes.within_3sigma,
+        "mode_tv": modes.total_variation,
+    }
+
+
+def save(name: str, record: dict[str, Any]) -> Path:
+    """Write a result with the machine it was measured on."""
+    RESULTS.mkdir(exist_ok=True)
+    record = {
+        "machine": {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        **record,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

@@ -1,0 +1,475 @@
+"""The command line, made from typed functions.
+
+Every command is a function of this module; its signature gives the options, its docstring the help.
+What a user can mend ends in one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+
+from partikel.errors import ConfigError, PartikelError, nearest
+
+
+def train(preset: str, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
+    """Train a preset or a YAML configuration; the same command resumes.
+
+    Any setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
+    'partikel train PRESET --help' lists them.
+
+    Args:
+        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file.
+        out: the run's folder; runs/PRESET unless given.
+        dry_run: print the resolved configuration and stop.
+        settings: the recipe's settings.
+    """
+    from partikel.config import dump_config, load_preset, make_recipe
+    from partikel.data import open_dataset
+
+    loaded = load_preset(preset)
+    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    if dry_run:
+        dataset = open_dataset(recipe.data)
+        required = None if recipe.required is None else recipe.required.compose(dataset).model
+        system = recipe.compose(dataset, required)
+        print(dump_config(recipe, loaded.name), end="")
+        count = sum(p.numel() for p in system.model.parameters())
+        phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases)
+        print(f"# {type(system.model).__name__}, {count:,} weights; an iteration runs {phases}")
+        return
+    from partikel.gallery import write_run_page
+    from partikel.runs import train_run
+
+    folder = Path(out or f"runs/{loaded.name}")
+    run = train_run(recipe, folder, preset=loaded.name, console=_console())
+    page = write_run_page(run)
+    print(f"trained {run.preset} for {run.step} iterations in {run.cpu_seconds:.0f} CPU seconds")
+    print(f"run: {run.path}   page: {page}")
+
+
+def sample(
+    run: str,
+    n: int = 64,
+    out: str | None = None,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: Literal["euler", "heun", "euler-maruyama"] | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw samples of a run into a .npz or .png file.
+
+    Args:
+        run: folder of a run.
+        n: number of samples.
+        out: file to write; RUN/samples.png unless given.
+        steps: sampling steps instead of the run's own (free particles only).
+        stop: stop after so many steps (free particles only).
+        solver: another solver (free particles only).
+        seed: of the samples.
+    """
+    import torch
+
+    from partikel.plots import save_picture
+    from partikel.runs import load
+    from partikel.solvers import SOLVERS
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / "samples.png"
+    if path.suffix not in (".npz", ".png"):
+        raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
+    chosen = None if solver is None else SOLVERS[solver]()
+    generator = torch.Generator().manual_seed(seed)
+    x = loaded.sample(n, generator=generator, steps=steps, stop=stop, solver=chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        _save_npz(path, x=x.numpy())
+    else:
+        data = loaded.dataset.draw(min(n, 1000), "validation", generator=generator).x
+        save_picture(x, path, data=data, title=f"{loaded.preset}: {n} samples")
+    print(path)
+
+
+def evaluate(
+    run: str,
+    n: int = 10_000,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: Literal["euler", "heun", "euler-maruyama"] | None = None,
+    features: str | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Measure a run's samples against the test data, beside the data against themselves.
+
+    Args:
+        run: folder of a run.
+        n: samples, and reference points.
+        steps: sampling steps instead of the run's own (free particles only).
+        stop: stop after so many steps (free particles only).
+        solver: another solver (free particles only).
+        features: feature network for images: mnist, digits or pixels.
+        seed: of samples and reference.
+        json: print JSON instead of a table.
+    """
+    from partikel.gallery import evaluate_run
+    from partikel.runs import load
+    from partikel.solvers import SOLVERS
+
+    loaded = load(run)
+    chosen = None if solver is None else SOLVERS[solver]()
+    result = evaluate_run(
+        loaded, n=n, seed=seed, features=features, steps=steps, stop=stop, solver=chosen
+    )
+    if json:
+        print(jsonlib.dumps(result.as_dict(), indent=1))
+        return
+    _table(
+        f"{loaded.preset}, iteration {loaded.step}",
+        ["measure", "model", "data vs data"],
+        [[k, _number(v), _number(result.reference.get(k))] for k, v in result.metrics.items()],
+    )
+    print(", ".join(f"{k}: {v}" for k, v in result.protocol.items() if k in _SHORT_PROTOCOL))
+
+
+def interpolate(
+    run: str,
+    method: Literal[
+        "linear", "spherical", "cauchy-linear", "spherical-cauchy-linear"
+    ] = "spherical-cauchy-linear",
+    pairs: int = 8,
+    points: int = 9,
+    out: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw what lies between pairs of latents (generators) or of prior points (particles).
+
+    Args:
+        run: folder of a run.
+        method: path between the latents.
+        pairs: number of rows.
+        points: points of a row, ends included.
+        out: picture to write; RUN/interpolation-METHOD.png unless given.
+        seed: of the latents.
+    """
+    from partikel.gallery import interpolate_run
+    from partikel.runs import load
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
+    interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
+    print(path)
+
+
+def animate(
+    run: str,
+    out: str | None = None,
+    frames: int = 40,
+    fps: int = 12,
+    n: int | None = None,
+    parts: bool = False,
+    seed: int = 0,
+) -> None:
+    """Animate a run: particles along generation, or a generator along its training.
+
+    Shows particles, the field's arrows, and a discriminator's potential as the background.
+
+    Args:
+        run: folder of a run.
+        out: .gif or .mp4 file; RUN/animation.gif unless given.
+        frames: number of frames, at most (a generator has those recorded in training).
+        fps: frames a second.
+        n: number of particles.
+        parts: show the two scores of a Score GAN apart, at perturbed points.
+        seed: of the particles.
+    """
+    from partikel.gallery import animate_run
+    from partikel.runs import load
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / "animation.gif"
+    animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
+    print(path)
+
+
+def compare(runs: list[str], out: str = "comparison", n: int = 10_000, seed: int = 0) -> None:
+    """Put runs side by side: a table, one picture, one page.
+
+    Args:
+        runs: folders of runs of the same data.
+        out: folder for comparison.png, comparison.json and index.html.
+        n: samples of the evaluation.
+        seed: of samples and reference.
+    """
+    from partikel.gallery import compare_runs
+    from partikel.runs import load
+
+    rows, page = compare_runs([load(run) for run in runs], Path(out), n=n, seed=seed)
+    _comparison_table(rows)
+    print(page)
+
+
+def presets(name: str | None = None) -> None:
+    """List the presets with their measured results, or show one whole.
+
+    Args:
+        name: a preset to show.
+    """
+    from partikel.config import dump_config, load_preset, make_recipe, preset_names
+
+    if name is not None:
+        loaded = load_preset(name)
+        print(f"# {loaded.about}")
+        print(dump_config(make_recipe(loaded.recipe, loaded.settings), loaded.name), end="")
+        if loaded.measured:
+            print(f"# measured: {jsonlib.dumps(loaded.measured)}")
+        return
+    rows = []
+    for each in preset_names():
+        loaded = load_preset(each)
+        rows.append([loaded.name, loaded.recipe, loaded.about, _measured(loaded.measured)])
+    _table("presets", ["name", "recipe", "about", "measured"], rows)
+
+
+def demo(out: str = "demo", seed: int = 0) -> None:
+    """Train the four models on Gaussians and one on digits, and make a page of them (5 minutes).
+
+    Args:
+        out: folder for the runs and the page.
+        seed: of all runs.
+    """
+    from partikel.demo import run_demo
+
+    rows, page = run_demo(Path(out), seed=seed, console=_console())
+    _comparison_table(rows)
+    print(f"\nOpen this page: {page.resolve()}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    command.__name__: command
+    for command in (train, sample, evaluate, interpolate, animate, compare, presets, demo)
+}
+
+_ALIASES = {"-n": "--n", "-o": "--out"}
+_SHORT_PROTOCOL = ("data", "samples", "split", "seed", "features")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 0, with 2 after a mistake, with 130 or 143 when stopped."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(tokens)
+    except PartikelError as error:
+        print(f"partikel: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    except KeyboardInterrupt:
+        print("partikel: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"partikel: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(tokens: list[str]) -> None:
+    if not tokens or tokens[0] in ("-h", "--help"):
+        _overview()
+        return
+    if tokens[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"partikel {version('partikel')}")
+        return
+    name, rest = tokens[0], tokens[1:]
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no command '{name}': {nearest(name, list(COMMANDS))}")
+    if name == "train":
+        rest, settings = _split_settings(rest)
+    else:
+        settings = {}
+    values = _parse(name, rest)
+    COMMANDS[name](**values, **settings)
+
+
+def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
+    command = COMMANDS[name]
+    parser = ArgumentParser(prog=f"partikel {name}", description=_summary(command))
+    listed = {"compare": "runs"}.get(name)
+    skip = {"settings"} if listed is None else {listed}
+    if listed is not None:
+        parser.add_argument(listed, nargs="+", help="folders of runs of the same data")
+    parser.add_function_arguments(command, as_positional=True, skip=skip, fail_untyped=False)
+    if name == "presets":  # an optional argument that reads well without its dashes
+        tokens = [*(["--name"] if tokens and not tokens[0].startswith("-") else []), *tokens]
+    tokens = [_ALIASES.get(token, token) for token in tokens]
+    tokens = [
+        token.replace("-", "_").replace("__", "--", 1) if token.startswith("--") else token
+        for token in tokens
+    ]
+    if "--help" in tokens or "-h" in tokens:
+        print(_dashed(parser.format_help()))
+        if name == "train":
+            _train_help(tokens)
+        sys.exit(0)
+    flags = {"dry_run", "json", "parts"}
+    tokens = [f"{t}=true" if t.lstrip("-") in flags and t.startswith("--") else t for t in tokens]
+    known = [o for action in parser._actions for o in action.option_strings]
+    for token in tokens:
+        option = token.split("=")[0]
+        if option.startswith("--") and option not in known:
+            names = [_dashed(o) for o in known if o.startswith("--")]
+            raise ConfigError(
+                f"'partikel {name}' has no option {_dashed(option)}: "
+                f"{nearest(_dashed(option), names)}"
+            )
+    parser.exit_on_error = False  # type: ignore[assignment]
+    try:
+        parsed = parser.parse_args(tokens)
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ConfigError(_complaint(name, str(error))) from error
+    values = parsed.as_dict()
+    return {key: value for key, value in values.items() if key in _parameters(command)}
+
+
+def _split_settings(tokens: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Options of the command itself, and settings of the recipe."""
+    from partikel.config import parse_overrides
+
+    own: list[str] = []
+    others: list[str] = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        option = token.split("=")[0]
+        if option in ("--out", "-o"):
+            own.append(token)
+            if "=" not in token and rest:
+                own.append(rest.pop(0))
+        elif option in ("--dry-run", "--dry_run", "--help", "-h") or (
+            not token.startswith("-") and not own
+        ):
+            own.append(token)
+        else:
+            others.append(token)
+            if token.startswith("--") and "=" not in token and rest:
+                others.append(rest.pop(0))
+    return own, parse_overrides(others)
+
+
+def _train_help(tokens: list[str]) -> None:
+    from partikel.config import load_preset, recipe_parser
+    from partikel.recipes import RECIPES
+
+    names = [token for token in tokens if not token.startswith("-")]
+    if not names:
+        print("Name a preset to see its recipe's settings: partikel train edm-gaussians --help")
+        return
+    loaded = load_preset(names[0])
+    print(f"Settings of the recipe '{loaded.recipe}':\n")
+    print(recipe_parser(RECIPES[loaded.recipe], prog="").format_help().split("\n\n", 1)[-1])
+
+
+def _overview() -> None:
+    print("usage: partikel COMMAND [options]\n")
+    print("A generative model is a field and something that carries it: free particles, or a")
+    print("generator. Partikel trains, samples, measures and shows such models.\n\ncommands:")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<12} {_summary(command).splitlines()[0]}")
+    print("\n'partikel COMMAND --help' tells more. Start with 'partikel demo'.")
+
+
+def _summary(command: Callable[..., None]) -> str:
+    return (command.__doc__ or "").split("Args:")[0].strip()
+
+
+def _parameters(command: Callable[..., None]) -> list[str]:
+    code = command.__code__
+    return list(code.co_varnames[: code.co_argcount])
+
+
+def _dashed(text: str) -> str:
+    return "".join(
+        part.replace("_", "-") if part.startswith("--") else part
+        for part in _words(text)
+    )
+
+
+def _words(text: str) -> list[str]:
+    import re
+
+    return re.split(r"(--[a-z_]+)", text)
+
+
+def _complaint(name: str, message: str) -> str:
+    import re
+
+    found = re.search(r'[Kk]ey "([^"]+)"', message)
+    value = re.search(r"(?:Got value|Given value|value): (\S+)", message)
+    if "required" in message:
+        return f"'partikel {name}' needs more: see 'partikel {name} --help'."
+    if found is None:
+        return " ".join(message.split())
+    got = f", got {value.group(1)}" if value else ""
+    return f"the option '{found.group(1)}' of 'partikel {name}' has a wrong value{got}."
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _save_npz(path: Path, **arrays: Any) -> None:
+    import numpy as np
+
+    temporary = path.with_name(f".writing-{path.name}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    temporary.replace(path)
+
+
+def _measured(measured: dict[str, Any]) -> str:
+    shown = {k: v for k, v in measured.items() if isinstance(v, (int, float))}
+    return ", ".join(f"{k} {_number(v)}" for k, v in list(shown.items())[:3]) or "-"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _comparison_table(summaries: Sequence[Any]) -> None:
+    names = list(dict.fromkeys(key for s in summaries for key in s.metrics))
+    rows = [
+        [s.name, s.field, s.carrier, f"{s.cpu_seconds:.0f}"]
+        + [_number(s.metrics.get(name)) for name in names]
+        for s in summaries
+    ]
+    _table("comparison", ["run", "field", "carrier", "CPU s", *names], rows)
+
+
+__all__ = ["COMMANDS", "main", *COMMANDS]
+
+if __name__ == "__main__":
+    main()
+

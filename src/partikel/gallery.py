@@ -1,0 +1,269 @@
+"""What is made of trained runs: figures, pictures, animations, pages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from partikel.animation import (
+    Frame,
+    generation_frames,
+    load_frame,
+    render,
+)
+from partikel.config import settings_of
+from partikel.errors import CheckpointError, ConfigError
+from partikel.evaluation import Evaluation, evaluate
+from partikel.interpolation import interpolate
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.plots import comparison_figure, save_figure, save_picture
+from partikel.report import RunSummary, write_page
+from partikel.runs import Run
+from partikel.solvers import Solver
+from partikel.streams import derive_seed
+
+_FIELDS = {
+    "edm": "|σ'|σ s_p",
+    "gan": "∇(c∘d)",
+    "discriminator-flow": "∇(c∘d)(·, t)",
+    "score-gan": "σ(α s_p - β s_ρ)",
+    "score-flow": "σ(α s_p - β s_ρ)(·, t)",
+}
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    n: int = 10_000,
+    seed: int = 0,
+    features: str | None = None,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: Solver | None = None,
+) -> Evaluation:
+    """Measure a run's samples; see :func:`partikel.evaluation.evaluate`.
+
+    The protocol also names the iteration and how sampling departed from the run's settings.
+    """
+
+    def sampler(count: int, generator: torch.Generator) -> Tensor:
+        return run.sample(count, generator=generator, steps=steps, stop=stop, solver=solver)
+
+    result = evaluate(sampler, run.dataset, n=n, seed=seed, features=features)
+    departures = {"steps": steps, "stop": stop, "solver": solver and type(solver).__name__}
+    result.protocol.update({k: v for k, v in departures.items() if v is not None})
+    result.protocol["iteration"] = run.step
+    return result
+
+
+def interpolate_run(
+    run: Run,
+    path: Path,
+    *,
+    method: str = "spherical-cauchy-linear",
+    pairs: int = 8,
+    points: int = 9,
+    seed: int = 0,
+) -> Tensor:
+    """Interpolate between latents or prior points, and draw the samples row by row.
+
+    Args:
+        run: a trained run.
+        path: picture to write.
+        method: see :func:`partikel.interpolation.interpolate`.
+        pairs: rows.
+        points: points of a row, ends included; at least 2.
+        seed: of the latents.
+
+    Returns:
+        (pairs · points, ...) samples, row by row.
+    """
+    if pairs < 1 or points < 2:
+        raise ConfigError(
+            f"an interpolation needs pairs >= 1 and points >= 2, got {pairs} and {points}."
+        )
+    model = run.model
+    law = model.latent if isinstance(model, GeneratorModel) else None
+    if isinstance(model, ParticleModel):
+        law = model.prior
+    assert law is not None
+    generator = torch.Generator().manual_seed(derive_seed(seed, "interpolation"))
+    a, b = law.sample(pairs, generator=generator), law.sample(pairs, generator=generator)
+    between = interpolate(a, b, torch.linspace(0, 1, points), method, std=law.std)
+    latents = between.flatten(0, 1)
+    option = "z" if isinstance(model, GeneratorModel) else "x"
+    samples = model.sample(
+        len(latents), generator=generator, real=run.context(), **{option: latents}
+    )
+    save_picture(
+        samples, path, title=f"{run.preset}: {method} interpolation", columns=points
+    )
+    return samples
+
+
+def animate_run(
+    run: Run,
+    path: Path,
+    *,
+    frames: int = 40,
+    fps: int = 12,
+    n: int | None = None,
+    parts: bool = False,
+    seed: int = 0,
+) -> None:
+    """Animate generation (free particles) or training (a generator) as .gif or .mp4.
+
+    Args:
+        run: a trained run of points in the plane or of images.
+        path: file to write.
+        frames: at most so many.
+        fps: frames a second.
+        n: particles; 400 points or 64 images unless given.
+        parts: show a Score GAN's field from inside, its two scores at perturbed points (GPM Figure
+            12).
+        seed: of the particles.
+    """
+    if frames < 2 or fps < 1:
+        raise ConfigError(f"an animation needs frames >= 2 and fps >= 1, got {frames} and {fps}.")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "animation"))
+    data = run.dataset.draw(1000, "validation", generator=generator).x if _planar(run) else None
+    made = _frames(run, generator, frames, n, "parts" if parts else "step")
+    render(made, path, data=data, title=run.preset, fps=fps)
+
+
+def _frames(
+    run: Run, generator: torch.Generator, frames: int, n: int | None, kind: str
+) -> list[Frame]:
+    model = run.model
+    if isinstance(model, ParticleModel):
+        count = n or (400 if _planar(run) else 64)
+        data = run.dataset.draw(
+            min(1000, run.dataset.size("validation") or 1000), "validation", generator=generator
+        ).x
+        return generation_frames(
+            model, data, generator=generator, frames=frames, n=count, real=run.context()
+        )
+    recorded = sorted((run.path / "frames").glob(f"{kind}-*.npz"))
+    if not recorded:
+        raise CheckpointError(
+            f"the run {run.path} recorded no such frames of its training: train it with "
+            "evaluate_every set (and use --parts for a Score GAN on points only)."
+        )
+    stride = math.ceil(len(recorded) / frames)
+    chosen = recorded[::-1][::stride][::-1]
+    return [load_frame(path) for path in chosen]
+
+
+def summarise(run: Run, *, n: int = 10_000, seed: int = 0, animation: bool = True) -> RunSummary:
+    """Everything a page shows of a run; makes its picture and animation where they are missing.
+
+    Args:
+        run: a trained run.
+        n: samples of the evaluation.
+        seed: of samples and reference.
+        animation: whether to make the animation.
+    """
+    result = evaluate_run(run, n=n, seed=seed)
+    (run.path / "evaluation.json").write_text(json.dumps(result.as_dict(), indent=1))
+    picture = run.path / "samples.png"
+    generator = torch.Generator().manual_seed(derive_seed(seed, "picture"))
+    count = 1000 if len(run.dataset.shape) == 1 else 100
+    samples = run.sample(count, generator=generator)
+    data = None
+    if len(run.dataset.shape) == 1:
+        data = run.dataset.draw(count, "validation", generator=generator).x
+    save_picture(samples, picture, data=data)
+    moving: Path | None = run.path / "animation.gif"
+    if animation and (_planar(run) or len(run.dataset.shape) == 3):
+        assert moving is not None
+        animate_run(run, moving)
+    if moving is None or not moving.exists():
+        moving = None
+    curve_name = "energy" if len(run.dataset.shape) == 1 else "frechet"
+    curve = [
+        (float(line["cpu_seconds"]), float(line[curve_name]))
+        for line in run.log
+        if curve_name in line
+    ]
+    return RunSummary(
+        name=run.path.name,
+        title=run.preset,
+        field=_FIELDS.get(run.recipe.name, run.recipe.name),
+        carrier="generator" if isinstance(run.model, GeneratorModel) else "particles",
+        metrics=result.metrics,
+        protocol={**result.protocol, "reference": result.reference},
+        curve=curve,
+        curve_name=curve_name,
+        cpu_seconds=run.cpu_seconds,
+        iterations=run.step,
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        samples=picture,
+        animation=moving,
+        settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
+    )
+
+
+def write_run_page(run: Run, *, n: int = 10_000, seed: int = 0) -> Path:
+    """Evaluate a run, draw it, and write ``report.html`` in its folder."""
+    summary = summarise(run, n=n, seed=seed)
+    path = run.path / "report.html"
+    write_page(path, run.preset, [summary], command=f"partikel train {run.preset} --out {run.path}")
+    return path
+
+
+def compare_runs(
+    runs: Sequence[Run], out: Path, *, n: int = 10_000, seed: int = 0
+) -> tuple[list[RunSummary], Path]:
+    """Measure runs of the same data alike and put them side by side.
+
+    Args:
+        runs: trained runs.
+        out: folder for comparison.png, comparison.json and index.html.
+        n: samples of the evaluation.
+        seed: of samples and reference.
+
+    Returns:
+        The runs' summaries, and the page.
+
+    Raises:
+        ConfigError: if the runs are of different data, or there are none.
+    """
+    names = {run.dataset.name for run in runs}
+    if len(names) != 1:
+        raise ConfigError(
+            f"only runs of the same data compare, these are of {', '.join(sorted(names)) or 'none'}."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    summaries = [summarise(run, n=n, seed=seed) for run in runs]
+    draw_comparison(runs, out / "comparison.png", seed=seed)
+    record = {
+        s.name: {"preset": s.title, "metrics": s.metrics, "protocol": s.protocol} for s in summaries
+    }
+    (out / "comparison.json").write_text(json.dumps(record, indent=1))
+    page = out / "index.html"
+    command = "partikel compare " + " ".join(str(run.path) for run in runs)
+    write_page(page, f"Comparison on {names.pop()}", summaries, command=command)
+    return summaries, page
+
+
+def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
+    """One picture of all runs' samples."""
+    panels: dict[str, Tensor] = {}
+    count = 1000 if len(runs[0].dataset.shape) == 1 else 64
+    for run in runs:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "comparison"))
+        label = run.preset if run.preset not in panels else str(run.path)
+        panels[label] = run.sample(count, generator=generator)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "comparison data"))
+    data = runs[0].dataset.draw(count, "validation", generator=generator).x
+    save_figure(comparison_figure(panels, data), path)
+
+
+def _planar(run: Run) -> bool:
+    return run.dataset.shape == (2,)

@@ -1,0 +1,532 @@
+"""Still pictures of samples: one palette, one look.
+
+Data are always blue diamonds, generated points orange dots, in every picture of the project. The two
+colours differ in lightness as well as in hue, so that they stay apart for colour-blind readers and in
+print. Figures are matplotlib's objects without its global state; they are drawn with Agg.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from partikel.errors import ConfigError
+
+DATA = "#2b6ca3"
+GENERATED = "#ee7a1c"
+INK = "#22272e"
+MUTED = "#737b87"
+HAIRLINE = "#d9dde3"
+PAPER = "#ffffff"
+SERIES = ("#d1495b", "#0e8a7d", "#7a5cc0", "#b8860b", "#3f86c6", "#8a6d5b")
+"""Colours of curves, in the order of use; each is readable on white and on near-black."""
+
+DPI = 200
+MARGIN = 0.06
+"""Inches of paper around a panel."""
+HEAD = 0.26
+"""Inches over a panel for its title."""
+MOST_POINTS = 4000
+"""Points of a cloud that a scatter draws; more of them only make a blot."""
+
+Extent = tuple[float, float, float, float]
+"""(left, right, bottom, top)."""
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How a curve is drawn.
+
+    Attributes:
+        color: any colour of matplotlib's.
+        dashed: whether the line is dashed.
+    """
+
+    color: str
+    dashed: bool = False
+
+
+# --- files
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block succeeds.
+
+    The folder is created where it is missing; nothing half-written stays behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
+    """Write a figure to a .png, .svg or .pdf file, whole or not at all.
+
+    Raises:
+        ConfigError: for another suffix.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise ConfigError(f"a figure cannot be written to '{path.name}': use .png, .svg or .pdf")
+    with replacing(path) as part:
+        figure.savefig(part, format=kind, dpi=dpi)
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write a picture to a .png file, whole or not at all.
+
+    Raises:
+        ConfigError: for another suffix.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"a picture cannot be written to '{path.name}': use .png")
+    with replacing(path) as part:
+        image.save(part, format="PNG", optimize=True)
+
+
+def save_picture(
+    x: Tensor, path: str | Path, data: Tensor | None = None, title: str | None = None
+) -> None:
+    """Draw samples in the way that suits their shape, into a PNG file.
+
+    Args:
+        x: (n, 2) points (a scatter), (n, C, H, W) images in [-1, 1] (a grid), or other (n, ...) vectors
+            (histograms and pairs of their first entries).
+        path: the file.
+        data: samples of the data to compare points and vectors with.
+        title: over the picture; images have none.
+
+    Raises:
+        ConfigError: for a suffix other than .png, or samples without entries.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError(f"a picture cannot be written to '{Path(path).name}': use .png")
+    if is_planar(x):
+        save_figure(scatter_figure(x, data, title), path)
+    elif is_images(x):
+        save_image(image_grid(x[:100]), path)
+    else:
+        save_figure(pairs_figure(x, data, title), path)
+
+
+def is_planar(x: Tensor) -> bool:
+    """Whether these are points of the plane, (n, 2)."""
+    return x.ndim == 2 and x.shape[1] == 2
+
+
+def is_images(x: Tensor) -> bool:
+    """Whether these are grey or colour images, (n, 1 | 3, H, W)."""
+    return x.ndim == 4 and x.shape[1] in (1, 3)
+
+
+# --- figures
+
+
+def scatter_figure(
+    samples: Tensor, data: Tensor | None = None, title: str | None = None, *, inches: float = 3.6
+) -> Figure:
+    """Points of the plane over those of the data, with equal axes.
+
+    The view is the data's; how many samples lie outside is said in a corner.
+
+    Args:
+        samples: (n, 2).
+        data: (m, 2).
+        title: over the picture.
+        inches: width of the picture.
+    """
+    figure = new_figure(inches, inches + (HEAD if title else 0))
+    axes = add_panel(figure, (0, 0), inches, title)
+    extent = view_of(samples if data is None else data)
+    frame_axes(axes, extent)
+    draw_clouds(axes, samples, data, inches)
+    note_outside(axes, samples, extent)
+    if data is not None:
+        write_key(axes, inches)
+    return figure
+
+
+def comparison_figure(
+    panels: Mapping[str, Tensor], data: Tensor | None = None, *, inches: float = 2.6
+) -> Figure:
+    """Samples of several models side by side, in one view.
+
+    Args:
+        panels: name -> (n, 2) points, or (n, C, H, W) images in [-1, 1], all of one kind.
+        data: samples of the data; points lie under each panel, images are a panel of their own.
+        inches: width of a panel.
+
+    Raises:
+        ConfigError: for nothing to draw, kinds that differ, or vectors that cannot be drawn so.
+    """
+    if not panels:
+        raise ConfigError("there is nothing to compare: give at least one model's samples.")
+    shown = dict(panels)
+    planar = all(is_planar(x) for x in shown.values())
+    if not planar and not all(is_images(x) for x in shown.values()):
+        raise ConfigError(
+            "models are compared side by side where all of them make points of the plane, or all "
+            "of them images: compare the others by their measures."
+        )
+    if not planar and data is not None:
+        shown = {"data": data, **shown}
+    columns = min(len(shown), 5)
+    rows = math.ceil(len(shown) / columns)
+    figure = new_figure(columns * inches, rows * (inches + HEAD))
+    cloud = data if planar and data is not None else next(iter(shown.values()))
+    for place, (name, x) in enumerate(shown.items()):
+        row, column = divmod(place, columns)
+        corner = (column * inches, (rows - 1 - row) * (inches + HEAD))
+        axes = add_panel(figure, corner, inches, name)
+        if planar:
+            extent = view_of(cloud)
+            frame_axes(axes, extent)
+            draw_clouds(axes, x, data, inches)
+            note_outside(axes, x, extent)
+        else:
+            draw_images(axes, x[:36])
+        if planar and data is not None and place == 0:
+            write_key(axes, inches)
+    return figure
+
+
+def pairs_figure(
+    x: Tensor, data: Tensor | None = None, title: str | None = None, *, most: int = 4
+) -> Figure:
+    """Histograms of the first entries of vectors, and scatters of their pairs.
+
+    Args:
+        x: (n, ...), flattened.
+        data: (m, ...) likewise.
+        title: over the picture.
+        most: entries to show.
+
+    Raises:
+        ConfigError: for vectors without entries.
+    """
+    x = x.flatten(1)
+    data = None if data is None else data.flatten(1)
+    count = min(most, x.shape[1])
+    if count == 0 or len(x) == 0:
+        raise ConfigError("there is nothing to draw: the samples have no entries.")
+    side = 3.6 if count == 1 else 1.8
+    figure = new_figure(count * side, count * side + (HEAD if title else 0))
+    extents = [view_of((x if data is None else data)[:, [i, i]]) for i in range(count)]
+    for row in range(count):
+        for column in range(row + 1):
+            heading = title if row == column == 0 else None
+            axes = add_panel(figure, (column * side, (count - 1 - row) * side), side, heading)
+            horizontal, vertical = extents[column][:2], extents[row][:2]
+            frame_axes(axes, (*horizontal, *vertical), equal=False)
+            if row == column:
+                axes.set_ylim(auto=True)
+                bins = np.linspace(*horizontal, 41)
+                if data is not None:
+                    _histogram(axes, data[:, row], bins, color=DATA, alpha=0.3, filled=True)
+                _histogram(axes, x[:, row], bins, color=GENERATED, alpha=1.0, filled=False)
+            else:
+                pair = [column, row]
+                draw_clouds(axes, x[:, pair], None if data is None else data[:, pair], side)
+    return figure
+
+
+def curves_figure(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log: bool = False,
+    level: tuple[str, float] | None = None,
+    strokes: Mapping[str, Stroke] | None = None,
+    size: tuple[float, float] = (7.2, 3.4),
+) -> Figure:
+    """Curves, each with its name at its end: losses, or quality against CPU seconds.
+
+    Args:
+        curves: name -> points (x, y); values that are not finite are gaps.
+        xlabel: under the horizontal axis.
+        ylabel: over the vertical axis.
+        log: whether the vertical axis is logarithmic; values that are not positive are then gaps.
+        level: a named horizontal line, such as the value that data reach.
+        strokes: colours and dashes by name; :data:`SERIES` in turn where a name has none.
+        size: inches.
+    """
+    figure = new_figure(*size)
+    longest = max([len(name) for name in curves] + [len(level[0]) if level else 0] + [0])
+    margin = (0.2 + 0.075 * longest) / size[0]
+    axes = figure.add_axes(
+        (0.62 / size[0], 0.5 / size[1], 1 - 0.62 / size[0] - margin, 1 - 0.86 / size[1])
+    )
+    axes.set_facecolor("none")
+    ends: list[tuple[float, str, str]] = []
+    given = strokes or {}
+    for place, (name, points) in enumerate(curves.items()):
+        stroke = given.get(name, Stroke(SERIES[place % len(SERIES)]))
+        values = np.asarray(points, dtype=float).reshape(-1, 2)
+        keep = np.isfinite(values).all(1) & ((values[:, 1] > 0) | (not log))
+        values[~keep] = np.nan
+        style = (0, (4, 1.6)) if stroke.dashed else "solid"
+        axes.plot(*values.T, color=stroke.color, linestyle=style, linewidth=1.8)
+        if keep.any():
+            last = values[keep][-1]
+            axes.plot(*last, "o", color=stroke.color, markersize=4)
+            ends.append((last[1], name, stroke.color))
+    if log:
+        axes.set_yscale("log")
+    if level is not None and not (log and level[1] <= 0):
+        axes.axhline(level[1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2.4)))
+        ends.append((level[1], level[0], MUTED))
+    axes.margins(x=0.01, y=0.06)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(HAIRLINE)
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=MUTED)
+    axes.tick_params(which="minor", left=False)
+    axes.grid(axis="y", color=HAIRLINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(xlabel, color=MUTED, size=9)
+    axes.set_title(ylabel, loc="left", color=INK, size=10, pad=10)
+    _write_ends(axes, ends, size[1] - 0.86)
+    return figure
+
+
+def image_grid(
+    images: Tensor, columns: int | None = None, scale: int | None = None
+) -> Image.Image:
+    """Images in rows, with a thin gap between them.
+
+    Args:
+        images: (n, C, H, W) in [-1, 1], with one or three channels; values outside are clamped, and
+            those that are not numbers are mid-grey.
+        columns: images in a row; about as many as rows where None.
+        scale: pixels per pixel; as many as make a picture of about 640 pixels where None.
+
+    Raises:
+        ConfigError: for no images, or another number of channels.
+    """
+    if not is_images(images) or len(images) == 0:
+        raise ConfigError(
+            f"a grid shows images (n, 1 or 3, height, width), not {tuple(images.shape)}."
+        )
+    n, channels, height, width = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    if scale is None:
+        scale = max(1, round(640 / (columns * width)))
+    pixels = images.detach().cpu().float().nan_to_num(nan=0.0).clamp(-1, 1)
+    pixels = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    gap = max(1, round(0.08 * width * scale))
+    high, wide = height * scale + gap, width * scale + gap
+    canvas = torch.full((channels, rows * high - gap, columns * wide - gap), 255, dtype=torch.uint8)
+    for place, picture in enumerate(pixels):
+        row, column = divmod(place, columns)
+        top, left = row * high, column * wide
+        canvas[:, top : top + height * scale, left : left + width * scale] = picture
+    array = canvas.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if channels == 1 else array)
+
+
+# --- what figures are made of
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, drawn by Agg."""
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_panel(
+    figure: Figure, corner: tuple[float, float], side: float, title: str | None = None
+) -> Axes:
+    """Square axes, all in inches: ``side`` wide with a margin inside, and a title above."""
+    width, height = figure.get_size_inches()
+    left, bottom = corner[0] + MARGIN, corner[1] + MARGIN
+    inner = side - 2 * MARGIN
+    axes = figure.add_axes((left / width, bottom / height, inner / width, inner / height))
+    if title:
+        y = (bottom + inner + 0.09) / height
+        figure.text(left / width, y, title, color=INK, size=9.5, va="baseline", ha="left")
+    return axes
+
+
+def view_of(cloud: Tensor) -> Extent:
+    """A square around nearly all points of a cloud (n, 2), with a margin."""
+    points = cloud.detach().cpu().double()
+    points = points[points.isfinite().all(1)]
+    if len(points) == 0:
+        return (-1.0, 1.0, -1.0, 1.0)
+    low, high = np.quantile(points.numpy(), [0.002, 0.998], axis=0)
+    center, half = (low + high) / 2, 0.58 * float((high - low).max()) or 1.0
+    x, y = center.tolist()
+    return (x - half, x + half, y - half, y + half)
+
+
+def frame_axes(axes: Axes, extent: Extent, *, equal: bool = True) -> None:
+    """Axes without ticks in a hairline frame, over exactly this part of the plane."""
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if equal:
+        axes.set_aspect("equal", adjustable="box")
+    for spine in axes.spines.values():
+        spine.set_color(HAIRLINE)
+        spine.set_linewidth(1.0)
+
+
+def draw_clouds(axes: Axes, samples: Tensor, data: Tensor | None, inches: float) -> None:
+    """Data as diamonds under generated points as dots, sized to their number."""
+    if data is not None:
+        points = _numpy(data[:MOST_POINTS])
+        size = _area(len(points), inches) * 0.8
+        axes.scatter(*points.T, s=size, marker="D", color=DATA, alpha=0.35, linewidths=0, zorder=2)
+    points = _numpy(samples[:MOST_POINTS])
+    size = _area(len(points), inches)
+    alpha = 0.85 if len(points) <= 600 else 0.6
+    axes.scatter(*points.T, s=size, color=GENERATED, alpha=alpha, linewidths=0, zorder=4)
+
+
+def draw_images(axes: Axes, images: Tensor) -> None:
+    """A grid of images that fills the axes."""
+    grid = image_grid(images)
+    axes.imshow(grid.convert("RGB"), interpolation="antialiased")
+    axes.axis("off")
+
+
+def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
+    """Say in a corner how many samples the view leaves out."""
+    left, right, bottom, top = extent
+    x, y = samples.detach().cpu().unbind(1)
+    outside = ~((x >= left) & (x <= right) & (y >= bottom) & (y <= top))
+    share = float(outside.double().mean())
+    if share >= 0.0005:
+        axes.text(
+            0.97,
+            0.03,
+            f"{share:.1%} outside",
+            transform=axes.transAxes,
+            ha="right",
+            color=MUTED,
+            size=7,
+            zorder=9,
+        )
+
+
+def write_key(axes: Axes, inches: float) -> None:
+    """What the two kinds of points are, at the lower left."""
+    at, line = axes.transAxes, 0.13 / inches
+    for place, (name, color, marker) in enumerate(
+        [("generated", GENERATED, "o"), ("data", DATA, "D")]
+    ):
+        y = 0.042 + place * line
+        axes.plot(0.036, y, marker, color=color, markersize=3.2, transform=at, zorder=9)
+        axes.annotate(
+            name,
+            (0.036, y),
+            xycoords=at,
+            xytext=(6, -2.5),
+            textcoords="offset points",
+            color=MUTED,
+            size=7,
+            zorder=9,
+        )
+
+
+def themed_svg(figure: Figure) -> str:
+    """The figure as an <svg> element whose ink follows the page around it.
+
+    Its neutral colours become the CSS variables --ink, --muted and --hairline, its background none,
+    and its text the page's.
+    """
+    import io
+
+    import matplotlib
+
+    figure.set_facecolor("none")
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "partikel"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for color, variable in ((INK, "--ink"), (MUTED, "--muted"), (HAIRLINE, "--hairline")):
+        text = text.replace(color, f"var({variable})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px; font-family: inherit", text)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text))
+
+
+def _write_ends(axes: Axes, ends: list[tuple[float, str, str]], inches: float) -> None:
+    """Names beside the last values, moved apart where they would overlap."""
+    axes.autoscale_view()
+    pixels = axes.transData
+    low, high = axes.get_window_extent().y0, axes.get_window_extent().y1
+    x = axes.get_xlim()[1]
+    heights = [float((pixels.transform((x, y))[1] - low) / (high - low)) for y, _, _ in ends]
+    for height, (_, name, color) in zip(_apart(heights, 0.17 / inches), ends, strict=True):
+        axes.text(
+            1.015, height, name, transform=axes.transAxes, color=color, size=9, va="center"
+        )
+
+
+def _apart(heights: Sequence[float], least: float) -> list[float]:
+    """Heights moved as little as need be for neighbours to be ``least`` apart."""
+    order = np.argsort(heights, kind="stable")
+    # without the spacing this is the closest increasing sequence: pool neighbours that violate it
+    blocks: list[list[float]] = []
+    for rank, place in enumerate(order):
+        blocks.append([heights[place] - rank * least])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [float(np.mean(block)) for block in blocks for _ in block]
+    moved = [0.0] * len(heights)
+    for rank, place in enumerate(order):
+        moved[place] = level[rank] + rank * least
+    return moved
+
+
+def _histogram(
+    axes: Axes, values: Tensor, bins: np.ndarray, *, color: str, alpha: float, filled: bool
+) -> None:
+    kind = "stepfilled" if filled else "step"
+    width = 0.0 if filled else 1.4
+    axes.hist(
+        _numpy(values),
+        bins=list(bins),
+        density=True,
+        histtype=kind,
+        color=color,
+        alpha=alpha,
+        linewidth=width,
+    )
+
+
+def _area(count: int, inches: float) -> float:
+    """Area of a marker in points², so that clouds of any size stay clouds."""
+    return float(np.clip(54 / math.sqrt(max(count, 1)), 1.0, 4.0)) * inches
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()

@@ -1,0 +1,247 @@
+"""``fit``: the loop with everything around it that a user wants of a training run.
+
+Progress on the terminal, a log of metrics, TensorBoard, checkpoints, resuming, and a clean end on
+Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from partikel.data import Dataset
+from partikel.errors import PartikelError
+from partikel.models import Carrier
+from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from partikel.training.ema import swapped_in
+from partikel.training.loop import Trainer
+from partikel.training.phases import Phase
+
+Evaluate = Callable[[Carrier, int], dict[str, float]]
+"""(model with averaged weights in evaluation mode, iteration) -> figures to log."""
+
+
+class Interrupted(PartikelError):
+    """Training was asked to stop and has saved what it had.
+
+    Attributes:
+        exit_code: 130 for Ctrl-C, 143 for SIGTERM, by convention of shells.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def fit(
+    model: Carrier,
+    dataset: Dataset,
+    phases: Sequence[Phase],
+    *,
+    iterations: int,
+    seed: int = 0,
+    ema: float | None = None,
+    folder: Path | str | None = None,
+    checkpoint_every: int = 1000,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+    console: Console | None = None,
+    title: str = "training",
+) -> Trainer:
+    """Train a model; with a folder, resume what is there and leave checkpoints and a log.
+
+    Args:
+        model: a carrier with its field.
+        dataset: the data.
+        phases: what an iteration does.
+        iterations: length of the run, in iterations.
+        seed: of all random streams.
+        ema: decay of the average of the sampled weights; None keeps none.
+        folder: for ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``; None keeps nothing.
+        checkpoint_every: iterations between checkpoints.
+        evaluate: called with the model (averaged weights in place) and the iteration.
+        evaluate_every: iterations between evaluations; the last iteration is evaluated too. None
+            for no evaluation.
+        console: where progress is shown; None shows nothing.
+        title: of the progress line.
+
+    Returns:
+        The trainer, whose ``model`` has its raw weights; averaged ones are in ``average``.
+
+    Raises:
+        NumericsError: if losses or weights leave the finite numbers; the last checkpoint stays.
+        CheckpointError: if a checkpoint cannot be written or read.
+        Interrupted: on Ctrl-C or SIGTERM, after saving (in the main thread).
+    """
+    folder = None if folder is None else Path(folder)
+    accelerator = (
+        Accelerator()
+        if folder is None
+        else Accelerator(log_with="tensorboard", project_dir=str(folder))
+    )
+    trainer = Trainer(
+        model,
+        dataset,
+        phases,
+        iterations=iterations,
+        seed=seed,
+        ema=ema,
+        accelerator=accelerator,
+    )
+    checkpoints = None if folder is None else folder / "checkpoints"
+    found = None if checkpoints is None else latest_checkpoint(checkpoints)
+    if found is not None:
+        load_checkpoint(trainer, found)
+    log = _Log(folder, trainer.step, accelerator)
+
+    def save() -> None:
+        if checkpoints is not None:
+            save_checkpoint(trainer, checkpoints)
+
+    def evaluated() -> dict[str, float]:
+        if evaluate is None:
+            return {}
+        with swapped_in(model.sampled, trainer.average):
+            return evaluate(model, trainer.step)
+
+    if found is None and evaluate_every is not None:
+        log.write(trainer, evaluated())
+    with _stop_signals() as stop, _progress(console, title, trainer) as show:
+        for done in trainer.run():
+            last = done.step == iterations
+            due = evaluate_every is not None and (last or done.step % evaluate_every == 0)
+            figures: dict[str, float] = {}
+            if due:
+                figures = evaluated()
+            if due or last or done.step % 50 == 0:
+                figures = {**{k: float(v) for k, v in done.metrics.items()}, **figures}
+                log.write(trainer, figures)
+            show(figures)
+            saved = last or done.step % checkpoint_every == 0
+            if saved:
+                save()
+            if stop.code is not None and not last:
+                if not saved:
+                    save()
+                log.close()
+                raise Interrupted(
+                    f"stopped after iteration {done.step} of {iterations}"
+                    + (": the same command continues from there." if checkpoints else "."),
+                    stop.code,
+                )
+    log.close()
+    return trainer
+
+
+class _Log:
+    """``metrics.jsonl`` and TensorBoard; lines after the resumed iteration are dropped."""
+
+    def __init__(self, folder: Path | None, step: int, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._path = None if folder is None else folder / "metrics.jsonl"
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]  # type: ignore[operator]
+        self._path.write_text("".join(line + "\n" for line in (kept if step else [])))
+        accelerator.init_trackers("tensorboard")
+
+    def write(self, trainer: Trainer, figures: dict[str, float]) -> None:
+        if self._path is None:
+            return
+        record = {"step": trainer.step, "cpu_seconds": round(trainer.cpu_seconds, 3), **figures}
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self._accelerator.log(figures, step=trainer.step)
+
+    def close(self) -> None:
+        if self._path is not None:
+            self._accelerator.end_training()
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+        return None
+
+
+class _Stop:
+    code: int | None = None
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn SIGINT and SIGTERM into a wish that is granted between iterations."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.code is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait
+        stop.code = 128 + number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(
+    console: Console | None, title: str, trainer: Trainer
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """A progress bar on a terminal, a line now and then elsewhere, nothing without a console."""
+    if console is None:
+        yield lambda figures: None
+        return
+    started, begun = time.monotonic(), trainer.step
+    shown = {"text": "", "at": 0.0}
+
+    def describe(figures: dict[str, float]) -> str:
+        measured = {k: v for k, v in figures.items() if "/" not in k}
+        if measured:
+            shown["text"] = "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
+        rate = (trainer.step - begun) / max(1e-9, time.monotonic() - started)
+        return f"{rate:.1f} it/s  {shown['text']}"
+
+    if not console.is_terminal:
+
+        def line(figures: dict[str, float]) -> None:
+            last = trainer.step == trainer.iterations
+            text = describe(figures)
+            if last or time.monotonic() - float(shown["at"]) > 10:
+                shown["at"] = time.monotonic()
+                console.print(f"{title}: {trainer.step}/{trainer.iterations}  {text}")
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(
+            title, total=trainer.iterations, completed=trainer.step, figures=""
+        )
+        yield lambda figures: progress.update(
+            task, completed=trainer.step, figures=describe(figures)
+        )
