@@ -14,15 +14,15 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
+import torch
 
-from partikel.metrics import (  # noqa: E402
+from partikel.metrics import (
     mode_statistics,
     pairwise_distances_report,
     sliced_wasserstein2,
 )
-from partikel.networks.mlp import MLP  # noqa: E402
-from partikel.targets import GaussianMixture  # noqa: E402
+from partikel.networks.mlp import MLP
+from partikel.targets import GaussianMixture
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,4 +1,4 @@
-"""What the tests share: one thread, seeded randomness, exact laws and fields, folders of real data."""
+"""What the tests share: one thread, seeded randomness, exact laws and fields, real data."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def slope(x: Tensor, y: Tensor) -> float:
 
 
 def assert_mean(draws: Tensor, expected: Tensor | float, errors: float = 4.5) -> None:
-    """The mean of independent draws (n, ...) is within ``errors`` standard errors of ``expected``."""
+    """The mean of independent draws (n, ...) is ``expected`` within so many standard errors."""
     draws = draws.detach()
     standard_error = draws.std(0) / len(draws) ** 0.5
     distance = float(((draws.mean(0) - expected).abs() / standard_error).max())
@@ -131,5 +131,3 @@ class Recorder(nn.Module):
     def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         self.calls.append((x.detach().clone(), c, cond))
         return self.output(x) + self.weight
-
-

@@ -7,11 +7,11 @@ from typing import Literal
 
 import pytest
 import torch
-from conftest import GAUSSIAN, MIXTURE, Recorder, assert_mean, randn, seeded
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.testing import assert_close
 
+from conftest import GAUSSIAN, MIXTURE, Recorder, assert_mean, randn, seeded
 from partikel.denoising import (
     EDMDenoiser,
     denoiser_from_score,
@@ -135,7 +135,9 @@ class ExactNetwork(nn.Module):
         root = (sigma**2 + SIGMA_DATA**2).sqrt()[:, None]
         noisy = x * root
         skipped = noisy * SIGMA_DATA**2 / root**2
-        exact = (self.target.denoiser(noisy, sigma) - skipped) / (sigma[:, None] * SIGMA_DATA / root)
+        exact = (self.target.denoiser(noisy, sigma) - skipped) / (
+            sigma[:, None] * SIGMA_DATA / root
+        )
         one, two = self.shift[:2], self.shift[2:]
         return exact + one + two * torch.sin(x.flip(1) + c)
 

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
 from conftest import (
     GAUSSIAN,
     MIXTURE,
@@ -20,9 +23,6 @@ from conftest import (
     seeded,
     tensor,
 )
-from torch import Tensor, nn
-from torch.testing import assert_close
-
 from partikel.data import Batch
 from partikel.denoising import EDMDenoiser, dsm_loss
 from partikel.errors import ConfigError
@@ -224,7 +224,7 @@ def test_the_field_is_the_gradient_of_the_potential(
     for conditions in ((), ("t",)):
         c = t[:, None] if conditions else None
         weight = beta(critic(x, c).detach()).view(-1, *[1] * (len(shape) - 1))
-        field = DiscriminatorField(critic, objective, conditions=conditions)
+        field = DiscriminatorField(critic, objective, conditions=conditions)  # type: ignore[arg-type]
         assert_close(field(x, t), weight * critic.gradient(x, c))
 
 
@@ -339,13 +339,29 @@ def test_labels_reach_the_network_on_both_sides() -> None:
     some = batch(4)
     assert some.real is not None
     assert some.particles is not None
-    real = replace(some.real, cond=torch.tensor([0, 1, 2, 3]))
-    fake = replace(some.particles, cond=torch.tensor([3, 2, 1, 0]))
+    of_real, of_fake = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 2, 1, 0])
+    real, fake = replace(some.real, cond=of_real), replace(some.particles, cond=of_fake)
     network = Recorder(lambda x: x.sum(1))
-    loss_of(DiscriminatorField(network), replace(some, real=real, particles=fake))
-    assert_close(network.calls[0][2], torch.tensor([0, 1, 2, 3, 3, 2, 1, 0]))
+    penalties = (GradientPenalty.r1(1.0), GradientPenalty.r2(1.0), GradientPenalty(1.0))
+    field = DiscriminatorField(network, penalties=penalties)
+    loss_of(field, replace(some, real=real, particles=fake))
+    expected = [torch.cat([of_real, of_fake]), of_real, of_fake, of_fake]
+    assert len(network.calls) == 4
+    for (_, _, labels), own in zip(network.calls, expected, strict=True):
+        assert_close(labels, own)
     with pytest.raises(ConfigError, match="labels"):
         loss_of(DiscriminatorField(network), replace(some, real=real))
+
+
+def test_a_relativistic_field_compares_under_the_labels_or_refuses() -> None:
+    """It trains on labelled real points; asked without their labels it would be another d."""
+    network = Recorder(lambda x: x.sum(1))
+    field = DiscriminatorField(network, "relativistic").bind(Context(real=randn(5, 2, seed=3)))
+    try:
+        field(randn(4, 2), times(4), None, torch.tensor([0, 1, 1, 0]))
+    except ConfigError:
+        return
+    assert all(labels is not None for _, _, labels in network.calls)
 
 
 # --- scores ---
@@ -371,12 +387,11 @@ def test_the_score_of_an_exact_denoiser() -> None:
     assert_close(ExactScoreField(MIXTURE)(x, t), MIXTURE.score(x))
 
 
-@pytest.mark.parametrize("of", ["data", "particles"])
-@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize(
+    ("of", "timed"), [("data", False), ("particles", False), ("particles", True)]
+)
 def test_score_matching_noises_its_own_points(of: str, timed: bool) -> None:
     """Data or particles, these at their own times, with σ and ε from their streams."""
-    if of == "data" and timed:
-        pytest.skip("the data's law does not move")
     some = batch(8, seed=3)
     assert some.real is not None
     assert some.particles is not None
@@ -489,22 +504,10 @@ def test_perturbing_leaves_score_matching_on_clean_points() -> None:
     assert_close(perturbed.loss, bare.loss)
 
 
-def test_a_perturbed_relativistic_field_compares_with_perturbed_data() -> None:
-    """At x̃ ~ ρ⋆k_σ its real samples are of p⋆k_σ, as those it is trained on."""
-    critic, level = Quadratic(2), 1.5
-    with torch.no_grad():
-        critic.curvature.zero_()
-    slopes = critic.linear.detach()
-    x = torch.zeros(200, 2, dtype=torch.float64)
-    real = (4 * slopes / slopes.square().sum()).expand(500, 2)  # d(y) - d(x) = 4
-    field = Perturbed(DiscriminatorField(critic, "relativistic"), FixedLaw(level), power=0.0)
-    bound = field.bind(Context(real=real, generator=seeded()))
-    calls = torch.stack([bound(x, torch.zeros(200).double()).mean(0) for _ in range(60)])
-    # d(y + σε') - d(x + σε) is normal with mean 4 and variance 2 σ²‖b‖²
-    place = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-    mass = (-(place**2) / 2).exp()
-    gaps = 4 + (2**0.5 * level * slopes.norm()) * place
-    assert_mean(calls, (mass * torch.sigmoid(gaps)).sum() / mass.sum() * slopes)
+def test_a_relativistic_field_cannot_be_perturbed() -> None:
+    """At x̃ ~ ρ⋆k_σ it would need samples of p⋆k_σ at each particle's own σ."""
+    with pytest.raises(ConfigError, match="cannot be perturbed"):
+        Perturbed(DiscriminatorField(Quadratic(2), "relativistic"), FixedLaw(1.5))
 
 
 def test_white_noise() -> None:

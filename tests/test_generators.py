@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GAUSSIAN, MIXTURE, LinearField, assert_mean, randn, seeded, slope, tensor
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 
+from conftest import GAUSSIAN, MIXTURE, LinearField, assert_mean, randn, seeded, slope, tensor
 from partikel.fields import ExactScoreField, Field, TrainingBatch, WhiteNoise
 from partikel.generators import generate, ntk_operator, surrogate_loss
 from partikel.models import GeneratorModel, ParticleModel
@@ -147,7 +147,7 @@ class OwnParticles(nn.Module):
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_particles_that_are_their_own_generator_are_a_particle_model(steps: int) -> None:
-    """A batch mean over n gives each particle η∇h/n a step, so SGD of rate n·η is Euler's method."""
+    """A batch mean moves each of n particles by η∇h/n, so SGD of rate n·η is Euler's method."""
     n, eta, start = 8, 0.3, randn(8, 2)
     own = OwnParticles(start)
     carried = GeneratorModel(SCORE, own, GaussianPrior((1,)))
@@ -159,9 +159,7 @@ def test_particles_that_are_their_own_generator_are_a_particle_model(steps: int)
         optimizer.step()
     free = ParticleModel(SCORE, GaussianPrior((2,)), steps=steps, eta=eta)
     assert_close(own.x.detach(), free.sample(n, generator=seeded(), x=start))
-    assert_close(
-        ntk_operator(OwnParticles(start), randn(n, 1), field_at), field_at(start) / n
-    )
+    assert_close(ntk_operator(OwnParticles(start), randn(n, 1), field_at), field_at(start) / n)
 
 
 # --- stochastic versions (GPM eqs. 21-22; framework §1) ---

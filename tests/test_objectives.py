@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Quadratic, assert_uniform, randn, seeded
 from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 from torch.testing import assert_close
 
+from conftest import Quadratic, assert_uniform, randn, seeded
 from partikel.errors import ConfigError
 from partikel.objectives import (
     DIVERGENCES,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import assert_uniform, seeded
 from torch.testing import assert_close
 
+from conftest import assert_uniform, seeded
 from partikel.errors import ConfigError
 from partikel.schedules import (
     EDMSchedule,
@@ -47,7 +47,9 @@ def test_the_path_falls_from_sigma_max_to_its_end(path: Schedule) -> None:
 def test_time_inverts_sigma(path: Schedule) -> None:
     t = times(path)
     assert_close(path.time(path.sigma(t)), t, atol=1e-12, rtol=1e-12)
-    levels = torch.logspace(math.log10(path.sigma_end + 0.01), math.log10(path.sigma_max), 20).double()
+    levels = torch.logspace(
+        math.log10(path.sigma_end + 0.01), math.log10(path.sigma_max), 20
+    ).double()
     assert_close(path.sigma(path.time(levels)), levels, atol=1e-12, rtol=1e-12)
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch.testing import assert_close
+
 from conftest import (
     GAUSSIAN,
     MIXTURE,
@@ -17,9 +20,6 @@ from conftest import (
     slope,
     tensor,
 )
-from torch import Tensor
-from torch.testing import assert_close
-
 from partikel.errors import ConfigError, NumericsError
 from partikel.fields import ExactScoreField, Field
 from partikel.schedules import EDMSchedule, KarrasGrid, UniformGrid, VESchedule
@@ -150,7 +150,7 @@ def test_heun_keeps_the_marginals_under_churn(churn: float) -> None:
 
 
 def test_churn_raises_the_noise_level_within_its_range_only() -> None:
-    """σ̂ = σ (1 + min(churn/N, √2 - 1)) with noise S_noise √(σ̂² - σ²), where S_tmin <= σ <= S_tmax."""
+    """σ̂ = σ (1 + min(churn/N, √2-1)) with noise S_noise √(σ̂²-σ²), for S_tmin <= σ <= S_tmax."""
     path = EDMSchedule(4.0)
     asked: list[Tensor] = []
 
@@ -233,10 +233,10 @@ def test_stopping_early_is_the_whole_run_cut_off(solver: Solver, stop: int) -> N
 
 def test_churn_is_divided_by_the_steps_of_the_whole_path() -> None:
     path, nodes = EDMSchedule(3.0), UniformGrid(3.0).nodes(8)
-    whole = list(Heun(churn=2.0).stream(edm(GAUSSIAN, path), randn(3, 2), nodes, generator=seeded()))
-    cut = Heun(churn=2.0).solve(
-        edm(GAUSSIAN, path), randn(3, 2), nodes, stop=2, generator=seeded()
+    whole = list(
+        Heun(churn=2.0).stream(edm(GAUSSIAN, path), randn(3, 2), nodes, generator=seeded())
     )
+    cut = Heun(churn=2.0).solve(edm(GAUSSIAN, path), randn(3, 2), nodes, stop=2, generator=seeded())
     assert torch.equal(cut.x, whole[2].x)
 
 
@@ -263,9 +263,7 @@ def test_the_flow_of_a_gaussian_has_a_closed_form() -> None:
 
 def test_an_explosion_is_reported() -> None:
     with pytest.raises(NumericsError, match="at step 3 of 10"):
-        Euler().solve(
-            Dynamics(lambda x, t: x**3 * 1e60), tensor([[1.0]]), UniformGrid().nodes(10)
-        )
+        Euler().solve(Dynamics(lambda x, t: x**3 * 1e60), tensor([[1.0]]), UniformGrid().nodes(10))
 
 
 @pytest.mark.parametrize("stop", [-1, 5])
@@ -295,6 +293,6 @@ def test_solvers_of_odes_refuse_noise(solver: Solver) -> None:
 def test_churn_needs_a_schedule_and_sensible_numbers() -> None:
     with pytest.raises(ConfigError, match="schedule"):
         Heun(churn=1.0).solve(decay(), randn(2, 2), UniformGrid().nodes(4), generator=seeded())
-    for settings in ({"churn": -1.0}, {"churn_noise": -1.0}):
+    for build in (lambda: Heun(churn=-1.0), lambda: Heun(churn_noise=-1.0)):
         with pytest.raises(ConfigError, match="churn"):
-            Heun(**settings)
+            build()

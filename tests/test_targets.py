@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributions
 from torch.testing import assert_close
 
+from partikel.errors import ConfigError
 from partikel.priors import GaussianPrior
 from partikel.targets import Gaussian, GaussianMixture, Target, gaussian_kl
 
@@ -306,5 +307,5 @@ def test_prior_draws_from_the_generator_alone() -> None:
 
 
 def test_prior_needs_a_positive_std() -> None:
-    with pytest.raises(ValueError, match="std must be positive"):
+    with pytest.raises(ConfigError, match="positive"):
         GaussianPrior((2,), std=0.0)

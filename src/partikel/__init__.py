@@ -5,26 +5,32 @@ A *field* moves particles; free particles (:class:`ParticleModel`) or a generato
 choices of the two.
 """
 
-from partikel.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    NumericsError,
-    PartikelError,
-)
-from partikel.fields import (
-    Context,
-    DiscriminatorField,
-    ExactScoreField,
-    Field,
-    Perturbed,
-    ScoreField,
-    WhiteNoise,
-)
-from partikel.models import GeneratorModel, ParticleModel
-from partikel.priors import GaussianPrior
-from partikel.runs import Run, load, train_run
-from partikel.training import AdamSettings, Phase, fit
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from partikel.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        NumericsError,
+        PartikelError,
+    )
+    from partikel.fields import (
+        Context,
+        DiscriminatorField,
+        ExactScoreField,
+        Field,
+        Perturbed,
+        ScoreField,
+        WhiteNoise,
+    )
+    from partikel.models import GeneratorModel, ParticleModel
+    from partikel.priors import GaussianPrior
+    from partikel.runs import Run, load, train_run
+    from partikel.training import AdamSettings, Phase, fit
 
 __all__ = [
     "AdamSettings",
@@ -49,3 +55,39 @@ __all__ = [
     "load",
     "train_run",
 ]
+
+_HOMES = {
+    "AdamSettings": "partikel.training",
+    "CheckpointError": "partikel.errors",
+    "ConfigError": "partikel.errors",
+    "Context": "partikel.fields",
+    "DataError": "partikel.errors",
+    "DiscriminatorField": "partikel.fields",
+    "ExactScoreField": "partikel.fields",
+    "Field": "partikel.fields",
+    "GaussianPrior": "partikel.priors",
+    "GeneratorModel": "partikel.models",
+    "NumericsError": "partikel.errors",
+    "ParticleModel": "partikel.models",
+    "PartikelError": "partikel.errors",
+    "Perturbed": "partikel.fields",
+    "Phase": "partikel.training",
+    "Run": "partikel.runs",
+    "ScoreField": "partikel.fields",
+    "WhiteNoise": "partikel.fields",
+    "fit": "partikel.training",
+    "load": "partikel.runs",
+    "train_run": "partikel.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: ``partikel --help`` needs no PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'partikel' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -1,19 +1,23 @@
 """Moving pictures of a field and what it carries (GPM Figures 8-12).
 
 A :class:`Frame` is one moment: the particles, the field's arrows at them, and, where the field is a
-discriminator's, its potential c(d) as a background of level sets, darker where it is higher (where the
-generator's loss is lower). For free particles the moments are nodes of a sampling path
-(:func:`generation_frames`), for a generator they are moments of its training (:func:`training_frame`).
-Arrows and potentials are scaled anew in every frame: they show directions and shapes, not magnitudes.
+discriminator's, its potential c(d) as a background of level sets, darker where it is higher (where
+the generator's loss is lower). For free particles the moments are nodes of a sampling path
+(:func:`generation_frames`), for a generator they are moments of its training
+(:func:`training_frame`). Arrows and potentials are scaled anew in every frame: they show directions
+and shapes, not magnitudes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field as dataclass_field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import imageio.v2 as imageio
@@ -31,6 +35,7 @@ from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import Context, DiscriminatorField, Field, Perturbed, Scaled, ScoreField, Sum
 from partikel.models import Carrier, GeneratorModel, ParticleModel
 from partikel.plots import Extent
+from partikel.solvers import State
 
 GRID = 64
 """Points along each side of the grid that a potential is evaluated on."""
@@ -72,36 +77,36 @@ def generation_frames(
     *,
     generator: torch.Generator,
     frames: int = 40,
-    n: int = 400,
+    n: int | None = None,
     steps: int | None = None,
     real: Tensor | None = None,
     cond: Tensor | None = None,
 ) -> list[Frame]:
     """Sampling as a sequence of frames: nodes of the path, chosen so that motion looks even.
 
-    The view is the data's; while the particles are far outside of it, as those of a diffusion model at
-    first, it is as wide as they are and closes in with them.
+    The view is the data's; while the particles are far outside of it, as those of a diffusion model
+    are at first, it is wider and closes in with them.
 
     Args:
         model: the particle model.
-        data: (m, 2) samples of the data, which set the view.
+        data: (m, 2) samples of the data, which set the view; not used for images.
         generator: source of all randomness.
         frames: how many at most; a path of N steps has N + 1.
-        n: number of particles.
+        n: number of particles; 400 points or 36 images where None.
         steps: steps of the solver; the model's own where None.
         real: samples of the data, for a field that compares with them.
         cond: (n,) labels, for a conditional model.
 
     Returns:
-        Frames in the order of generation. The last one of a score's path has no arrows, as the score
-        does not exist there.
+        Frames in the order of generation. The last one of a score's path has no arrows, as the
+        score does not exist there.
 
     Raises:
         ConfigError: if the particles are neither points of the plane nor images.
     """
     if len(model.prior.shape) == 3:
         return image_generation_frames(
-            model, generator=generator, frames=frames, n=n, steps=steps, real=real, cond=cond
+            model, generator=generator, frames=frames, n=n or 36, steps=steps, real=real, cond=cond
         )
     if model.prior.shape != (2,):
         raise ConfigError(
@@ -109,35 +114,18 @@ def generation_frames(
             f"{model.prior.shape}: draw samples instead."
         )
     view = plots.view_of(data)
-    nodes = _even_nodes(model, frames, view, generator, steps, real, cond)
     result: list[Frame] = []
     with _evaluating(model), torch.no_grad():
         bound = model.field.bind(Context(real=real, generator=generator))
-        start = _prior_draw(model, n, generator)
-        total = model.steps if steps is None else steps
-        for state in model.stream(
-            start, generator=generator, steps=steps, cond=cond, real=real
+        for label, state, t, sigma in _moments(
+            model, n or 400, frames, view, generator, steps, real, cond
         ):
-            if state.step not in nodes:
-                continue
-            extent = _extent(state.x, view)
-            t = state.x.new_tensor(state.t)
-            sigma = None if model.schedule is None else model.schedule.sigma(t)
-            arrows = {}
+            arrows: dict[str, Tensor] = {}
             if sigma is None or sigma > 0:
-                arrows = {"field": _field_at(bound, state.x[:ARROWS], t, sigma, cond)}
-            label = f"step {state.step} of {total}"
-            if sigma is not None:
-                label = f"{label} · σ = {float(sigma):.3g}"
-            result.append(
-                Frame(
-                    label,
-                    _kept(state.x),
-                    {name: _kept(arrow) for name, arrow in arrows.items()},
-                    _potential(bound, extent, t, sigma, state.x, cond),
-                    extent,
-                )
-            )
+                arrows = {"field": _kept(_field_at(bound, state.x[:ARROWS], t, sigma, cond))}
+            extent = _extent(state.x, view)
+            potential = _potential(bound, extent, t, sigma, cond)
+            result.append(Frame(label, _kept(state.x), arrows, potential, extent))
     return result
 
 
@@ -165,21 +153,11 @@ def image_generation_frames(
     Returns:
         Frames in the order of generation.
     """
-    nodes = _even_nodes(model, frames, None, generator, steps, real, cond)
-    total = model.steps if steps is None else steps
-    result: list[Frame] = []
     with _evaluating(model), torch.no_grad():
-        start = _prior_draw(model, n, generator)
-        for state in model.stream(
-            start, generator=generator, steps=steps, cond=cond, real=real
-        ):
-            if state.step in nodes:
-                label = f"step {state.step} of {total}"
-                if model.schedule is not None:
-                    sigma = model.schedule.sigma(torch.tensor(state.t, dtype=torch.float64))
-                    label = f"{label} · σ = {float(sigma):.3g}"
-                result.append(Frame(label, _kept(_visible(state.x))))
-    return result
+        return [
+            Frame(label, _kept(_visible(state.x)))
+            for label, state, _, _ in _moments(model, n, frames, None, generator, steps, real, cond)
+        ]
 
 
 def training_frame(
@@ -196,8 +174,8 @@ def training_frame(
     """A generator's outputs for fixed latents at one moment of training, and the field at them.
 
     A stochastic field's arrows are its mean over some draws. Given ``sigma``, a perturbed field is
-    shown from inside, as in GPM Figure 12: the outputs are perturbed by noise of that level, and each
-    term of the inner field has arrows of its own (data score, - own score).
+    shown from inside, as in GPM Figure 12: the outputs are perturbed by noise of that level, and
+    each term of the inner field has arrows of its own (data score, − own score).
 
     Args:
         model: the generator model, as it stands.
@@ -213,7 +191,7 @@ def training_frame(
         ConfigError: if ``sigma`` is given for a field that is not perturbed, or outputs are neither
             points of the plane nor images.
     """
-    label = f"iteration {step:,}".replace(",", " ")
+    label = f"iteration {step}"
     with _evaluating(model), torch.no_grad():
         x = model.generator(z, None, cond)
         if plots.is_images(x):
@@ -238,18 +216,18 @@ def training_frame(
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + sigma * noise
             label = f"{label} · σ = {sigma:.3g}"
-            arrows = {
-                _name(term): _field_at(term, x[:ARROWS], t, level, cond)
-                for term in (bound.terms if isinstance(bound, Sum) else [bound])
-                if isinstance(term, Field) and "generator" not in term.requires
-            }
+            arrows = {}
+            for term in bound.terms if isinstance(bound, Sum) else [bound]:
+                if isinstance(term, Field) and "generator" not in term.requires:
+                    arrow = _field_at(term, x[:ARROWS], t, level, cond)
+                    arrows[_name(term)] = arrows.get(_name(term), 0) + arrow
         if view is None or isinstance(view, Tensor):
             view = plots.view_of(x if view is None else view)
         return Frame(
             label,
             _kept(x),
             {name: _kept(arrow) for name, arrow in arrows.items()},
-            _potential(bound, view, t, level, x, cond),
+            _potential(bound, view, t, level, cond),
             view,
         )
 
@@ -271,7 +249,7 @@ def save_frame(frame: Frame, path: str | Path) -> None:
     if frame.extent is not None:
         arrays["extent"] = np.array(frame.extent)
     with plots.replacing(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def load_frame(path: str | Path) -> Frame:
@@ -284,8 +262,10 @@ def load_frame(path: str | Path) -> Frame:
         with np.load(path, allow_pickle=False) as arrays:
             if str(arrays["format"]) != _FORMAT:
                 raise ValueError
-            extent = arrays["extent"].tolist() if "extent" in arrays else None
-            potential = torch.from_numpy(arrays["potential"]) if "potential" in arrays else None
+            extent = None
+            if "extent" in arrays:
+                left, right, bottom, top = arrays["extent"].tolist()
+                extent = (left, right, bottom, top)
             return Frame(
                 str(arrays["label"]),
                 torch.from_numpy(arrays["x"]),
@@ -293,12 +273,12 @@ def load_frame(path: str | Path) -> Frame:
                     str(name): torch.from_numpy(arrays[f"arrow{i}"])
                     for i, name in enumerate(arrays["names"])
                 },
-                potential,
-                None if extent is None else (extent[0], extent[1], extent[2], extent[3]),
+                torch.from_numpy(arrays["potential"]) if "potential" in arrays else None,
+                extent,
             )
     except FileNotFoundError:
         raise CheckpointError(f"there is no frame {path}.") from None
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error):
         raise CheckpointError(
             f"{path} is no frame of this version of partikel, or it is damaged: delete it."
         ) from None
@@ -339,12 +319,13 @@ def render(
         raise ConfigError("there is nothing to animate: no frames.")
     if not 1 <= fps <= 50 or size < 64:
         raise ConfigError(
-            f"an animation needs 1 to 50 frames a second and 64 pixels or more, got {fps} and {size}."
+            f"an animation has 1 to 50 frames a second and 64 pixels or more, got {fps} and {size}."
         )
     pictures = [_pixels(frame_figure(frame, data, title), size) for frame in frames]
     with plots.replacing(path) as part:
         if suffix == ".gif":
-            _write_gif(pictures, part, 1 / fps, hold)
+            grey = all(frame.x.ndim == 4 and frame.x.shape[1] == 1 for frame in frames)
+            _write_gif(pictures, part, 1 / fps, hold, colors=32 if grey else 96)
         else:
             _write_mp4(pictures, part, fps, hold)
 
@@ -423,7 +404,8 @@ def _extent(x: Tensor, view: Extent) -> Extent:
     left, right, bottom, top = view
     center = x.new_tensor([(left + right) / 2, (bottom + top) / 2])
     reach = float((x - center).abs().amax(1).double().quantile(0.9))
-    wider = max(1.0, reach / ((right - left) / 2)) ** 0.75  # slower than the cloud: it is seen to move
+    # slower than the cloud, which is seen to move
+    wider = max(1.0, reach / ((right - left) / 2)) ** 0.75
     half = wider * (right - left) / 2
     h, v = center.tolist()
     return (h - half, h + half, v - half, v + half)
@@ -434,6 +416,30 @@ def _visible(x: Tensor) -> Tensor:
     sizes = x.abs().flatten()
     sizes = sizes[:: max(1, len(sizes) // 2**16)]
     return x / sizes.double().quantile(0.98).clamp(min=1).to(x.dtype)
+
+
+def _moments(
+    model: ParticleModel,
+    n: int,
+    frames: int,
+    view: Extent | None,
+    generator: torch.Generator,
+    steps: int | None,
+    real: Tensor | None,
+    cond: Tensor | None,
+) -> Iterator[tuple[str, State, Tensor, Tensor | None]]:
+    """The chosen nodes of a path: what to call them, the particles, scalars t and σ."""
+    nodes = _even_nodes(model, frames, view, generator, steps, real, cond)
+    total = model.steps if steps is None else steps
+    start = _prior_draw(model, n, generator)
+    for state in model.stream(start, generator=generator, steps=steps, cond=cond, real=real):
+        if state.step not in nodes:
+            continue
+        label, t, sigma = f"step {state.step} of {total}", state.x.new_tensor(state.t), None
+        if model.schedule is not None:
+            sigma = model.schedule.sigma(t)
+            label = f"{label} · σ = {float(sigma):.3g}"
+        yield label, state, t, sigma
 
 
 def _even_nodes(
@@ -458,19 +464,18 @@ def _even_nodes(
     labels = None if cond is None else cond[:count]
     changes: list[float] = []
     last: tuple[Tensor, float] | None = None
-    with _evaluating(model):
-        for state in model.stream(
-            _prior_draw(model, count, pilot), generator=pilot, steps=steps, cond=labels, real=real
-        ):
-            if view is None:
-                shown, zoom = _visible(state.x).clamp(-1, 1), 0.0
-            else:
-                left, right, bottom, top = _extent(state.x, view)
-                center = state.x.new_tensor([(left + right) / 2, (bottom + top) / 2])
-                shown, zoom = 2 * (state.x - center) / (right - left), math.log(right - left)
-            if last is not None:
-                changes.append(float((shown - last[0]).abs().mean()) + abs(zoom - last[1]))
-            last = (shown, zoom)
+    for state in model.stream(
+        _prior_draw(model, count, pilot), generator=pilot, steps=steps, cond=labels, real=real
+    ):
+        if view is None:
+            shown, zoom = _visible(state.x).clamp(-1, 1), 0.0
+        else:
+            left, right, bottom, top = _extent(state.x, view)
+            center = state.x.new_tensor([(left + right) / 2, (bottom + top) / 2])
+            shown, zoom = 2 * (state.x - center) / (right - left), math.log(right - left)
+        if last is not None:
+            changes.append(float((shown - last[0]).abs().mean()) + abs(zoom - last[1]))
+        last = (shown, zoom)
     way = np.cumsum([0.0, *changes])
     least = max(way[-1] / (4 * frames), 1e-12)  # less change than this is not worth a frame
     while len(nodes := _apart(way, least)) > frames:
@@ -503,7 +508,6 @@ def _potential(
     extent: Extent,
     t: Tensor,
     sigma: Tensor | None,
-    like: Tensor,
     cond: Tensor | None,
 ) -> Tensor | None:
     """(GRID, GRID) the potential of the field's discriminator; None without exactly one."""
@@ -512,9 +516,8 @@ def _potential(
         return None
     critic, weight = found[0]
     left, right, bottom, top = extent
-    across, up = like.new_tensor([left, right]), like.new_tensor([bottom, top])
-    horizontal = torch.linspace(0, 1, GRID).to(like) * (across[1] - across[0]) + across[0]
-    vertical = torch.linspace(0, 1, GRID).to(like) * (up[1] - up[0]) + up[0]
+    horizontal = torch.linspace(left, right, GRID, dtype=t.dtype, device=t.device)
+    vertical = torch.linspace(bottom, top, GRID, dtype=t.dtype, device=t.device)
     points = torch.cartesian_prod(vertical, horizontal).flip(1)
     times = t.expand(len(points))
     levels = None if sigma is None else sigma.expand(len(points))
@@ -558,8 +561,10 @@ def _draw(axes: Axes, frame: Frame, data: Tensor | None, inches: float) -> None:
         _draw_potential(axes, frame.potential, extent)
     if data is not None:
         data = data[: len(frame.x)]  # as many as particles, so that densities compare
-    plots.draw_clouds(axes, frame.x, data, inches)
-    _draw_arrows(axes, frame, extent[1] - extent[0])
+    width = extent[1] - extent[0]
+    usual = plots.view_of(frame.x if data is None else data)
+    plots.draw_clouds(axes, frame.x, data, inches, min(1.0, (usual[1] - usual[0]) / width))
+    _draw_arrows(axes, frame, width)
     if len(frame.arrows) > 1:
         _write_arrow_key(axes, tuple(frame.arrows), inches)
 
@@ -637,14 +642,15 @@ def _pixels(figure: Figure, size: int) -> np.ndarray:
     return array[: array.shape[0] // 2 * 2, : array.shape[1] // 2 * 2].copy()
 
 
-def _write_gif(pictures: list[np.ndarray], path: Path, seconds: float, hold: float) -> None:
+def _write_gif(
+    pictures: list[np.ndarray], path: Path, seconds: float, hold: float, colors: int
+) -> None:
     # one palette for all frames and no dithering: what stands still costs nothing
     some = pictures[:: max(1, len(pictures) // 8)] + [pictures[-1]]
-    palette = Image.fromarray(np.concatenate(some)).quantize(colors=96)
-    images = [
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in pictures
-    ]
+    sample = Image.fromarray(np.concatenate(some)).quantize(colors=colors)
+    palette = np.array(sample.getpalette()).reshape(-1, 3)
+    palette[palette.sum(1).argmax()] = 255  # paper stays white
+    images = [_indexed(picture, palette) for picture in pictures]
     pause = max(20, 10 * round(100 * seconds))  # GIF counts in hundredths of a second
     images[0].save(
         path,
@@ -657,9 +663,26 @@ def _write_gif(pictures: list[np.ndarray], path: Path, seconds: float, hold: flo
     )
 
 
+def _indexed(picture: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """The picture in the nearest colours of the palette (Pillow's own search is approximate)."""
+    codes = picture.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    found, place = np.unique(codes, return_inverse=True)
+    colors = np.stack([found >> 16, found >> 8 & 255, found & 255], 1)
+    # |c - p|² without |c|², in float32: exact for bytes
+    cost = (palette**2).sum(1) - 2 * colors.astype(np.float32) @ palette.T.astype(np.float32)
+    image = Image.fromarray(cost.argmin(1).astype(np.uint8)[place].reshape(codes.shape), "P")
+    image.putpalette(palette.flatten().tolist())
+    return image
+
+
 def _write_mp4(pictures: list[np.ndarray], path: Path, fps: int, hold: float) -> None:
-    with imageio.get_writer(
-        path, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=2
-    ) as video:
-        for picture in pictures + [pictures[-1]] * round(hold * fps):
-            video.append_data(picture)
+    video: list[Any] = pictures + [pictures[-1]] * round(hold * fps)
+    imageio.mimwrite(
+        path,
+        video,
+        format="FFMPEG",  # type: ignore[arg-type]
+        fps=fps,
+        codec="libx264",
+        quality=8,
+        macro_block_size=2,
+    )

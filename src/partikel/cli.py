@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-
 from partikel.errors import ConfigError, PartikelError, nearest
 
 
@@ -263,6 +261,8 @@ _SHORT_PROTOCOL = ("data", "samples", "split", "seed", "features")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, with 2 after a mistake, with 130 or 143 when stopped."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    # before PyTorch is imported: threads that spin slow a busy machine down many times
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _run(tokens)
     except PartikelError as error:
@@ -300,12 +300,17 @@ def _run(tokens: list[str]) -> None:
 
 def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
     command = COMMANDS[name]
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(prog=f"partikel {name}", description=_summary(command))
     listed = {"compare": "runs"}.get(name)
-    skip = {"settings"} if listed is None else {listed}
+    skip: set[str | int] = {"settings"} if listed is None else {listed}
     if listed is not None:
-        parser.add_argument(listed, nargs="+", help="folders of runs of the same data")
+        parser.add_argument(listed, nargs="+", type=str, help="folders of runs of the same data")
     parser.add_function_arguments(command, as_positional=True, skip=skip, fail_untyped=False)
+    for group in parser._action_groups:  # titled by the docstring's first line, which stands above
+        if group.title and group.title.startswith(_summary(command).splitlines()[0].rstrip(".")):
+            group.title = "arguments"
     if name == "presets":  # an optional argument that reads well without its dashes
         tokens = [*(["--name"] if tokens and not tokens[0].startswith("-") else []), *tokens]
     tokens = [_ALIASES.get(token, token) for token in tokens]
@@ -396,8 +401,7 @@ def _parameters(command: Callable[..., None]) -> list[str]:
 
 def _dashed(text: str) -> str:
     return "".join(
-        part.replace("_", "-") if part.startswith("--") else part
-        for part in _words(text)
+        part.replace("_", "-") if part.startswith("--") else part for part in _words(text)
     )
 
 
@@ -468,8 +472,5 @@ def _comparison_table(summaries: Sequence[Any]) -> None:
     _table("comparison", ["run", "field", "carrier", "CPU s", *names], rows)
 
 
-__all__ = ["COMMANDS", "main", *COMMANDS]
-
 if __name__ == "__main__":
     main()
-

@@ -6,6 +6,7 @@ defaults live in the recipes' signatures only. Types are checked by jsonargparse
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import types
@@ -112,7 +113,7 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
     parser = recipe_parser(kind)
     try:
         parsed = parser.parse_object(_complete(kind, merged))
-        made = parser.instantiate_classes(parsed)
+        made = parser.instantiate(parsed)
     except ConfigError:
         raise
     except Exception as error:  # jsonargparse raises several kinds
@@ -171,10 +172,8 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of --{key} is not valid YAML: {text}") from error
         if isinstance(value, str):  # YAML 1.1 takes 2e-4 for a word
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         place = settings
         *path, last = key.replace("-", "_").split(".")
         for part in path:
@@ -203,9 +202,8 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
             )  # the right name at another depth
             raise ConfigError(f"unknown setting '{prefix}{key}': {hint}")
         inner = _dataclass_in(hints[key])
-        if inner is not None and isinstance(value, Mapping):
-            check_keys(inner, value, f"{prefix}{key}.")
-        elif inner is not None and dataclasses.is_dataclass(hints[key]):
+        required = dataclasses.is_dataclass(hints[key])
+        if inner is not None and (required or isinstance(value, Mapping)):
             check_keys(inner, value, f"{prefix}{key}.")
 
 

@@ -112,8 +112,7 @@ def evaluate(
         dataset: points or images.
         n: samples, and reference points; images are capped by the size of the split.
         seed: of samples and reference.
-        split: reference split; the data-vs-data row compares it with the validation split (or, for
-            fresh draws, with another draw).
+        split: reference split; the data-vs-data row compares it with as many training points.
         features: a feature network for images; None chooses one.
 
     Returns:
@@ -128,7 +127,7 @@ def evaluate(
     n = n if size is None else min(n, size)
     reference = dataset.draw(n, split, generator=_generator(seed, "reference")).x
     samples = sampler(n, _generator(seed, "samples"))
-    other_split = "validation" if size is not None else split
+    other_split = "train"
     others = dataset.size(other_split)
     m = n if others is None else min(n, others)
     second = dataset.draw(m, other_split, generator=_generator(seed, "second")).x

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from partikel import plots
 from partikel.animation import (
     Frame,
     generation_frames,
@@ -22,7 +23,6 @@ from partikel.errors import CheckpointError, ConfigError
 from partikel.evaluation import Evaluation, evaluate
 from partikel.interpolation import interpolate
 from partikel.models import GeneratorModel, ParticleModel
-from partikel.plots import comparison_figure, save_figure, save_picture
 from partikel.report import RunSummary, write_page
 from partikel.runs import Run
 from partikel.solvers import Solver
@@ -31,9 +31,9 @@ from partikel.streams import derive_seed
 _FIELDS = {
     "edm": "|σ'|σ s_p",
     "gan": "∇(c∘d)",
-    "discriminator-flow": "∇(c∘d)(·, t)",
+    "discriminator-flow": "∇(c∘d)",
     "score-gan": "σ(α s_p - β s_ρ)",
-    "score-flow": "σ(α s_p - β s_ρ)(·, t)",
+    "score-flow": "σ(α s_p - β s_ρ)",
 }
 
 
@@ -89,21 +89,28 @@ def interpolate_run(
             f"an interpolation needs pairs >= 1 and points >= 2, got {pairs} and {points}."
         )
     model = run.model
-    law = model.latent if isinstance(model, GeneratorModel) else None
-    if isinstance(model, ParticleModel):
-        law = model.prior
-    assert law is not None
+    assert isinstance(model, (GeneratorModel, ParticleModel))
+    law = model.latent if isinstance(model, GeneratorModel) else model.prior
     generator = torch.Generator().manual_seed(derive_seed(seed, "interpolation"))
     a, b = law.sample(pairs, generator=generator), law.sample(pairs, generator=generator)
     between = interpolate(a, b, torch.linspace(0, 1, points), method, std=law.std)
     latents = between.flatten(0, 1)
-    option = "z" if isinstance(model, GeneratorModel) else "x"
-    samples = model.sample(
-        len(latents), generator=generator, real=run.context(), **{option: latents}
-    )
-    save_picture(
-        samples, path, title=f"{run.preset}: {method} interpolation", columns=points
-    )
+    if isinstance(model, GeneratorModel):
+        samples = model.sample(len(latents), generator=generator, z=latents)
+    else:
+        assert isinstance(model, ParticleModel)
+        samples = model.sample(len(latents), generator=generator, real=run.context(), x=latents)
+    title = f"{run.preset}: {method}"
+    if plots.is_images(samples):
+        plots.save_image(plots.image_grid(samples, columns=points), path)
+    elif plots.is_planar(samples):
+        data = run.dataset.draw(1000, "validation", generator=generator).x
+        figure = plots.scatter_figure(samples, data, title)
+        for row in samples.view(pairs, points, 2).cpu().unbind():
+            figure.axes[0].plot(*row.unbind(1), color=plots.GENERATED, linewidth=0.8)
+        plots.save_figure(figure, path)
+    else:
+        plots.save_picture(samples, path, title=title)
     return samples
 
 
@@ -115,6 +122,8 @@ def animate_run(
     fps: int = 12,
     n: int | None = None,
     parts: bool = False,
+    size: int = 360,
+    title: bool = True,
     seed: int = 0,
 ) -> None:
     """Animate generation (free particles) or training (a generator) as .gif or .mp4.
@@ -127,6 +136,8 @@ def animate_run(
         n: particles; 400 points or 64 images unless given.
         parts: show a Score GAN's field from inside, its two scores at perturbed points (GPM Figure
             12).
+        size: width in pixels.
+        title: whether to write the preset's name above.
         seed: of the particles.
     """
     if frames < 2 or fps < 1:
@@ -134,7 +145,7 @@ def animate_run(
     generator = torch.Generator().manual_seed(derive_seed(seed, "animation"))
     data = run.dataset.draw(1000, "validation", generator=generator).x if _planar(run) else None
     made = _frames(run, generator, frames, n, "parts" if parts else "step")
-    render(made, path, data=data, title=run.preset, fps=fps)
+    render(made, path, data=data, title=run.preset if title else None, fps=fps, size=size)
 
 
 def _frames(
@@ -178,13 +189,12 @@ def summarise(run: Run, *, n: int = 10_000, seed: int = 0, animation: bool = Tru
     data = None
     if len(run.dataset.shape) == 1:
         data = run.dataset.draw(count, "validation", generator=generator).x
-    save_picture(samples, picture, data=data)
-    moving: Path | None = run.path / "animation.gif"
-    if animation and (_planar(run) or len(run.dataset.shape) == 3):
-        assert moving is not None
-        animate_run(run, moving)
-    if moving is None or not moving.exists():
-        moving = None
+    plots.save_picture(samples, picture, data=data)
+    moving = run.path / "animation.gif"
+    drawable = _planar(run) or len(run.dataset.shape) == 3
+    moves = isinstance(run.model, ParticleModel) or any((run.path / "frames").glob("step-*"))
+    if animation and drawable and moves:
+        animate_run(run, moving, size=480, title=False)
     curve_name = "energy" if len(run.dataset.shape) == 1 else "frechet"
     curve = [
         (float(line["cpu_seconds"]), float(line[curve_name]))
@@ -204,7 +214,8 @@ def summarise(run: Run, *, n: int = 10_000, seed: int = 0, animation: bool = Tru
         iterations=run.step,
         parameters=sum(p.numel() for p in run.model.parameters()),
         samples=picture,
-        animation=moving,
+        animation=moving if moving.exists() else None,
+        planar=_planar(run),
         settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
     )
 
@@ -262,7 +273,7 @@ def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
         panels[label] = run.sample(count, generator=generator)
     generator = torch.Generator().manual_seed(derive_seed(seed, "comparison data"))
     data = runs[0].dataset.draw(count, "validation", generator=generator).x
-    save_figure(comparison_figure(panels, data), path)
+    plots.save_figure(plots.comparison_figure(panels, data), path)
 
 
 def _planar(run: Run) -> bool:

@@ -45,10 +45,10 @@ def ntk_operator(
     def outputs(parameters: dict[str, Tensor]) -> Tensor:
         return functional_call(generator, parameters, (z,))
 
-    x, pull_back = vjp(outputs, weights)
+    x, pull_back, *_ = vjp(outputs, weights)
     values = velocity(x.detach()) if callable(velocity) else velocity
     (direction,) = pull_back(values / len(z))
-    _, moved = jvp(outputs, (weights,), (direction,))
+    _, moved, *_ = jvp(outputs, (weights,), (direction,))
     return moved.detach()
 
 

@@ -1,10 +1,10 @@
 """Interpolations between Gaussian latents whose points are Gaussian latents again.
 
 Leśniak et al. 2018, "Distribution-interpolation trade off in generative models". The mean of two
-independent draws of N(0, I) has half their variance, so that a generator is asked where it was never
-trained. The law that survives means is Cauchy's: of two independent standard Cauchy variables,
-(1-λ) c_a + λ c_b is one, for every λ in [0, 1]. So carry each coordinate (or the norm) to a Cauchy
-variable by its own distribution function, interpolate there, and come back.
+independent draws of N(0, I) has half their variance, so that a generator is asked where it was
+never trained. The law that survives means is Cauchy's: of two independent standard Cauchy
+variables, (1-λ) c_a + λ c_b is one, for every λ in [0, 1]. So carry each coordinate (or the norm)
+to a Cauchy variable by its own distribution function, interpolate there, and come back.
 
 ===========================  ==============================================  =====================
 method                       path                                            law of its points
@@ -56,9 +56,7 @@ def interpolate(
         ValueError: for shapes that differ, fractions outside [0, 1], or a std that is not positive.
     """
     if method not in METHODS:
-        raise ConfigError(
-            f"there is no interpolation '{method}': {nearest(method, list(METHODS))}"
-        )
+        raise ConfigError(f"there is no interpolation '{method}': {nearest(method, list(METHODS))}")
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(
             f"latents (B, ...) of one shape expected, not {tuple(a.shape)} and {tuple(b.shape)}"

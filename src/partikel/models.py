@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from partikel.errors import ConfigError
 from partikel.fields import Context, Field, Loss, LossValue, TrainingBatch
+from partikel.fields.base import unique_losses
 from partikel.generators import surrogate_loss
 from partikel.particles import Particles
 from partikel.priors import GaussianPrior
@@ -34,6 +35,7 @@ from partikel.solvers import (
     brownian_increments,
 )
 from partikel.streams import Streams
+from partikel.tensors import shared
 
 
 class Carrier(nn.Module, ABC):
@@ -142,6 +144,8 @@ class ParticleModel(Carrier):
         self.conditional = conditional
         if steps < 1:
             raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
+        if temperature > 0 and eta < 0:
+            raise ConfigError(f"noise needs a field of strength eta >= 0, got {eta}.")
         if temperature < 0:
             raise ConfigError(f"the temperature must be >= 0, got {temperature}.")
         if temperature > 0 and diffusion is not None:
@@ -163,8 +167,8 @@ class ParticleModel(Carrier):
         if temperature > 0:
             scale = (2 * temperature * eta) ** 0.5
             self.diffusion = lambda t: torch.full_like(t, scale)
-        noisy = self.diffusion is not None
-        self.solver = solver or (EulerMaruyama(noise_in_last_step=False) if noisy else Euler())
+        maruyama = EulerMaruyama(noise_in_last_step=temperature == 0)
+        self.solver = solver or (Euler() if self.diffusion is None else maruyama)
         self.times_per_path = times_per_path
         self.truncate = truncate
 
@@ -182,7 +186,9 @@ class ParticleModel(Carrier):
     ) -> Tensor:
         """η·field at generation times (B,), at the schedule's noise levels."""
         field = self.field if field is None else field
-        sigma = None if self.schedule is None else self.schedule.sigma(t)
+        sigma = None
+        if self.schedule is not None:  # one time for all particles stays one σ for all of them
+            sigma = self.schedule.sigma(shared(t)).expand(len(t))
         velocity = field(x, t, sigma, cond)
         return velocity if self.eta == 1 else self.eta * velocity
 
@@ -372,7 +378,8 @@ class GeneratorModel(Carrier):
         needs = frozenset(self.field.requires & {"real"})
         if self.conditional:
             needs |= {"real"}  # whose labels the generated points share
-        return (*self.field.losses(), Loss("generator", self.generator, needs, self._surrogate))
+        own = Loss("generator", self.generator, needs, self._surrogate)
+        return unique_losses([*self.field.losses(), own])
 
     def particles(
         self,

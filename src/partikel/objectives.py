@@ -84,18 +84,27 @@ class Vanilla(Objective):
     potential_form: Literal["non-saturating", "saturating", "logit"] = "non-saturating"
     is_log_ratio = True
 
+    def __post_init__(self) -> None:
+        """Check the name."""
+        forms = ["non-saturating", "saturating", "logit"]
+        if self.potential_form not in forms:
+            raise ConfigError(
+                f"there is no potential '{self.potential_form}': "
+                f"{nearest(self.potential_form, forms)}"
+            )
+
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """softplus(-real) + softplus(fake)."""
         return softplus(-real) + softplus(fake)
 
     def potential(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """log sigmoid(d), softplus(d) or d."""
+        """Log sigmoid(d), softplus(d) or d."""
         if self.potential_form == "non-saturating":
             return logsigmoid(fake)
         return softplus(fake) if self.potential_form == "saturating" else fake
 
     def log_ratio(self, logit: Tensor) -> Tensor:
-        """d itself."""
+        """D itself."""
         return logit
 
 
@@ -127,7 +136,7 @@ class Hinge(Objective):
         return relu(1 - real) + relu(1 + fake)
 
     def potential(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """d."""
+        """D."""
         return fake
 
 
@@ -136,11 +145,11 @@ class IPM(Objective):
     """Integral probability metric, WGAN's (Arjovsky et al. 2017): b = -d, a = d, c = d."""
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """fake - real."""
+        """Fake - real."""
         return fake - real
 
     def potential(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """d."""
+        """D."""
         return fake
 
 
@@ -252,7 +261,7 @@ class FGAN(Objective):
         return divergence.activation(fake) if self.trick else divergence.conjugate(fake)
 
     def log_ratio(self, logit: Tensor) -> Tensor:
-        """d itself."""
+        """D itself."""
         return logit
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -31,5 +31,14 @@ class Particles:
         return self.x.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Particles:
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Particles(**{k: v if v is None else v[index] for k, v in parts.items()})
+        def part(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[index]
+
+        return Particles(
+            self.x[index],
+            self.t[index],
+            part(self.sigma),
+            part(self.cond),
+            part(self.latent),
+            part(self.clean),
+        )

@@ -1,13 +1,14 @@
 """Still pictures of samples: one palette, one look.
 
-Data are always blue diamonds, generated points orange dots, in every picture of the project. The two
-colours differ in lightness as well as in hue, so that they stay apart for colour-blind readers and in
-print. Figures are matplotlib's objects without its global state; they are drawn with Agg.
+Data are always blue diamonds, generated points orange dots, in every picture of the project. The
+two colours differ in lightness as well as in hue, so that they stay apart for colour-blind readers
+and in print. Figures are matplotlib's objects without its global state; they are drawn with Agg.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -111,8 +113,8 @@ def save_picture(
     """Draw samples in the way that suits their shape, into a PNG file.
 
     Args:
-        x: (n, 2) points (a scatter), (n, C, H, W) images in [-1, 1] (a grid), or other (n, ...) vectors
-            (histograms and pairs of their first entries).
+        x: (n, 2) points (a scatter), (n, C, H, W) images in [-1, 1] (a grid of up to 100), or other
+            (n, ...) vectors (histograms and pairs of their first entries).
         path: the file.
         data: samples of the data to compare points and vectors with.
         title: over the picture; images have none.
@@ -258,6 +260,7 @@ def curves_figure(
     *,
     log: bool = False,
     level: tuple[str, float] | None = None,
+    floor: float | None = None,
     strokes: Mapping[str, Stroke] | None = None,
     size: tuple[float, float] = (7.2, 3.4),
 ) -> Figure:
@@ -267,8 +270,10 @@ def curves_figure(
         curves: name -> points (x, y); values that are not finite are gaps.
         xlabel: under the horizontal axis.
         ylabel: over the vertical axis.
-        log: whether the vertical axis is logarithmic; values that are not positive are then gaps.
+        log: whether the vertical axis is logarithmic.
         level: a named horizontal line, such as the value that data reach.
+        floor: of a logarithmic axis, where lower values are drawn; the smallest positive value
+            where None.
         strokes: colours and dashes by name; :data:`SERIES` in turn where a name has none.
         size: inches.
     """
@@ -281,11 +286,15 @@ def curves_figure(
     axes.set_facecolor("none")
     ends: list[tuple[float, str, str]] = []
     given = strokes or {}
+    positive = [y for points in curves.values() for _, y in points if 0 < y < math.inf]
+    lowest = floor or min(positive, default=1.0)
     for place, (name, points) in enumerate(curves.items()):
         stroke = given.get(name, Stroke(SERIES[place % len(SERIES)]))
         values = np.asarray(points, dtype=float).reshape(-1, 2)
-        keep = np.isfinite(values).all(1) & ((values[:, 1] > 0) | (not log))
+        keep = np.isfinite(values).all(1)
         values[~keep] = np.nan
+        if log:
+            values[:, 1] = np.maximum(values[:, 1], lowest)
         style = (0, (4, 1.6)) if stroke.dashed else "solid"
         axes.plot(*values.T, color=stroke.color, linestyle=style, linewidth=1.8)
         if keep.any():
@@ -311,9 +320,7 @@ def curves_figure(
     return figure
 
 
-def image_grid(
-    images: Tensor, columns: int | None = None, scale: int | None = None
-) -> Image.Image:
+def image_grid(images: Tensor, columns: int | None = None, scale: int | None = None) -> Image.Image:
     """Images in rows, with a thin gap between them.
 
     Args:
@@ -397,11 +404,21 @@ def frame_axes(axes: Axes, extent: Extent, *, equal: bool = True) -> None:
         spine.set_linewidth(1.0)
 
 
-def draw_clouds(axes: Axes, samples: Tensor, data: Tensor | None, inches: float) -> None:
-    """Data as diamonds under generated points as dots, sized to their number."""
+def draw_clouds(
+    axes: Axes, samples: Tensor, data: Tensor | None, inches: float, data_scale: float = 1.0
+) -> None:
+    """Data as diamonds under generated points as dots, sized to their number.
+
+    Args:
+        axes: where.
+        samples: (n, 2).
+        data: (m, 2).
+        inches: width of the axes.
+        data_scale: factor on the diamonds' area, for views much wider than the data.
+    """
     if data is not None:
         points = _numpy(data[:MOST_POINTS])
-        size = _area(len(points), inches) * 0.8
+        size = _area(len(points), inches) * 0.8 * data_scale
         axes.scatter(*points.T, s=size, marker="D", color=DATA, alpha=0.35, linewidths=0, zorder=2)
     points = _numpy(samples[:MOST_POINTS])
     size = _area(len(points), inches)
@@ -461,10 +478,6 @@ def themed_svg(figure: Figure) -> str:
     Its neutral colours become the CSS variables --ink, --muted and --hairline, its background none,
     and its text the page's.
     """
-    import io
-
-    import matplotlib
-
     figure.set_facecolor("none")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "partikel"}):
@@ -475,7 +488,8 @@ def themed_svg(figure: Figure) -> str:
         text = text.replace(color, f"var({variable})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px; font-family: inherit", text)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text))
+    opening, rest = text.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest
 
 
 def _write_ends(axes: Axes, ends: list[tuple[float, str, str]], inches: float) -> None:
@@ -486,9 +500,7 @@ def _write_ends(axes: Axes, ends: list[tuple[float, str, str]], inches: float) -
     x = axes.get_xlim()[1]
     heights = [float((pixels.transform((x, y))[1] - low) / (high - low)) for y, _, _ in ends]
     for height, (_, name, color) in zip(_apart(heights, 0.17 / inches), ends, strict=True):
-        axes.text(
-            1.015, height, name, transform=axes.transAxes, color=color, size=9, va="center"
-        )
+        axes.text(1.015, height, name, transform=axes.transAxes, color=color, size=9, va="center")
 
 
 def _apart(heights: Sequence[float], least: float) -> list[float]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from partikel.errors import ConfigError
 from partikel.tensors import flat_sum
 
 
@@ -18,12 +19,12 @@ class GaussianPrior:
         std: standard deviation of every entry, positive.
 
     Raises:
-        ValueError: where ``std`` is not positive.
+        ConfigError: where ``std`` is not positive.
     """
 
     def __init__(self, shape: tuple[int, ...], std: float = 1.0) -> None:
         if not std > 0:
-            raise ValueError(f"std must be positive, not {std}")
+            raise ConfigError(f"the standard deviation of a prior must be positive, got {std}.")
         self.shape = tuple(shape)
         self.std = float(std)
 

@@ -1,14 +1,14 @@
 """Runs: a folder that explains itself, made by training and read back by everything else.
 
-    run/
-      config.yaml        resolved configuration: the same command, or this file, makes it again
-      environment.json   versions, machine, git state
-      metrics.jsonl      one line per logged iteration
-      checkpoints/       all state, newest last
-      frames/            what the animation of a generator's training needs
-      samples/           pictures along the way
-      required/          the run of the model that this one builds on, if it had to be trained
-      report.html        the run on one page
+run/
+config.yaml        resolved configuration: the same command, or this file, makes it again
+environment.json   versions, machine, git state
+metrics.jsonl      one line per logged iteration
+checkpoints/       all state, newest last
+frames/            what the animation of a generator's training needs
+samples/           pictures along the way
+required/          the run of the model that this one builds on, if it had to be trained
+report.html        the run on one page
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class _Watch:
         """Keep what an animation of the training needs, for points of the plane and images."""
         if data.ndim == 2 and data.shape[1] != 2:
             return
-        frames = {"step": None}
+        frames: dict[str, float | None] = {"step": None}
         if isinstance(model.field, Perturbed) and data.ndim == 2:  # GPM Figure 12
             frames["parts"] = PARTS_SIGMA
         for kind, sigma in frames.items():

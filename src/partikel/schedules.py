@@ -39,10 +39,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, sigma: Tensor) -> Tensor:
-        """t with σ(t) = ``sigma``: the inverse of :meth:`sigma`."""
+        """T with σ(t) = ``sigma``: the inverse of :meth:`sigma`."""
 
     def u(self, t: Tensor) -> Tensor:
-        """u(t): the data score is evaluated at (u x, σ) (DiffFlow eq. 4); 1 unless overridden."""
+        """The data score is evaluated at (u x, σ) (DiffFlow eq. 4); 1 unless overridden."""
         return torch.ones_like(t)
 
     def half_rate(self, t: Tensor) -> Tensor:
@@ -202,6 +202,8 @@ class KarrasGrid(TimeGrid):
 
     def __post_init__(self) -> None:
         """Check the range."""
+        if not self.rho > 0:
+            raise ConfigError(f"the grid's exponent rho must be positive, got {self.rho}.")
         if not self.schedule.sigma_end <= self.sigma_min < self.schedule.sigma_max:
             raise ConfigError(
                 f"the grid's sigma_min {self.sigma_min} must lie between the schedule's end "

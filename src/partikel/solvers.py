@@ -178,10 +178,9 @@ class Solver(ABC):
         brownian: Brownian | None = None,
     ) -> State:
         """The last state of :meth:`stream`."""
-        for state in self.stream(
+        *_, final = self.stream(
             dynamics, x, times, stop=stop, generator=generator, brownian=brownian
-        ):
-            final = state
+        )
         return final
 
 

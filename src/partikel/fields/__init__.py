@@ -1,6 +1,14 @@
 """Fields: what moves particles. See :mod:`partikel.fields.base` for what a field is."""
 
-from partikel.fields.base import Context, Field, Loss, LossValue, Scaled, Sum, TrainingBatch
+from partikel.fields.base import (
+    Context,
+    Field,
+    Loss,
+    LossValue,
+    Scaled,
+    Sum,
+    TrainingBatch,
+)
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.perturbed import Perturbed, WhiteNoise
 from partikel.fields.score import ExactScoreField, ScoreField

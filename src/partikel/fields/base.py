@@ -9,9 +9,10 @@ function of its points. A learned field says through :meth:`Field.losses` what t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field as dataclass_field
-from typing import Union
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from partikel.particles import Particles
 from partikel.streams import Streams
 from partikel.tensors import expand_like
 
-Weight = Union[float, Callable[[Tensor], Tensor]]
+Weight: TypeAlias = float | Callable[[Tensor], Tensor]
 """A number, or a function of generation times (B,) -> (B,)."""
 
 
@@ -135,7 +136,9 @@ class Field(nn.Module, ABC):
     def freeze(self) -> Field:
         """Keep this field as it is: no losses, no gradients, evaluation mode for good."""
         self.requires_grad_(False)
-        self._frozen = True
+        for module in self.modules():  # what is taken out of a frozen field stays frozen
+            if isinstance(module, Field):
+                module._frozen = True
         return self.eval()
 
     @property
@@ -172,7 +175,8 @@ class Scaled(Field):
 
     def __init__(self, field: Field, weight: Weight) -> None:
         super().__init__()
-        if not (callable(weight) or isinstance(weight, (int, float))):
+        number = isinstance(weight, (int, float))
+        if isinstance(weight, nn.Module) or not (number or callable(weight)):
             raise TypeError(
                 f"a field is multiplied by a number or a function of t, not {type(weight).__name__}"
             )
@@ -231,17 +235,25 @@ class Sum(Field):
         """Those of all terms; a field that occurs twice is trained once."""
         if self.frozen:
             return ()
-        losses: dict[tuple[str, int], Loss] = {}
-        for term in self.terms:
-            if isinstance(term, Field):
-                losses.update({(loss.name, id(loss.module)): loss for loss in term.losses()})
-        names = [name for name, _ in losses]
-        if len(names) != len(set(names)):
-            raise ConfigError(
-                f"two learned fields of a sum share a loss name ({', '.join(names)}): "
-                "give one of them another name."
-            )
-        return tuple(losses.values())
+        found = [loss for term in _terms(self) for loss in term.losses()]
+        distinct = [loss for i, loss in enumerate(found) if loss not in found[:i]]
+        return unique_losses(distinct)
+
+
+def unique_losses(losses: Sequence[Loss]) -> tuple[Loss, ...]:
+    """The losses, whose names and trained modules must all be different.
+
+    Raises:
+        ConfigError: if two share a name, or train the same network in different ways.
+    """
+    names = [loss.name for loss in losses]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ConfigError(
+            f"two losses of a model are called '{twice[0]}': give one of the fields another name "
+            "(or train a network that occurs twice in one way only)."
+        )
+    return tuple(losses)
 
 
 def _terms(field: Field) -> tuple[Field, ...]:

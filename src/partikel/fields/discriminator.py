@@ -69,6 +69,11 @@ class DiscriminatorField(Field):
         fake = self.logit(x, t, sigma, cond)
         if not self.objective.paired:
             return self.objective.potential(fake)
+        if cond is not None:
+            raise ConfigError(
+                "a relativistic discriminator compares particles with all real samples, whatever "
+                "their labels: choose another objective for a conditional model."
+            )
         return self.objective.potential(fake, self._real_logits(t, sigma))
 
     def log_ratio(
@@ -112,7 +117,7 @@ class DiscriminatorField(Field):
         return bound
 
     def losses(self) -> tuple[Loss, ...]:
-        """b on data, a on particles, and the penalties."""
+        """B on data, a on particles, and the penalties."""
         if self.frozen:
             return ()
         needs = frozenset({"real", "particles"})
@@ -129,7 +134,7 @@ class DiscriminatorField(Field):
         return torch.stack(torch.broadcast_tensors(*values), dim=1)
 
     def _real_logits(self, t: Tensor, sigma: Tensor | None) -> Tensor:
-        """d of the bound real samples under each particle's conditions: (B, R), or (1, R)."""
+        """D of the bound real samples under each particle's conditions: (B, R), or (1, R)."""
         if self.real is None:
             raise ConfigError(
                 "a relativistic discriminator must be bound to real samples before it is asked: "

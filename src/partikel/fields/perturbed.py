@@ -40,6 +40,11 @@ class Perturbed(Field):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if "real" in field.requires:
+            raise ConfigError(
+                "a field that compares particles with real samples cannot be perturbed: the samples "
+                "would have to share each particle's noise level; choose another objective."
+            )
         self.field = field
         self.law = law
         self.power = power
@@ -75,7 +80,9 @@ class Perturbed(Field):
             assert batch.particles is not None
             generator = batch.streams.noise
             sigma, fake = _perturb(batch.particles.x, self.law, generator)
-            noise = torch.randn(fake.shape, generator=generator, dtype=fake.dtype, device=fake.device)
+            noise = torch.randn(
+                fake.shape, generator=generator, dtype=fake.dtype, device=fake.device
+            )
             real = Batch(batch.real.x + expand_like(sigma, noise) * noise, batch.real.cond)
             particles = replace(batch.particles, x=fake, sigma=sigma, clean=batch.particles.x)
             return loss.compute(replace(batch, real=real, particles=particles))
@@ -110,7 +117,7 @@ class WhiteNoise(Field):
     def forward(
         self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
     ) -> Tensor:
-        """std · ξ."""
+        """Std · ξ."""
         generator = _bound(self.generator, "a white noise field")
         draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         if not callable(self.std):

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from partikel.data import DataSettings, Dataset
+from partikel.data import Dataset, DataSettings
 from partikel.errors import ConfigError
 from partikel.fields import Field
 from partikel.models import Carrier

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser
+from partikel.errors import ConfigError
 from partikel.fields import ScoreField
 from partikel.models import Carrier, ParticleModel
 from partikel.networks import NetworkSettings, build_network
@@ -55,6 +56,12 @@ class EDM(Recipe):
     batch: int = 128
     optimizer: AdamSettings = field(default_factory=AdamSettings)
 
+    def __post_init__(self) -> None:
+        """Check what only concerns this recipe."""
+        super().__post_init__()
+        if self.churn != 0 and self.solver != "heun":
+            raise ConfigError("only Heun's solver churns: set solver to heun, or churn to 0.")
+
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """One score field, particles from N(0, σ_max²), one phase of denoising score matching."""
         score = ScoreField(
@@ -66,7 +73,7 @@ class EDM(Recipe):
                     scalars=1,
                     generator=self.init_generator("denoiser"),
                 ),
-                self.sigma_data or dataset.sigma_data,
+                dataset.sigma_data if self.sigma_data is None else self.sigma_data,
             ),
             LogNormalLaw(self.law_mean, self.law_std),
         )

@@ -40,9 +40,7 @@ class GAN(Recipe):
     latent: int = 128
     discriminator_steps: int = 1
     batch: int = 128
-    discriminator_optimizer: AdamSettings = field(
-        default_factory=lambda: AdamSettings(beta1=0.5)
-    )
+    discriminator_optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
     generator_optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:

@@ -100,10 +100,12 @@ class ScoreDifference(Recipe):
                 scalars=2 if timed else 1,
                 generator=self.init_generator("own score"),
             ),
-            self.own_sigma_data or dataset.sigma_data,
+            dataset.sigma_data if self.own_sigma_data is None else self.own_sigma_data,
             timed=timed,
         )
-        s_rho = ScoreField(denoiser, law, of="particles", weighting=self.weighting, name="own score")
+        s_rho = ScoreField(
+            denoiser, law, of="particles", weighting=self.weighting, name="own score"
+        )
         h = self.alpha * s_p - own * s_rho
         if noise > 0:
             h = h + WhiteNoise(lambda sigma: noise * sigma.rsqrt())
@@ -179,4 +181,3 @@ class ScoreFlow(ScoreDifference):
             eta=self.eta,
         )
         return System(model, (self.score_phase(),))
-

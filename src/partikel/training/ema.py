@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from partikel.errors import ConfigError
 
@@ -25,13 +25,16 @@ class WarmEMA:
 
     @torch.no_grad()
     def __call__(
-        self, averages: list[Tensor], values: list[Tensor], count: Tensor | int
+        self,
+        averages: tuple[Tensor, ...] | list[Tensor],
+        values: tuple[Tensor, ...] | list[Tensor],
+        count: Tensor | int,
     ) -> None:
         """Update a list of averages in place (AveragedModel's ``multi_avg_fn``)."""
         n = float(count)
-        weight = 1 - min(self.decay, (1 + n) / (10 + n))
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, weight)
+            update = get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))
+            update(averages, values, count)
         else:  # counters of batch norm
             for average, value in zip(averages, values, strict=True):
                 average.copy_(value)

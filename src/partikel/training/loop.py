@@ -97,7 +97,12 @@ class Trainer:
             needs_real = "real" in loss.needs or (model.conditional and "particles" in loss.needs)
             stream = None
             if needs_real or ("particles" in loss.needs and "real" in model.field.requires):
-                stream = dataset.batches(phase.batch, generator=self.streams.data, device=device)
+                stream = dataset.batches(
+                    phase.batch,
+                    generator=self.streams.data,
+                    device=device,
+                    dtype=next(model.parameters()).dtype,
+                )
             self.batches.append(stream)
 
     def run(self) -> Iterator[Iteration]:
@@ -149,9 +154,7 @@ class Trainer:
         particles = self.model.particles(n, self.streams, cond=cond, real=context)
         if updates == 1:
             return particles
-        shuffle = torch.randperm(
-            n, generator=self.streams.time, device=self.accelerator.device
-        )
+        shuffle = torch.randperm(n, generator=self.streams.time, device=self.accelerator.device)
         return particles[shuffle]
 
     def _update(

@@ -1,0 +1,285 @@
+"""Commands as a newcomer runs them: results, refusals in one sentence, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from partikel.cli import main
+from partikel.config import preset_names
+
+TINY = [
+    "--discriminator.width", "16", "--discriminator.depth", "2",
+    "--generator.width", "16", "--generator.depth", "2",
+    "--iterations", "6", "--evaluate-every", "2", "--evaluate-samples", "50",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "gan"
+    main(["train", "gan-gaussians", *TINY, "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "flow"
+    options = ["--network.width", "16", "--network.depth", "2", "--steps", "4"]
+    options += ["--iterations", "4", "--evaluate-every", "2", "--evaluate-samples", "50"]
+    main(["train", "discriminator-flow-gaussians", *options, "--out", str(folder)])
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence with which a command is refused."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    *progress, said = err.splitlines()
+    assert said.startswith("partikel: ")
+    assert all("it/s" in line for line in progress)
+    return err
+
+
+def test_a_run_explains_itself(gan: Path) -> None:
+    config = yaml.safe_load((gan / "config.yaml").read_text())
+    assert config["recipe"] == "gan"
+    assert config["settings"]["generator"]["width"] == 16
+    environment = json.loads((gan / "environment.json").read_text())
+    assert environment["packages"]["torch"] != "not installed"
+    steps = [json.loads(line)["step"] for line in (gan / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 2, 4, 6]
+    assert len(list((gan / "frames").glob("step-*.npz"))) == 4
+    assert "<html" in (gan / "report.html").read_text()
+    assert list((gan / "tensorboard").rglob("events.*"))
+
+
+def test_sample_writes_points(flow: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "x.npz"
+    main(["sample", str(flow), "-n", "7", "--out", str(out)])
+    first = np.load(out)["x"]
+    assert first.shape == (7, 2)
+    main(["sample", str(flow), "-n", "7", "--out", str(out)])
+    np.testing.assert_array_equal(np.load(out)["x"], first)
+    main(["sample", str(flow), "-n", "7", "--seed", "1", "--out", str(out)])
+    assert np.abs(np.load(out)["x"] - first).max() > 0.01
+    main(["sample", str(flow), "-n", "7", "--stop", "0", "--out", str(out)])
+    start = np.load(out)["x"]
+    main(["sample", str(flow), "-n", "7", "--stop", "2", "--steps", "8", "--out", str(out)])
+    assert np.abs(np.load(out)["x"] - start).max() > 0
+    main(["sample", str(flow), "-n", "30", "--out", str(tmp_path / "x.png")])
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_prints_json(gan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["evaluate", str(gan), "-n", "200", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert {"energy", "mmd2", "sliced_w2", "w2", "modes", "nll"} <= set(result["metrics"])
+    assert result["protocol"]["samples"] == 200
+    assert abs(result["reference"]["energy"]) < result["metrics"]["energy"]
+
+
+def test_pictures(gan: Path, flow: Path, tmp_path: Path) -> None:
+    for run in (gan, flow):
+        for method in ("linear", "spherical", "cauchy-linear", "spherical-cauchy-linear"):
+            out = tmp_path / f"{run.name}-{method}.png"
+            main(["interpolate", str(run), "--method", method, "--out", str(out), "--pairs", "3"])
+            assert out.stat().st_size > 1000
+        out = tmp_path / f"{run.name}.gif"
+        main(["animate", str(run), "--out", str(out), "--frames", "3", "-n", "20"])
+        assert out.read_bytes().startswith(b"GIF8")
+    main(["compare", str(gan), str(flow), "--out", str(tmp_path / "both"), "-n", "100"])
+    record = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert set(record) == {"gan", "flow"}
+    assert (tmp_path / "both" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_resolves(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--dry-run"]
+    if "mnist" in preset:
+        pytest.skip("needs the files of MNIST")
+    main(["train", preset, *options])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["preset"] == preset
+
+
+def test_a_resolved_configuration_makes_the_same_run(
+    gan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    main(["train", str(gan / "config.yaml"), "--dry-run"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["settings"] == yaml.safe_load((gan / "config.yaml").read_text())["settings"]
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    overview = capsys.readouterr().out
+    for command in ("train", "sample", "evaluate", "interpolate", "animate", "compare", "demo"):
+        assert command in overview
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert not stopped.value.code
+        assert "usage" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "edm-gaussians", "--help"])
+    assert "--optimizer.lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "edm-gausians", "--out", "OUT"], "did you mean 'edm-gaussians'"),
+        (["train", "missing.yaml", "--out", "OUT"], "no configuration file"),
+        (["train", "edm-gaussians", "--netwrk.width", "3"], "did you mean 'network'"),
+        (["train", "edm-gaussians", "--network.widht", "3"], "did you mean 'width'"),
+        (["train", "edm-gaussians", "--lr", "3"], "did you mean 'optimizer.lr'"),
+        (["train", "edm-gaussians", "--iterations", "many"], "must be a whole number, got 'many'"),
+        (["train", "edm-gaussians", "--solver", "hein"], "'heun' or 'euler'"),
+        (["train", "edm-gaussians", "--iterations", "0"], "at least 1"),
+        (["train", "edm-gaussians", "--optimizer.lr", "-1"], "must be positive"),
+        (["train", "edm-gaussians", "--ema", "1.5"], "(0, 1)"),
+        (["train", "edm-gaussians", "--sigma-min", "90"], "must lie between"),
+        (["train", "edm-gaussians", "--steps", "0"], "at least 1 step"),
+        (["train", "edm-gaussians", "--steps"], "needs a value"),
+        (["train", "edm-gaussians", "--network.kind", "dcgan"], ""),
+        (["train", "edm-gaussians", "--data.name", "gausians"], "did you mean 'gaussians'"),
+        (["train", "edm-gaussians", "--data.name", "mnist", "--data.root", "/none"], ""),
+        (["train", "gan-gaussians", "--objective", "hing"], "did you mean 'hinge'"),
+        (["train", "discriminator-flow-gaussians", "--times-per-path", "99"], "times_per_path"),
+        (["train", "score-gan-gaussians", "--data-score", "nowhere"], "no run folder"),
+        (["train", "edm-gaussians", "--data.name", "digits", "--batch", "2000"], "larger than"),
+        (["sample", "nowhere"], "no run folder"),
+        (["evaluate", "nowhere", "--jsn"], "did you mean '--json'"),
+        (["sample", "RUN", "-n", "0"], "at least 1"),
+        (["sample", "RUN", "-n", "x"], "wrong value"),
+        (["sample", "RUN", "--steps", "4"], "leave out steps"),
+        (["sample", "RUN", "--out", "x.jpeg"], ".npz or .png"),
+        (["animate", "RUN", "--out", "x.webm"], ".gif or .mp4"),
+        (["interpolate", "RUN", "--points", "1"], "points >= 2"),
+        (["evaluate", "RUN", "-n", "1"], "at least 2"),
+        (["compare", "RUN", "nowhere"], "no run folder"),
+        (["presets", "nothing"], "there is no preset"),
+    ],
+)
+def test_refusals(
+    arguments: list[str],
+    said: str,
+    gan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    arguments = [{"RUN": str(gan), "OUT": str(tmp_path / "out")}.get(a, a) for a in arguments]
+    assert said in refused(capsys, *arguments)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_one_step_is_enough(tmp_path: Path) -> None:
+    options = ["--network.width", "8", "--network.depth", "2", "--iterations", "2"]
+    for preset in ("edm-gaussians", "discriminator-flow-gaussians"):
+        out = tmp_path / preset
+        main(["train", preset, *options, "--steps", "1", "--out", str(out)])
+        main(["sample", str(out), "-n", "3", "--out", str(tmp_path / "x.npz")])
+        assert np.isfinite(np.load(tmp_path / "x.npz")["x"]).all()
+
+
+def test_a_folder_of_another_run_is_left_alone(
+    gan: Path, flow: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (gan / "config.yaml").read_text()
+    said = refused(capsys, "train", "edm-gaussians", "--out", str(gan))
+    assert "holds a run of 'gan'" in said
+    said = refused(capsys, "train", "gan-gaussians", *TINY, "--batch", "9", "--out", str(gan))
+    assert "batch: 128 there, 9 now" in said
+    assert (gan / "config.yaml").read_text() == before
+    said = refused(capsys, "sample", str(flow), "--stop", "99")
+    assert "cannot stop after 99 steps" in said
+
+
+def test_damaged_runs(gan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(gan, copy)
+    file = next(copy.glob("checkpoints/*/model.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+    assert "truncated" in refused(capsys, "sample", str(copy))
+    shutil.rmtree(copy / "checkpoints")
+    assert "no checkpoint yet" in refused(capsys, "sample", str(copy))
+    (copy / "config.yaml").write_text("recipe: [")
+    assert "not valid YAML" in refused(capsys, "sample", str(copy))
+
+
+def test_runs_of_other_data_do_not_compare(
+    gan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "moons"
+    main(["train", "gan-gaussians", *TINY, "--data.name", "moons", "--out", str(out)])
+    assert "of the same data" in refused(capsys, "compare", str(gan), str(out))
+
+
+def test_score_gan_trains_or_loads_its_data_score(tmp_path: Path) -> None:
+    tiny = ["--iterations", "2", "--evaluate-every", "2", "--evaluate-samples", "50"]
+    narrow = ["--own-score.width", "8", "--generator.width", "8"]
+    score = ["--score.iterations", "2", "--score.network.width", "8"]
+    trained = tmp_path / "trained"
+    main(["train", "score-gan-gaussians", *tiny, *narrow, *score, "--out", str(trained)])
+    assert (trained / "required" / "checkpoints").is_dir()
+    loaded = tmp_path / "loaded"
+    given = ["--data-score", str(trained / "required")]
+    main(["train", "score-gan-gaussians", *tiny, *narrow, *given, "--out", str(loaded)])
+    assert not (loaded / "required").exists()
+    for run in (trained, loaded):
+        main(["sample", str(run), "-n", "5", "--out", str(run / "x.npz")])
+        assert np.load(run / "x.npz")["x"].shape == (5, 2)
+    one, other = (np.load(run / "x.npz")["x"] for run in (trained, loaded))
+    np.testing.assert_array_equal(one, other)
+    parts = tmp_path / "parts.gif"
+    main(["animate", str(trained), "--parts", "--out", str(parts)])
+    assert parts.read_bytes().startswith(b"GIF8")
+
+
+@pytest.mark.slow
+def test_killed_runs_resume(tmp_path: Path) -> None:
+    """SIGTERM and kill -9 in a real process; the same command ends with the same weights."""
+    options = ["--discriminator.width", "16", "--generator.width", "16", "--iterations", "400"]
+    options += ["--evaluate-every", "null", "--checkpoint-every", "20"]
+
+    def command(out: Path) -> list[str]:
+        script = "import sys; from partikel.cli import main; main(sys.argv[1:])"
+        return [sys.executable, "-c", script, "train", "gan-gaussians", *options, "--out", str(out)]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run(command(straight), check=True, env=environment, capture_output=True)
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            command(broken), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        known = set(broken.glob("checkpoints/step-*"))
+        deadline = time.monotonic() + 120
+        while set(broken.glob("checkpoints/step-*")) <= known and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == code
+    subprocess.run(command(broken), check=True, env=environment, capture_output=True)
+    last = "checkpoints/step-00000400/model.safetensors"
+    assert (straight / last).read_bytes() == (broken / last).read_bytes()

@@ -1,0 +1,384 @@
+"""The loop, checkpoints and resuming: same weights bit for bit, nothing half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from partikel.config import make_recipe
+from partikel.data import open_dataset
+from partikel.errors import CheckpointError, ConfigError, NumericsError
+from partikel.fields import Loss, LossValue
+from partikel.recipes import RECIPES, Recipe
+from partikel.training import (
+    AdamSettings,
+    Interrupted,
+    Phase,
+    Trainer,
+    fit,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from partikel.training.ema import averaged_model, swapped_in
+
+TINY = {"kind": "mlp", "width": 8, "depth": 2, "embedding_features": 4}
+SETTINGS: dict[str, dict] = {
+    "edm": {"network": TINY, "data": {"name": "digits"}},
+    "gan": {
+        "discriminator": TINY,
+        "generator": TINY,
+        "latent": 3,
+        "discriminator_steps": 2,
+        "penalties": [{"weight": 0.1, "at": "interpolated"}],
+    },
+    "score-gan": {
+        "own_score": TINY,
+        "generator": TINY,
+        "score": {"network": TINY},
+        "score_steps": 2,
+        "gamma": 0.5,
+    },
+    "score-flow": {"own_score": TINY, "score": {"network": TINY}, "score_steps": 2, "steps": 4},
+    "discriminator-flow": {
+        "network": TINY,
+        "steps": 4,
+        "updates": 4,
+        "reuse": 2,
+        "times_per_path": 2,
+        "temperature": 0.1,
+    },
+}
+
+
+def small(name: str, **settings: object) -> Recipe:
+    return make_recipe(
+        name, {"iterations": 12, "batch": 8, "ema": 0.9}, SETTINGS[name], dict(settings)
+    )
+
+
+def trainer_of(recipe: Recipe) -> Trainer:
+    dataset = open_dataset(recipe.data)
+    required = None if recipe.required is None else recipe.required.compose(dataset).model
+    system = recipe.compose(dataset, required)
+    return Trainer(
+        system.model,
+        dataset,
+        system.phases,
+        iterations=recipe.iterations,
+        seed=recipe.seed,
+        ema=recipe.ema,
+    )
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    found = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    assert trainer.average is not None
+    return found | {f"ema {k}": v.clone() for k, v in trainer.average.state_dict().items()}
+
+
+def advance(trainer: Trainer, steps: int) -> None:
+    run = trainer.run()
+    for _ in range(steps):
+        next(run)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
+    straight = trainer_of(small(name))
+    advance(straight, 12)
+    first = trainer_of(small(name))
+    advance(first, 5)
+    path = save_checkpoint(first, tmp_path)
+    torch.manual_seed(123)  # nothing may depend on the global state
+    second = trainer_of(small(name))
+    load_checkpoint(second, path)
+    assert second.step == 5
+    advance(second, 7)
+    expected, got = weights(straight), weights(second)
+    assert expected.keys() == got.keys()
+    for key in expected:
+        assert torch.equal(expected[key], got[key]), key
+    changed = trainer_of(small(name))
+    assert any(not torch.equal(a, b) for a, b in zip(
+        changed.model.state_dict().values(), straight.model.state_dict().values(), strict=True
+    ))  # fmt: skip
+
+
+def test_resuming_with_dropout_continues_bit_for_bit(tmp_path: Path) -> None:
+    unet = {
+        "kind": "unet",
+        "channels": 8,
+        "multipliers": [1],
+        "dropout": 0.3,
+        "attention_resolutions": [],
+    }
+    recipe = make_recipe(
+        "edm", {"network": unet, "data": {"name": "digits"}, "batch": 4, "ema": 0.9}
+    )
+    straight = trainer_of(recipe)
+    advance(straight, 4)
+    first = trainer_of(recipe)
+    advance(first, 2)
+    second = trainer_of(recipe)
+    load_checkpoint(second, save_checkpoint(first, tmp_path))
+    outside = torch.get_rng_state()
+    advance(second, 2)
+    assert torch.equal(outside, torch.get_rng_state())
+    for a, b in zip(weights(straight).values(), weights(second).values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    a, b = trainer_of(small("gan", seed=0)), trainer_of(small("gan", seed=1))
+    advance(a, 2)
+    advance(b, 2)
+    assert any(not torch.equal(x, y) for x, y in zip(
+        weights(a).values(), weights(b).values(), strict=True
+    ))  # fmt: skip
+
+
+def test_fit_resumes_and_logs_once(tmp_path: Path) -> None:
+    recipe = small("gan")
+    dataset = open_dataset(recipe.data)
+
+    def go(iterations: int, folder: Path | None) -> Trainer:
+        system = recipe.compose(dataset)
+        return fit(
+            system.model,
+            dataset,
+            system.phases,
+            iterations=iterations,
+            ema=0.9,
+            folder=folder,
+            checkpoint_every=3,
+            evaluate=lambda model, step: {"figure": float(step)},
+            evaluate_every=2,
+        )
+
+    go(6, tmp_path)
+    resumed = go(12, tmp_path)
+    for a, b in zip(weights(go(12, None)).values(), weights(resumed).values(), strict=True):
+        assert torch.equal(a, b)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6, 8, 10, 12]
+    assert all(line["figure"] == line["step"] for line in lines)
+    seconds = [line["cpu_seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_log_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    recipe = small("gan")
+    dataset = open_dataset(recipe.data)
+    system = recipe.compose(dataset)
+    fit(system.model, dataset, system.phases, iterations=4, folder=tmp_path, checkpoint_every=2)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 400, "cpu_seconds": 9}\n{"step": 5, "cp')
+    system = recipe.compose(dataset)
+    fit(system.model, dataset, system.phases, iterations=6, folder=tmp_path, checkpoint_every=2)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [4, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resuming_gives_the_same(tmp_path: Path, number: int) -> None:
+    recipe = small("discriminator-flow")
+    dataset = open_dataset(recipe.data)
+
+    def stop_at_5(model: nn.Module, step: int) -> dict[str, float]:
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return {}
+
+    def go(evaluate: object) -> Trainer:
+        system = recipe.compose(dataset)
+        return fit(
+            system.model,
+            dataset,
+            system.phases,
+            iterations=12,
+            ema=0.9,
+            folder=tmp_path,
+            checkpoint_every=100,
+            evaluate=evaluate,  # type: ignore[arg-type]
+            evaluate_every=5,
+        )
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="after iteration 5 of 12") as stopped:
+        go(stop_at_5)
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    resumed = go(None)
+    straight = trainer_of(recipe)
+    advance(straight, 12)
+    for a, b in zip(weights(straight).values(), weights(resumed).values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_nan_stops_before_it_spoils_weights(tmp_path: Path) -> None:
+    recipe = small("edm")
+    trainer = trainer_of(recipe)
+    advance(trainer, 2)
+    save_checkpoint(trainer, tmp_path)
+    good = weights(trainer)
+    loss = trainer._losses[0]
+
+    def compute(batch: object) -> LossValue:
+        value = loss.compute(batch)  # type: ignore[arg-type]
+        return LossValue(value.loss * math.nan)
+
+    trainer._losses[0] = Loss(loss.name, loss.module, loss.needs, compute)
+    with pytest.raises(NumericsError, match="'score' became nan at iteration 3"):
+        advance(trainer, 1)
+    for key, value in weights(trainer).items():
+        assert torch.equal(value, good[key])
+    next(trainer.model.parameters()).data.fill_(math.nan)
+    with pytest.raises(NumericsError, match="not saved"):
+        save_checkpoint(trainer, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_clipping_bounds_the_gradient() -> None:
+    trainer = trainer_of(small("edm", optimizer={"clip": 1e-3}))
+    advance(trainer, 1)
+    parameters = trainer.optimizers[0].param_groups[0]["params"]
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    torch.testing.assert_close(norm, torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+def test_old_checkpoints_go_after_the_new_one_is_whole(tmp_path: Path) -> None:
+    trainer = trainer_of(small("gan"))
+    for _ in range(4):
+        advance(trainer, 1)
+        save_checkpoint(trainer, tmp_path, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    save_checkpoint(trainer, tmp_path)
+    advance(trainer, 1)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("partikel.training.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        save_checkpoint(trainer, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_truncated_checkpoint_says_so(tmp_path: Path) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    path = save_checkpoint(trainer, tmp_path)
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_checkpoint(trainer_of(small("gan")), path)
+
+
+def test_a_foreign_checkpoint_says_so(tmp_path: Path) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    path = save_checkpoint(trainer, tmp_path)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_checkpoint(trainer_of(small("edm")), path)
+    wider = small("gan", generator={"width": 9})
+    with pytest.raises(CheckpointError, match="another model"):
+        load_checkpoint(trainer_of(wider), path)
+
+
+def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    save_checkpoint(trainer, tmp_path)
+    (tmp_path / "step-00000009").mkdir()
+    (tmp_path / ".writing-step-00000010").mkdir()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "step-00000001"
+
+
+def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    path = save_checkpoint(trainer, tmp_path)
+    suffixes = {file.suffix for file in path.iterdir()}
+    assert suffixes == {".safetensors", ".json"}
+
+
+def test_ema_follows_its_recursion() -> None:
+    module = nn.Linear(2, 1)
+    average = averaged_model(module, 0.95)
+    expected = module.weight.detach().clone()
+    for n in range(40):
+        with torch.no_grad():
+            module.weight.add_(torch.tensor([[1.0, -2.0]]))
+        average.update_parameters(module)
+        decay = min(0.95, (1 + n) / (10 + n))
+        if n == 0:
+            expected = module.weight.detach().clone()
+        else:
+            expected = decay * expected + (1 - decay) * module.weight.detach()
+    torch.testing.assert_close(average.module.weight, expected)
+    raw = module.weight.detach().clone()
+    with swapped_in(module, average):
+        torch.testing.assert_close(module.weight.detach(), expected)
+        assert not module.training
+    assert torch.equal(module.weight, raw)
+    assert module.training
+
+
+def test_the_average_keeps_buffers() -> None:
+    module = nn.BatchNorm1d(2)
+    average = averaged_model(module, 0.5)
+    for _ in range(3):
+        module(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) + 5)
+        average.update_parameters(module)
+    assert average.module.running_mean.abs().min() > 0.1
+    assert int(average.module.num_batches_tracked) == 3
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"), [("constant", [1, 1]), ("linear", [1, 0.5]), ("cosine", [1, 0.5])]
+)
+def test_learning_rates(decay: str, expected: list[float]) -> None:
+    settings = AdamSettings(lr=1.0, decay=decay)  # type: ignore[arg-type]
+    got = [settings.rate(0, 100), settings.rate(50, 100)]
+    assert got == pytest.approx(expected)
+    warm = dataclasses.replace(settings, warmup=10)
+    assert [warm.rate(0, 100), warm.rate(9, 100), warm.rate(10, 100)] == pytest.approx([0.1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdamSettings(lr=0.0),
+        lambda: AdamSettings(beta1=1.0),
+        lambda: AdamSettings(clip=0.0),
+        lambda: AdamSettings(warmup=-1),
+        lambda: Phase("x", batch=0),
+        lambda: Phase("x", repeats=0),
+    ],
+)
+def test_impossible_settings(make: object) -> None:
+    with pytest.raises(ConfigError):
+        make()  # type: ignore[operator]
+
+
+def test_a_phase_without_its_loss() -> None:
+    system = small("gan").compose(open_dataset(small("gan").data))
+    with pytest.raises(ConfigError, match="did you mean 'generator'"):
+        Trainer(system.model, open_dataset(small("gan").data), [Phase("generater")], iterations=1)
