@@ -82,6 +82,7 @@ def _cases() -> list[Case]:
     return [
         Case("mlp", "logit", (2,), mlp),
         Case("mlp-softplus", "logit", (2,), {**mlp, "activation": "softplus"}),
+        Case("mlp-spectral", "logit", (2,), {**mlp, "norm": "spectral"}),
         Case("mlp-image", "denoiser", (1, 3, 2), {**mlp, "activation": "silu"}),
         Case("mlp-tanh", "generator", (2,), {**mlp, "final_activation": "tanh"}),
         Case("mlp-positional", "denoiser", (2,), {**mlp, "embedding": "positional"}),
@@ -389,11 +390,12 @@ def test_unet_drops_out_in_training_only():
     assert_close(network(x, c), network(x, c), rtol=0, atol=0)
 
 
-def test_spectral_normalisation_bounds_the_slope():
-    case = Case("", "logit", (1, 8, 8), {"kind": "small", "width": 4, "norm": "spectral"})
+@pytest.mark.parametrize(("kind", "count"), [("small", 4), ("mlp", 5)])
+def test_spectral_normalisation_bounds_the_slope(kind, count):
+    case = Case("", "logit", (1, 8, 8), {"kind": kind, "width": 4, "norm": "spectral"})
     network = case._replace(settings={**case.settings, "init": "default"}).build()
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    assert len(layers) == 4
+    assert len(layers) == count
     one = torch.ones((), dtype=torch.float64)
     for layer in layers:
         top = torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2)
@@ -619,7 +621,8 @@ def test_none_is_the_default_of_the_class():
         ({"kind": "mpl"}, "logit", (2,), "did you mean 'mlp'"),
         ({"kind": "unet"}, "logit", (1, 8, 8), "kinds that can: mlp, small, dcgan"),
         ({"kind": "small"}, "denoiser", (1, 8, 8), "kinds that can: mlp, unet"),
-        ({"kind": "mlp", "norm": "batch"}, "logit", (2,), "'norm' does not apply to kind 'mlp'"),
+        ({"kind": "unet", "norm": "batch"}, "denoiser", (1, 8, 8), "'norm' does not apply"),
+        ({"kind": "mlp", "norm": "batch"}, "logit", (2,), "none or spectral"),
         ({"kind": "unet", "width": 8}, "denoiser", (1, 8, 8), "'width' does not apply"),
         ({"kind": "small", "dropout": 0.1}, "logit", (1, 8, 8), "'dropout' does not apply"),
         ({"kind": "dcgan", "final_activation": "tanh"}, "logit", (1, 32, 32), "does not apply"),

@@ -72,7 +72,8 @@ class NetworkSettings:
         activation: mlp, small, dcgan: "leaky_relu", "relu", "silu", "softplus", "tanh" or
             "identity".
         final_activation: mlp, and the generators of small and dcgan: of the output, same names.
-        norm: small, dcgan: "none", "batch", "spectral" or "spectral+batch".
+        norm: small, dcgan: "none", "batch", "spectral" or "spectral+batch"; mlp: "none" or
+            "spectral".
         channels: unet: channels at full resolution. At least 1.
         multipliers: unet: channels at each resolution, in units of ``channels``.
         blocks: unet: residual blocks per resolution. At least 1.

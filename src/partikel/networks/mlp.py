@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from partikel.networks.activations import activation as find_activation
 from partikel.networks.embeddings import ScalarConditions
@@ -30,6 +31,7 @@ class MLP(nn.Module):
         fourier_scale: scale of the Fourier frequencies.
         classes: number of labels, or None.
         final_activation: applied to the output; None = "identity".
+        norm: "none", or "spectral" normalisation of all weights (Miyato et al. 2018).
 
     Raises:
         ValueError: an unknown name or a number out of range.
@@ -48,8 +50,11 @@ class MLP(nn.Module):
         fourier_scale: float = 16.0,
         classes: int | None = None,
         final_activation: str | None = None,
+        norm: str = "none",
     ) -> None:
         super().__init__()
+        if norm not in ("none", "spectral"):
+            raise ValueError(f"norm of an MLP must be none or spectral, not '{norm}'")
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth must be at least 1, not {width} and {depth}")
         self.inputs = math.prod(in_shape)
@@ -63,6 +68,9 @@ class MLP(nn.Module):
         self.rest = nn.ModuleList(
             nn.Linear(i, o) for i, o in pairwise([width] * depth + [math.prod(out_shape)])
         )
+        if norm == "spectral":
+            for layer in (self.first, *self.rest):
+                spectral_norm(layer)
 
     def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         """Evaluate the network.

@@ -1,0 +1,55 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from partikel import GaussianPrior
+from partikel.config import load_preset, preset_names
+from partikel.networks import MLP
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_same_field_in_both_carriers() -> None:
+    code = BLOCKS[0].replace("iterations=500", "iterations=3")
+    names: dict[str, object] = {}
+    exec(code, names)
+    x = names["x"]
+    assert isinstance(x, torch.Tensor)
+    assert x.shape == (1000, 2)
+    assert names["flow"].field is names["gan"].field  # type: ignore[attr-defined]
+
+
+def test_the_same_score_difference_in_both_carriers() -> None:
+    names: dict[str, object] = {
+        "data_network": MLP((2,), (2,), width=8, scalars=1),
+        "own_network": MLP((2,), (2,), width=8, scalars=2),
+        "generator": MLP((4,), (2,), width=8),
+        "latent": GaussianPrior((4,)),
+        "prior": GaussianPrior((2,)),
+    }
+    code = BLOCKS[1].replace("GeneratorModel(h", "gan = GeneratorModel(h")
+    code = code.replace("ParticleModel(h", "flow = ParticleModel(h")
+    exec("from partikel import GeneratorModel, ParticleModel\n" + code, names)
+    from partikel import Phase, fit
+    from partikel.data import DataSettings, open_dataset
+
+    data = open_dataset(DataSettings("gaussians"))
+    own = Phase("own score", batch=8)
+    fit(names["gan"], data, [own, Phase("generator", batch=8)], iterations=2)  # type: ignore[arg-type]
+    fit(names["flow"], data, [own], iterations=2)  # type: ignore[arg-type]
+    for model in (names["gan"], names["flow"]):
+        x = model.sample(5, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+        assert x.isfinite().all()
+
+
+def test_the_readme_names_presets_that_exist() -> None:
+    named = set(re.findall(r"partikel train ([a-z-]+-[a-z-]+)", README))
+    assert named
+    assert named <= set(preset_names())
+    assert all(load_preset(name).about for name in preset_names())
