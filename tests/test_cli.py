@@ -106,6 +106,34 @@ def test_pictures(gan: Path, flow: Path, tmp_path: Path) -> None:
     assert (tmp_path / "both" / "comparison.png").exists()
 
 
+def test_evaluations_are_counted(
+    flow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edm = tmp_path / "edm"
+    tiny = ["--network.width", "8", "--iterations", "2", "--evaluate-every", "2"]
+    main(["train", "edm-gaussians", *tiny, "--evaluate-samples", "20", "--out", str(edm)])
+
+    def nfe(*arguments: str) -> int:
+        capsys.readouterr()
+        main(["evaluate", *arguments, "-n", "50", "--json"])
+        return json.loads(capsys.readouterr().out)["protocol"]["nfe"]
+
+    assert nfe(str(edm)) == 55
+    assert nfe(str(edm), "--steps", "7") == 13
+    assert nfe(str(edm), "--steps", "7", "--stop", "3") == 6
+    assert nfe(str(edm), "--solver", "euler") == 28
+    assert nfe(str(flow)) == 4
+
+
+def test_a_relativistic_flow_finds_its_real_samples(tmp_path: Path) -> None:
+    out = tmp_path / "flow"
+    options = ["--objective", "relativistic", "--network.width", "8", "--steps", "3"]
+    options += ["--iterations", "2", "--evaluate-every", "1", "--evaluate-samples", "20"]
+    main(["train", "discriminator-flow-gaussians", *options, "--out", str(out)])
+    main(["sample", str(out), "-n", "6", "--out", str(out / "x.npz")])
+    assert np.isfinite(np.load(out / "x.npz")["x"]).all()
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_resolves(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--dry-run"]

@@ -175,6 +175,31 @@ def test_fit_resumes_and_logs_once(tmp_path: Path) -> None:
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_trains_through_the_same_fit(name: str, tmp_path: Path) -> None:
+    recipe = small(name)
+    dataset = open_dataset(recipe.data)
+    required = None if recipe.required is None else recipe.required.compose(dataset).model
+    system = recipe.compose(dataset, required)
+    before = {k: v.clone() for k, v in system.model.named_parameters()}
+    trainer = fit(
+        system.model,
+        dataset,
+        system.phases,
+        iterations=3,
+        folder=tmp_path,
+        evaluate=lambda model, step: {
+            "finite": float(model.sample(4, generator=torch.Generator()).isfinite().all())
+        },
+        evaluate_every=1,
+    )
+    after = dict(trainer.model.named_parameters())
+    trained = {k for k in before if not torch.equal(before[k], after[k])}
+    assert trained == {k for k in before if after[k].requires_grad}
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["finite"] for line in lines] == [1.0] * 4
+
+
 def test_log_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     recipe = small("gan")
     dataset = open_dataset(recipe.data)

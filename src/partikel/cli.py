@@ -255,7 +255,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 _ALIASES = {"-n": "--n", "-o": "--out"}
-_SHORT_PROTOCOL = ("data", "samples", "split", "seed", "features")
+_SHORT_PROTOCOL = ("data", "samples", "split", "seed", "features", "steps", "stop", "solver", "nfe")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -447,14 +447,15 @@ def _measured(measured: dict[str, Any]) -> str:
 def _number(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in header:
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -463,13 +464,21 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 def _comparison_table(summaries: Sequence[Any]) -> None:
-    names = list(dict.fromkeys(key for s in summaries for key in s.metrics))
-    rows = [
-        [s.name, s.field, s.carrier, f"{s.cpu_seconds:.0f}"]
-        + [_number(s.metrics.get(name)) for name in names]
-        for s in summaries
-    ]
-    _table("comparison", ["run", "field", "carrier", "CPU s", *names], rows)
+    """A table for each data set: a column for each run, and one for the data themselves."""
+    for data in dict.fromkeys(s.protocol["data"] for s in summaries):
+        those = [s for s in summaries if s.protocol["data"] == data]
+        rows = [
+            ["field", *(s.field for s in those), ""],
+            ["carrier", *(s.carrier for s in those), ""],
+            ["CPU seconds", *(f"{s.cpu_seconds:.0f}" for s in those), ""],
+        ]
+        for name in dict.fromkeys(key for s in those for key in s.metrics):
+            values = [s.metrics.get(name) for s in those]
+            values.append(those[0].protocol["reference"].get(name))
+            rows.append([name, *(_number(value) for value in values)])
+        titles = [s.title for s in those]
+        names = [s.title if titles.count(s.title) == 1 else s.name for s in those]
+        _table(data, ["", *names, "data vs data"], rows)
 
 
 if __name__ == "__main__":

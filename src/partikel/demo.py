@@ -24,9 +24,9 @@ ascend.
 LENGTHS = {
     "edm-gaussians": 4000,
     "discriminator-flow-gaussians": 1500,
-    "score-gan-gaussians": 2500,
-    "gan-gaussians": 4000,
-    "edm-digits": 2500,
+    "score-gan-gaussians": 4000,
+    "gan-gaussians": 5000,
+    "edm-digits": 5000,
 }
 """The demo's presets and how many iterations of each it spends; the presets themselves take more."""
 
@@ -55,7 +55,8 @@ def run_demo(
             summaries.append(summarise(run, seed=seed))
     finally:
         torch.set_num_threads(threads)
-    draw_comparison([run for run in runs if run.dataset.shape == (2,)], out / "comparison.png")
+    planar = [run for run in runs if run.dataset.shape == (2,)]
+    draw_comparison(planar, out / "comparison.png", seed=seed)
     page = out / "index.html"
     write_page(
         page,

@@ -28,14 +28,6 @@ from partikel.runs import Run
 from partikel.solvers import Solver
 from partikel.streams import derive_seed
 
-_FIELDS = {
-    "edm": "|σ'|σ s_p",
-    "gan": "∇(c∘d)",
-    "discriminator-flow": "∇(c∘d)",
-    "score-gan": "σ(α s_p - β s_ρ)",
-    "score-flow": "σ(α s_p - β s_ρ)",
-}
-
 
 def evaluate_run(
     run: Run,
@@ -49,7 +41,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Measure a run's samples; see :func:`partikel.evaluation.evaluate`.
 
-    The protocol also names the iteration and how sampling departed from the run's settings.
+    The protocol also names the iteration, the number of function evaluations of a sample, and how
+    sampling departed from the run's settings.
     """
 
     def sampler(count: int, generator: torch.Generator) -> Tensor:
@@ -59,7 +52,23 @@ def evaluate_run(
     departures = {"steps": steps, "stop": stop, "solver": solver and type(solver).__name__}
     result.protocol.update({k: v for k, v in departures.items() if v is not None})
     result.protocol["iteration"] = run.step
+    result.protocol["nfe"] = evaluations(run, steps=steps, stop=stop, solver=solver)
     return result
+
+
+def evaluations(
+    run: Run, *, steps: int | None = None, stop: int | None = None, solver: Solver | None = None
+) -> int:
+    """How often the field (or the generator, once) is evaluated to draw a sample: the NFE."""
+    model = run.model
+    if not isinstance(model, ParticleModel):
+        return 1
+    generator = torch.Generator().manual_seed(0)
+    start = model.prior.sample(2, generator=generator)
+    *_, last = model.stream(
+        start, generator=generator, steps=steps, stop=stop, solver=solver, real=run.context()
+    )
+    return last.evaluations
 
 
 def interpolate_run(
@@ -171,18 +180,23 @@ def _frames(
     return [load_frame(path) for path in chosen]
 
 
-def summarise(run: Run, *, n: int = 10_000, seed: int = 0, animation: bool = True) -> RunSummary:
-    """Everything a page shows of a run; makes its picture and animation where they are missing.
+def summarise(
+    run: Run, *, out: Path | None = None, n: int = 10_000, seed: int = 0, animation: bool = True
+) -> RunSummary:
+    """Everything a page shows of a run: measures it and makes its picture and animation.
 
     Args:
         run: a trained run.
+        out: folder for evaluation.json, samples.png and animation.gif; the run's own unless given.
         n: samples of the evaluation.
         seed: of samples and reference.
         animation: whether to make the animation.
     """
+    out = out or run.path
+    out.mkdir(parents=True, exist_ok=True)
     result = evaluate_run(run, n=n, seed=seed)
-    (run.path / "evaluation.json").write_text(json.dumps(result.as_dict(), indent=1))
-    picture = run.path / "samples.png"
+    (out / "evaluation.json").write_text(json.dumps(result.as_dict(), indent=1))
+    picture = out / "samples.png"
     generator = torch.Generator().manual_seed(derive_seed(seed, "picture"))
     count = 1000 if len(run.dataset.shape) == 1 else 100
     samples = run.sample(count, generator=generator)
@@ -190,7 +204,7 @@ def summarise(run: Run, *, n: int = 10_000, seed: int = 0, animation: bool = Tru
     if len(run.dataset.shape) == 1:
         data = run.dataset.draw(count, "validation", generator=generator).x
     plots.save_picture(samples, picture, data=data)
-    moving = run.path / "animation.gif"
+    moving = out / "animation.gif"
     drawable = _planar(run) or len(run.dataset.shape) == 3
     moves = isinstance(run.model, ParticleModel) or any((run.path / "frames").glob("step-*"))
     if animation and drawable and moves:
@@ -203,8 +217,8 @@ def summarise(run: Run, *, n: int = 10_000, seed: int = 0, animation: bool = Tru
     ]
     return RunSummary(
         name=run.path.name,
-        title=run.preset,
-        field=_FIELDS.get(run.recipe.name, run.recipe.name),
+        title=run.recipe.title,
+        field=run.recipe.symbol,
         carrier="generator" if isinstance(run.model, GeneratorModel) else "particles",
         metrics=result.metrics,
         protocol={**result.protocol, "reference": result.reference},
@@ -245,21 +259,27 @@ def compare_runs(
     Raises:
         ConfigError: if the runs are of different data, or there are none.
     """
-    names = {run.dataset.name for run in runs}
-    if len(names) != 1:
+    data = {run.dataset.name for run in runs}
+    if len(data) != 1:
         raise ConfigError(
-            f"only runs of the same data compare, these are of {', '.join(sorted(names)) or 'none'}."
+            f"only runs of the same data compare, these are of {', '.join(sorted(data)) or 'none'}."
         )
     out.mkdir(parents=True, exist_ok=True)
-    summaries = [summarise(run, n=n, seed=seed) for run in runs]
+    names = [run.path.name for run in runs]
+    folders = [x if names.count(x) == 1 else f"{i}-{x}" for i, x in enumerate(names, start=1)]
+    summaries = [
+        summarise(run, out=out / folder, n=n, seed=seed)
+        for run, folder in zip(runs, folders, strict=True)
+    ]
     draw_comparison(runs, out / "comparison.png", seed=seed)
     record = {
-        s.name: {"preset": s.title, "metrics": s.metrics, "protocol": s.protocol} for s in summaries
+        folder: {"recipe": s.title, "metrics": s.metrics, "protocol": s.protocol}
+        for folder, s in zip(folders, summaries, strict=True)
     }
     (out / "comparison.json").write_text(json.dumps(record, indent=1))
     page = out / "index.html"
     command = "partikel compare " + " ".join(str(run.path) for run in runs)
-    write_page(page, f"Comparison on {names.pop()}", summaries, command=command)
+    write_page(page, f"Comparison on {data.pop()}", summaries, command=command)
     return summaries, page
 
 
@@ -269,7 +289,7 @@ def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
     count = 1000 if len(runs[0].dataset.shape) == 1 else 64
     for run in runs:
         generator = torch.Generator().manual_seed(derive_seed(seed, "comparison"))
-        label = run.preset if run.preset not in panels else str(run.path)
+        label = run.recipe.title if run.recipe.title not in panels else run.path.name
         panels[label] = run.sample(count, generator=generator)
     generator = torch.Generator().manual_seed(derive_seed(seed, "comparison data"))
     data = runs[0].dataset.draw(count, "validation", generator=generator).x

@@ -41,6 +41,9 @@ class Recipe(ABC):
     """Settings that all recipes share.
 
     Attributes:
+        name: what configurations call the recipe.
+        title: what people call it.
+        symbol: its field as a formula; recipes with the same field have the same.
         data: which data, and how they are split.
         seed: of initial weights and all random streams.
         iterations: length of training; an iteration runs every phase once.
@@ -51,6 +54,8 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    symbol: ClassVar[str]
 
     data: DataSettings = field(default_factory=DataSettings)
     seed: int = 0

@@ -39,6 +39,8 @@ class DiscriminatorFlow(Recipe):
     """
 
     name: ClassVar[str] = "discriminator-flow"
+    title: ClassVar[str] = "Discriminator Flow"
+    symbol: ClassVar[str] = "∇(c∘d)"
 
     objective: str = "non-saturating"
     penalties: tuple[GradientPenalty, ...] = ()

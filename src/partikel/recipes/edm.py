@@ -42,6 +42,8 @@ class EDM(Recipe):
     """
 
     name: ClassVar[str] = "edm"
+    title: ClassVar[str] = "EDM"
+    symbol: ClassVar[str] = "|σ'|σ s_p"
 
     network: NetworkSettings = MLP
     sigma_data: float | None = None

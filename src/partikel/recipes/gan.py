@@ -32,6 +32,8 @@ class GAN(Recipe):
     """
 
     name: ClassVar[str] = "gan"
+    title: ClassVar[str] = "GAN"
+    symbol: ClassVar[str] = "∇(c∘d)"
 
     objective: str = "non-saturating"
     penalties: tuple[GradientPenalty, ...] = ()

@@ -129,6 +129,8 @@ class ScoreGAN(ScoreDifference):
     """
 
     name: ClassVar[str] = "score-gan"
+    title: ClassVar[str] = "Score GAN"
+    symbol: ClassVar[str] = "σ(α s_p - β s_ρ)"
 
     generator: NetworkSettings = NetworkSettings(kind="mlp", activation="relu")
     latent: int = 128
@@ -167,6 +169,8 @@ class ScoreFlow(ScoreDifference):
     """
 
     name: ClassVar[str] = "score-flow"
+    title: ClassVar[str] = "Score Flow"
+    symbol: ClassVar[str] = "σ(α s_p - β s_ρ)"
 
     steps: int = 32
     eta: float = 10.0
