@@ -456,8 +456,9 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in header:
-        table.add_column(column, overflow="fold")
+    table.add_column(header[0], no_wrap=True)
+    for column in header[1:]:
+        table.add_column(column)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

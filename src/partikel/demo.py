@@ -24,7 +24,7 @@ ascend.
 LENGTHS = {
     "edm-gaussians": 4000,
     "discriminator-flow-gaussians": 1500,
-    "score-gan-gaussians": 4000,
+    "score-gan-gaussians": 2500,
     "gan-gaussians": 5000,
     "edm-digits": 5000,
 }
