@@ -250,11 +250,15 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def _merge(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """``more`` over ``base``; settings of another ``kind`` replace the old kind's as a whole."""
     merged = dict(base)
     for key, value in more.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other_kind = value.get("kind", old.get("kind")) != old.get("kind")
+            merged[key] = dict(value) if other_kind else _merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
