@@ -45,6 +45,10 @@ class Schedule(ABC):
         """The data score is evaluated at (u x, σ) (DiffFlow eq. 4); 1 unless overridden."""
         return torch.ones_like(t)
 
+    def u_rate(self, t: Tensor) -> Tensor:
+        """du/dt, shaped like ``t``."""
+        return torch.zeros_like(t)
+
     def half_rate(self, t: Tensor) -> Tensor:
         """|σ'(t)| σ(t) = g_s²/2, which carries s_p in the probability flow (GPM eq. 9, right)."""
         return self.sigma_rate(t).abs() * self.sigma(t)
