@@ -1,0 +1,98 @@
+"""Put measured results where users read them: into the presets, and into the README's table.
+
+    python benchmarks/record.py
+
+Reads results/*.json; writes the ``measured`` line of each preset and what stands between the README's
+marks. Run it after the benchmarks; it invents nothing and rounds to three digits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+ROOT = Path(__file__).parents[1]
+PRESETS = ROOT / "src" / "partikel" / "recipes" / "presets"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+
+def rounded(value: float) -> float:
+    """Three significant digits."""
+    return float(f"{value:.3g}")
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """A result, if it has been measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def record_presets() -> None:
+    """Write the measured line of each preset."""
+    for path in sorted(PRESETS.glob("*.yaml")):
+        result = load(f"gaussians-{path.stem}") or load(path.stem)
+        text = re.sub(r"^measured:.*\n", "", path.read_text(), flags=re.MULTILINE)
+        if result is not None:
+            summary = dict(result["summary"])
+            seconds = round(summary.pop("cpu_seconds"))
+            label, figures = next(iter(summary.items()))
+            if "mean" in figures:  # images: figures are not nested under a way of sampling
+                label, figures = "as set", summary
+            means = {key: rounded(value["mean"]) for key, value in figures.items()}
+            seeds = len(result["seeds"])
+            measured = {**means, "cpu_seconds": seconds, "seeds": seeds, "sampling": label}
+            text = text.rstrip() + f"\nmeasured: {json.dumps(measured)}\n"
+        path.write_text(text)
+
+
+def table() -> str:
+    """The README's table of results on the paper's Gaussians."""
+    lines = [
+        "| preset | sampling | energy | sliced W2 | mode TV | within 3σ | modes | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    spread = load("gaussians-data")
+    if spread is not None:
+        row = spread["data vs data"]
+        lines.append(
+            f"| data vs data | - | {row['energy']['mean']:.2g} ± {row['energy']['sd']:.2g} | "
+            f"{row['sliced_w2']['mean']:.3f} ± {row['sliced_w2']['sd']:.3f} | "
+            f"{row['mode_tv']['mean']:.3f} | {row['within_3sigma']['mean']:.3f} | 5 | - |"
+        )
+    for path in sorted(RESULTS.glob("gaussians-*.json")):
+        result = json.loads(path.read_text())
+        if "summary" not in result:
+            continue
+        summary = dict(result["summary"])
+        seconds = summary.pop("cpu_seconds")
+        for label, f in summary.items():
+            energy = f"{f['energy']['mean']:.4f} (worst {f['energy']['worst']:.4f})"
+            lines.append(
+                f"| {result['preset']} | {label} | {energy} | {f['sliced_w2']['mean']:.3f} | "
+                f"{f['mode_tv']['mean']:.3f} | {f['within_3sigma']['mean']:.3f} | "
+                f"{f['modes']['worst']:g} | {seconds:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def record_readme() -> None:
+    """Write the README's table between its marks."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+
+
+def main() -> None:
+    """Record all results."""
+    record_presets()
+    record_readme()
+
+
+if __name__ == "__main__":
+    main()
