@@ -5,7 +5,8 @@
 Measured: CPU seconds of training (evaluation excluded, one thread) at the first of 3 evaluations in a
 row with energy <= .03 (2,000 samples against 2,000 points), the median over seeds; a run that does
 not get there counts as the cap. The baseline is Algorithm 3 as written ("A3") with the paper's
-settings, at the best of three learning rates (chosen on the first seed).
+settings, at the best of three learning rates (chosen on the first seed). Variants of 56 steps are run
+with one seed, they are slow.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def time_to_goal(recipe: DiscriminatorFlow, cap: float, every: float) -> dict[st
     return {"seconds": None, "iterations": trainer.step, "curve": curve}
 
 
-RATES = (2e-4, 5e-4, 1e-3)
-"""Learning rates of Algorithm 3 as written; the paper's is the first."""
+RATES = (1e-4, 2e-4, 5e-4)
+"""Learning rates of Algorithm 3 as written; the paper's is 2e-4."""
 
 PAPER = "discriminator-flow-gaussians-paper"
 
@@ -117,13 +118,13 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cap", type=float, default=400.0)
+    parser.add_argument("--cap", type=float, default=240.0)
     arguments = parser.parse_args()
     one_thread()
     results: dict[str, Any] = {}
 
     def run(label: str, recipe: DiscriminatorFlow, seeds: list[int]) -> float:
-        every = 8.0 if recipe.steps > 20 else 0.5
+        every = 12.0 if recipe.steps > 20 else 0.5
         rows = results.get(label, {"seeds": []})["seeds"] + [
             {"seed": seed}
             | time_to_goal(dataclasses.replace(recipe, seed=seed), arguments.cap, every)
@@ -137,16 +138,20 @@ def main() -> None:
             * statistics.median(r["curve"][-1][0] / r["iterations"] for r in rows),
             "seeds": rows,
         }
-        print(label, seconds, flush=True)
+        print(label, seconds, rows[-1]["curve"][-5:], flush=True)
         return results[label]["median_seconds"]
 
     first, *others = arguments.seeds
     written = {rate: preset(PAPER, {"optimizer": {"lr": rate}}) for rate in RATES}
     times = {rate: run(f"A3, lr {rate:g}", written[rate], [first]) for rate in RATES}
-    best = min(RATES, key=lambda rate: times[rate])
+
+    def last(rate: float) -> float:  # where none gets there, the lowest energies at the end decide
+        return statistics.mean(e for _, e in results[f"A3, lr {rate:g}"]["seeds"][0]["curve"][-5:])
+
+    best = min(RATES, key=lambda rate: (times[rate], last(rate)))
     baseline = run(f"A3, lr {best:g}", written[best], others)
-    for label, recipe in variants().items():
-        run(label, recipe, arguments.seeds)
+
+    def keep() -> None:
         save(
             "discriminator-flow-speed",
             {
@@ -158,6 +163,11 @@ def main() -> None:
                 "variants": results,
             },
         )
+
+    keep()
+    for label, recipe in variants().items():
+        run(label, recipe, arguments.seeds if recipe.steps <= 20 else [first])
+        keep()
     print(json.dumps({k: v["median_seconds"] for k, v in results.items()}, indent=1))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from partikel.solvers import (
     brownian_increments,
 )
 from partikel.streams import Streams
-from partikel.tensors import shared
+from partikel.tensors import flat_sum, shared
 
 
 class Carrier(nn.Module, ABC):
@@ -96,6 +97,14 @@ class Carrier(nn.Module, ABC):
         Returns:
             (n, ...) samples.
         """
+
+    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+        """The particles with where one step takes them, for losses that need it.
+
+        Raises:
+            ConfigError: if the carrier has no such loss.
+        """
+        raise ConfigError(f"a {type(self).__name__} has no loss that needs moved particles.")
 
     def _bound(self, real: Tensor | None, generator: torch.Generator) -> Field:
         if not self.field.requires:
@@ -349,6 +358,10 @@ class GeneratorModel(Carrier):
         generator: g_θ, called as ``generator(z, None, cond)``.
         latent: the law p_z.
         horizon: the generation time at which the field is asked about outputs, which are samples.
+        eta: None descends the surrogate loss. A number η moves the outputs one step along the field,
+            x' = x + η ∇h(x), and fits the generator to x' by least squares (DiffFlow Algorithm 1); one
+            SGD step of rate lr/η on the same latents is the surrogate's step of rate lr, several
+            (a phase with ``repeats``, ``reuse`` and ``same``) are another model.
         conditional: whether the generator takes labels.
     """
 
@@ -359,9 +372,13 @@ class GeneratorModel(Carrier):
         latent: GaussianPrior,
         *,
         horizon: float = 1.0,
+        eta: float | None = None,
         conditional: bool = False,
     ) -> None:
         super().__init__()
+        if eta is not None and not eta > 0:
+            raise ConfigError(f"outputs are moved by a step eta > 0 (or null), got {eta}.")
+        self.eta = eta
         self.conditional = conditional
         self.field = field
         self.generator = generator
@@ -378,7 +395,10 @@ class GeneratorModel(Carrier):
         needs = frozenset(self.field.requires & {"real"})
         if self.conditional:
             needs |= {"real"}  # whose labels the generated points share
-        own = Loss("generator", self.generator, needs, self._surrogate)
+        compute = self._surrogate
+        if self.eta is not None:
+            needs, compute = needs | {"particles", "moved"}, self._fit
+        own = Loss("generator", self.generator, needs, compute)
         return unique_losses([*self.field.losses(), own])
 
     def particles(
@@ -419,6 +439,23 @@ class GeneratorModel(Carrier):
             velocity = field(x.detach(), self._time(x), None, cond)
         rms = velocity.square().mean().sqrt()
         return LossValue(surrogate_loss(x, velocity), {"field_rms": rms})
+
+    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+        """The same particles, with ``moved`` = x + η ∇h(x)."""
+        assert self.eta is not None
+        field = self._bound(real, streams.noise)
+        with torch.no_grad():
+            velocity = field(particles.x, particles.t, None, particles.cond)
+        return replace(particles, moved=particles.x + self.eta * velocity)
+
+    def _fit(self, batch: TrainingBatch) -> LossValue:
+        """½‖g(z) - x'‖² for each sample."""
+        particles = batch.particles
+        assert particles is not None
+        assert particles.latent is not None
+        assert particles.moved is not None
+        x = self.generator(particles.latent, None, particles.cond)
+        return LossValue(flat_sum((x - particles.moved).square()) / 2)
 
     def _time(self, x: Tensor) -> Tensor:
         return x.new_tensor(self.horizon).expand(len(x))

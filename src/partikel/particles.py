@@ -18,6 +18,7 @@ class Particles:
         cond: (B,) integer labels, where the model is conditional.
         latent: (B, ...) the z that a generator mapped to ``x``.
         clean: (B, ...) the positions before a perturbation of noise level ``sigma``.
+        moved: (B, ...) where one step of a field has taken them.
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class Particles:
     cond: Tensor | None = None
     latent: Tensor | None = None
     clean: Tensor | None = None
+    moved: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -41,4 +43,5 @@ class Particles:
             part(self.cond),
             part(self.latent),
             part(self.clean),
+            part(self.moved),
         )

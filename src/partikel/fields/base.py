@@ -79,7 +79,8 @@ class Loss:
     Attributes:
         name: how phases refer to it; unique within a model.
         module: whose parameters it trains.
-        needs: of {"real", "particles"}: what :class:`TrainingBatch` must hold.
+        needs: of {"real", "particles", "moved"}: what :class:`TrainingBatch` must hold; "moved" goes
+            with "particles" and asks for where one step of the carrier takes them.
         compute: the loss itself.
         adds_noise: whether the loss perturbs clean points itself (denoising score matching), so that
             nothing else may noise them first.

@@ -7,9 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from partikel.data import Batch
 from partikel.errors import ConfigError
 from partikel.fields.base import Context, Field, Loss, LossValue, TrainingBatch
 from partikel.objectives import GradientPenalty, Objective, get_objective
+from partikel.schedules import Schedule
 from partikel.tensors import shared
 
 Condition = Literal["t", "sigma"]
@@ -31,6 +33,8 @@ class DiscriminatorField(Field):
             "sigma", both, or nothing.
         penalties: added to its loss.
         name: the name of its loss.
+        schedule: a path of noise levels; real data at generation time t are then (x + σ(t)ε)/u(t), the
+            law that ρ_t is compared with in DiffFlow (framework §6). None compares with clean data.
         real: bound samples of the data, for a paired objective.
     """
 
@@ -42,6 +46,7 @@ class DiscriminatorField(Field):
         conditions: tuple[Condition, ...] = (),
         penalties: tuple[GradientPenalty, ...] = (),
         name: str = "discriminator",
+        schedule: Schedule | None = None,
         real: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -50,6 +55,7 @@ class DiscriminatorField(Field):
         self.conditions = conditions
         self.penalties = penalties
         self.name = name
+        self.schedule = schedule
         self.real = real
         if self.objective.paired:
             self.requires = frozenset({"real"})
@@ -111,6 +117,7 @@ class DiscriminatorField(Field):
             conditions=self.conditions,
             penalties=self.penalties,
             name=self.name,
+            schedule=self.schedule,
             real=context.real,
         )
         bound._frozen = self._frozen
@@ -152,6 +159,9 @@ class DiscriminatorField(Field):
         assert batch.particles is not None
         real, fake = batch.real, batch.particles
         t, sigma = fake.t, fake.sigma
+        if self.schedule is not None:
+            noised = self.schedule.noised(real.x, t, generator=batch.streams.noise)
+            real = Batch(noised, real.cond)
         if self._joint:
             both = torch.cat([real.x, fake.x])
             labels = None if real.cond is None else torch.cat([real.cond, _labels(fake.cond)])

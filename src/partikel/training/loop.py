@@ -137,10 +137,13 @@ class Trainer:
             if "particles" in loss.needs:
                 place = repeat % phase.reuse
                 if place == 0:
-                    updates = min(phase.reuse, phase.repeats - repeat)
+                    updates = 1 if phase.same else min(phase.reuse, phase.repeats - repeat)
                     draw = self._draw(phase.batch * updates, real, updates)
+                    if "moved" in loss.needs:
+                        draw = self.model.move(draw, self.streams, real and real.x)
                 assert draw is not None
-                particles = draw[place * phase.batch : (place + 1) * phase.batch]
+                part = slice(place * phase.batch, (place + 1) * phase.batch)
+                particles = draw if phase.same else draw[part]
             metrics = self._update(
                 TrainingBatch(real, particles, phase.batch, self.streams), loss, phase, optimizer
             )

@@ -68,6 +68,8 @@ class Phase:
         repeats: K, updates of an iteration.
         reuse: consecutive updates that share one draw of particles (a simulated trajectory serves
             several discriminator updates); 1 draws anew for each.
+        same: updates that share a draw see all of the same particles (frozen targets, for several steps
+            of a fit), instead of each its own part of a larger draw.
         every: run the phase in every so many iterations.
     """
 
@@ -76,6 +78,7 @@ class Phase:
     batch: int = 128
     repeats: int = 1
     reuse: int = 1
+    same: bool = False
     every: int = 1
 
     def __post_init__(self) -> None:

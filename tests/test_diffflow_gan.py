@@ -1,0 +1,107 @@
+"""DiffFlow's readings of a GAN: moved outputs and their fit, discriminators on noised data."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from conftest import Quadratic, assert_moments, randn, seeded
+from partikel.data import Batch, DataSettings, open_dataset
+from partikel.errors import ConfigError
+from partikel.fields import DiscriminatorField, TrainingBatch
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.networks import MLP
+from partikel.particles import Particles
+from partikel.priors import GaussianPrior
+from partikel.schedules import VESchedule
+from partikel.streams import Streams
+from partikel.training import AdamSettings, Phase, Trainer
+
+
+def carrier(eta: float | None) -> GeneratorModel:
+    torch.manual_seed(0)
+    generator = MLP((3,), (2,), width=12, depth=2).double()
+    return GeneratorModel(DiscriminatorField(Quadratic(2)), generator, GaussianPrior((3,)), eta=eta)
+
+
+def gradients(model: GeneratorModel, batch: TrainingBatch) -> list[Tensor]:
+    loss = {loss.name: loss for loss in model.losses()}["generator"]
+    loss.compute(batch).loss.mean().backward()
+    found = [p.grad.clone() for p in model.generator.parameters() if p.grad is not None]
+    model.generator.zero_grad()
+    return found
+
+
+def test_one_step_of_the_fit_is_the_gan_update() -> None:
+    """SGD of rate lr/η on ½‖g(z) - x'‖² and of rate lr on the surrogate (DiffFlow Algorithm 1)."""
+    eta = 0.3
+    fitting, following = carrier(eta), carrier(None)
+    particles = fitting.particles(20, Streams(4))
+    moved = fitting.move(particles, Streams(4), None)
+    assert moved.moved is not None
+    velocity = fitting.field(particles.x, particles.t)
+    assert_close(moved.moved, particles.x + eta * velocity)
+    fit = gradients(fitting, TrainingBatch(None, moved, 20, Streams(4)))
+    surrogate = gradients(following, TrainingBatch(None, None, 20, Streams(4)))
+    for ours, theirs in zip(fit, surrogate, strict=True):
+        assert_close(ours / eta, theirs)
+
+
+def test_several_steps_chase_frozen_targets() -> None:
+    """With ``same``, all repeats see one set of latents and targets, and the fit's loss falls."""
+    data = open_dataset(DataSettings("gaussians"))
+    model = carrier(0.5)
+    seen: list[Particles] = []
+    fit = model._fit
+    model._fit = lambda batch: (seen.append(batch.particles), fit(batch))[1]  # type: ignore[method-assign]
+    phase = Phase("generator", AdamSettings(lr=1e-2), 32, repeats=5, reuse=5, same=True)
+    next(Trainer(model, data, [phase], iterations=1).run())
+    assert len(seen) == 5
+    assert all(particles is seen[0] for particles in seen)
+    losses = [float(fit(TrainingBatch(None, seen[0], 32, Streams(0))).loss.detach().mean())]
+    fresh = carrier(0.5)
+    losses.insert(0, float(fresh._fit(TrainingBatch(None, seen[0], 32, Streams(0))).loss.mean()))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_impossible_moves() -> None:
+    with pytest.raises(ConfigError, match="eta > 0"):
+        carrier(0.0)
+    flow = ParticleModel(DiscriminatorField(Quadratic(2)), GaussianPrior((2,)), steps=3)
+    particles = flow.particles(4, Streams(0))
+    with pytest.raises(ConfigError, match="no loss that needs moved"):
+        flow.move(particles, Streams(0), None)
+
+
+def test_data_are_noised_to_the_particles_times() -> None:
+    """A discriminator with a schedule compares ρ_t with (x + σ(t)ε)/u(t), each at its own t."""
+    schedule = VESchedule(3.0, 0.5)
+    t = torch.tensor([0.2, 0.9]).double().repeat_interleave(40_000)
+    point = torch.tensor([1.0, -2.0]).double()
+    noised = schedule.noised(point.expand(len(t), 2), t, generator=seeded())
+    for half in (slice(0, 40_000), slice(40_000, None)):
+        sigma = schedule.sigma(t[half][:1])
+        assert_moments(noised[half], point, sigma**2 * torch.eye(2).double())
+
+    seen: list[Tensor] = []
+
+    class Spy(Quadratic):
+        def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+            seen.append(x.detach())
+            return super().forward(x)
+
+    critic = DiscriminatorField(Spy(2), schedule=schedule)
+    real, fake = randn(6, 2, seed=1), randn(6, 2, seed=2)
+    batch = TrainingBatch(
+        Batch(real, None), Particles(fake, torch.linspace(0, 1, 6).double()), 6, Streams(3)
+    )
+    expected = schedule.noised(
+        real, torch.linspace(0, 1, 6).double(), generator=copy.deepcopy(Streams(3)).noise
+    )
+    (loss,) = critic.losses()
+    loss.compute(batch)
+    assert_close(seen[0], torch.cat([expected, fake]))
