@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
+from partikel.tensors import expand_like
 
 
 class Schedule(ABC):
@@ -44,6 +45,17 @@ class Schedule(ABC):
     def u(self, t: Tensor) -> Tensor:
         """The data score is evaluated at (u x, σ) (DiffFlow eq. 4); 1 unless overridden."""
         return torch.ones_like(t)
+
+    def noised(self, x: Tensor, t: Tensor, *, generator: torch.Generator) -> Tensor:
+        """(x + σ(t)ε)/u(t), fresh ε: what data are at generation time t (framework §6).
+
+        Args:
+            x: (B, ...) data.
+            t: (B,) generation times.
+            generator: draws ε.
+        """
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return (x + expand_like(self.sigma(t), x) * noise) / expand_like(self.u(t), x)
 
     def u_rate(self, t: Tensor) -> Tensor:
         """du/dt, shaped like ``t``."""
