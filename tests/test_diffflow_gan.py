@@ -64,7 +64,9 @@ def test_several_steps_chase_frozen_targets() -> None:
     assert all(particles is seen[0] for particles in seen)
     losses = [float(fit(TrainingBatch(None, seen[0], 32, Streams(0))).loss.detach().mean())]
     fresh = carrier(0.5)
-    losses.insert(0, float(fresh._fit(TrainingBatch(None, seen[0], 32, Streams(0))).loss.mean()))
+    losses.insert(
+        0, float(fresh._fit(TrainingBatch(None, seen[0], 32, Streams(0))).loss.detach().mean())
+    )
     assert losses[1] < 0.9 * losses[0]
 
 

@@ -18,6 +18,7 @@ from partikel.errors import ConfigError
 from partikel.networks import (
     MLP,
     NETWORKS,
+    Bank,
     DCGANDiscriminator,
     DCGANGenerator,
     FourierEmbedding,
@@ -658,3 +659,24 @@ def test_a_generator_needs_latents():
         build_network(NetworkSettings("mlp"), "generator", shape=(2,), latent=0, generator=rng())
     with pytest.raises(ValueError, match="latents"):
         build_network(NetworkSettings("mlp"), "generator", shape=(2,), generator=rng())
+
+
+def test_a_bank_asks_each_row_of_its_own_network():
+    networks = [build_network(
+        NetworkSettings("mlp", width=4, depth=1), "logit", shape=(2,), generator=rng(k)
+    ).double() for k in range(4)]  # fmt: skip
+    bank = Bank(networks)
+    x = torch.randn(9, 2, generator=rng(), dtype=torch.float64)
+    c = torch.tensor([0.0, 0.24, 0.25, 0.5, 0.74, 0.75, 0.99, 1.0, 0.5], dtype=torch.float64)
+    chosen = [0, 0, 1, 2, 2, 3, 3, 3, 2]
+    expected = torch.stack([networks[k](row[None])[0] for k, row in zip(chosen, x, strict=True)])
+    assert_close(bank(x, c[:, None]), expected)
+    assert_close(bank(x, c[3:4, None]), networks[2](x))
+    nodes = torch.arange(4, dtype=torch.float32) / 4 * 0.9999999  # rounded nodes stay their own
+    assert_close(bank(x[:4], nodes[:, None]), torch.stack([
+        networks[k](x[k : k + 1])[0] for k in range(4)
+    ]))  # fmt: skip
+    bank(x, c[:, None]).sum().backward()
+    assert all(p.grad is not None for p in bank.parameters())
+    with pytest.raises(ValueError, match="condition"):
+        bank(x)

@@ -48,6 +48,15 @@ SETTINGS: dict[str, dict] = {
         "gamma": 0.5,
     },
     "score-flow": {"own_score": TINY, "score": {"network": TINY}, "score_steps": 2, "steps": 4},
+    "diffflow": {"discriminator": TINY, "score": {"network": TINY}, "steps": 4, "joint": True},
+    "diffode-gan": {
+        "discriminator": {"kind": "mlp", "width": 8, "depth": 2},
+        "discriminators": "independent",
+        "staged": True,
+        "pool": 20,
+        "steps": 4,
+    },
+    "diffflow-gan": {"discriminator": TINY, "generator": TINY, "latent": 3, "fit_steps": 3},
     "discriminator-flow": {
         "network": TINY,
         "steps": 4,
@@ -186,12 +195,12 @@ def test_every_recipe_trains_through_the_same_fit(name: str, tmp_path: Path) -> 
         system.model,
         dataset,
         system.phases,
-        iterations=3,
+        iterations=12,
         folder=tmp_path,
         evaluate=lambda model, step: {
             "finite": float(model.sample(4, generator=torch.Generator()).isfinite().all())
         },
-        evaluate_every=1,
+        evaluate_every=4,
     )
     after = dict(trainer.model.named_parameters())
     trained = {k for k in before if not torch.equal(before[k], after[k])}

@@ -39,7 +39,7 @@ def train(preset: str, out: str | None = None, dry_run: bool = False, **settings
         system = recipe.compose(dataset, required)
         print(dump_config(recipe, loaded.name), end="")
         count = sum(p.numel() for p in system.model.parameters())
-        phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases)
+        phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
         print(f"# {type(system.model).__name__}, {count:,} weights; an iteration runs {phases}")
         return
     from partikel.gallery import write_run_page

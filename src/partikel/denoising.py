@@ -82,6 +82,29 @@ class EDMDenoiser(nn.Module):
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
+class PreconditionedLogit(nn.Module):
+    """A discriminator's network at unit scale: d(x; σ) = F(x/√(σ² + σ_d²); c) with c_0 = ln(σ)/4.
+
+    EDM's c_in and c_noise for a network that sees particles of every noise level of a VE path.
+
+    Args:
+        network: F, called as ``network(x, c, cond)``; the first of its conditions is ln(σ)/4.
+        sigma_data: σ_d, standard deviation of the data; > 0.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise ConfigError(f"sigma_data must be positive, got {sigma_data}.")
+        self.network = network
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B,) logits of points (B, ...) under conditions (B, S) or (1, S)."""
+        sigma = expand_like((4 * c[:, 0]).exp(), x)
+        return self.network(x * (sigma**2 + self.sigma_data**2).rsqrt(), c, cond)
+
+
 def dsm_loss(
     denoiser: EDMDenoiser,
     clean: Tensor,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,10 @@ from partikel.tensors import expand_like
 
 
 class Schedule(ABC):
-    """A path of noise levels σ(t), decreasing in generation time, with mean scale 1/u(t).
+    """A path of noise levels σ(t), falling with generation time, and scales u(t).
+
+    Particles at t are compared with (x + σε)/u, the data as the path shows them: u X ~ p_σ. The path is
+    that of a forward SDE dX = -a X dτ + g_s dW (τ runs against t), whose a and g_s² it knows.
 
     Attributes:
         horizon: T, the generation time of a sample.
@@ -42,6 +46,12 @@ class Schedule(ABC):
     def time(self, sigma: Tensor) -> Tensor:
         """T with σ(t) = ``sigma``: the inverse of :meth:`sigma`."""
 
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the Gaussian prior at t = 0: σ(0)/u(0), pure noise."""
+        start = torch.zeros(1, dtype=torch.float64)
+        return float(self.sigma(start) / self.u(start))
+
     def u(self, t: Tensor) -> Tensor:
         """The data score is evaluated at (u x, σ) (DiffFlow eq. 4); 1 unless overridden."""
         return torch.ones_like(t)
@@ -62,8 +72,16 @@ class Schedule(ABC):
         return torch.zeros_like(t)
 
     def half_rate(self, t: Tensor) -> Tensor:
-        """|σ'(t)| σ(t) = g_s²/2, which carries s_p in the probability flow (GPM eq. 9, right)."""
+        """|σ'(t)| σ(t), which carries s_p in the probability flow (GPM eq. 9, right); g_s²/2 at u = 1."""
         return self.sigma_rate(t).abs() * self.sigma(t)
+
+    def drift_rate(self, t: Tensor) -> Tensor:
+        """a(t) = -u'/u: the f(X, t) = a(t) X of the reverse drift (framework §6)."""
+        return -self.u_rate(t) / self.u(t)
+
+    def noise_rate(self, t: Tensor) -> Tensor:
+        """g_s²(t) = 2 σ|σ'|/u²: squared noise scale of the forward SDE (framework §6)."""
+        return 2 * self.half_rate(t) / self.u(t) ** 2
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,177 @@ class VESchedule(Schedule):
     def time(self, sigma: Tensor) -> Tensor:
         """T log(σ/σ_max)/log(σ_end/σ_max)."""
         return self.horizon * torch.log(sigma / self.sigma_max) / self._log_ratio
+
+
+@dataclass(frozen=True)
+class ConstantSchedule(Schedule):
+    """σ(t) = ``level`` on [0, ``horizon``]: a single noise level (DiffFlow §3.1, §3.3, §4).
+
+    The prior is not set by such a path; :attr:`prior_std` is 1.
+    """
+
+    level: float = 0.01
+    horizon: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not (self.level >= 0 and self.horizon > 0):
+            raise ConfigError(
+                "a constant noise level needs level >= 0 and horizon > 0, "
+                f"got {self.level} and {self.horizon}."
+            )
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """The level."""
+        return self.level
+
+    @property
+    def sigma_end(self) -> float:  # type: ignore[override]
+        """The level."""
+        return self.level
+
+    @property
+    def prior_std(self) -> float:
+        """1."""
+        return 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The level."""
+        return torch.full_like(t, self.level)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Not defined: one level holds at all times."""
+        raise ConfigError(
+            "a constant noise level cannot be turned into a time: choose a schedule that falls."
+        )
+
+
+@dataclass(frozen=True)
+class VPSchedule(Schedule):
+    """u = 1/α, σ = √(1 - α²)/α: the variance-preserving SDE of Song et al. 2021 (their eqs. 11, 33).
+
+    Their time τ = 1 - t falls from 1 to ``epsilon``; β_vp(τ) = β_min + τ (β_max - β_min), B = ∫_0^τ β_vp
+    and the mean scale is α = e^{-B/2} (DiffFlow eqs. 8-17).
+
+    Args:
+        beta_min: β_vp at τ = 0, > 0.
+        beta_max: β_vp at τ = 1.
+        epsilon: τ of the sample; 1e-3 is theirs, 0 reaches σ = 0.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.beta_min <= self.beta_max:
+            raise ConfigError(
+                f"the rate of a VP schedule needs 0 < beta_min <= beta_max, "
+                f"got {self.beta_min} and {self.beta_max}."
+            )
+        if not 0 <= self.epsilon < 1:
+            raise ConfigError(f"a VP schedule ends at 0 <= epsilon < 1, got {self.epsilon}.")
+
+    @property
+    def horizon(self) -> float:  # type: ignore[override]
+        """T = 1 - ε."""
+        return 1.0 - self.epsilon
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """σ(0)."""
+        return float(self.sigma(torch.zeros((), dtype=torch.float64)))
+
+    @property
+    def sigma_end(self) -> float:  # type: ignore[override]
+        """σ(T)."""
+        return float(self.sigma(torch.tensor(self.horizon, dtype=torch.float64)))
+
+    @property
+    def prior_std(self) -> float:
+        """1: the prior of Song et al. is N(0, I), the limit of long paths."""
+        return 1.0
+
+    def beta_vp(self, t: Tensor) -> Tensor:
+        """β_vp at generation times, shaped like ``t``."""
+        return self.beta_min + (1 - t) * (self.beta_max - self.beta_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """α, shaped like ``t``."""
+        return torch.exp(-0.5 * self._exponent(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """√(1 - α²)/α = √(e^B - 1)."""
+        return torch.expm1(self._exponent(t)).sqrt()
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """-½ β_vp u²/σ; -∞ where σ = 0."""
+        return -self.half_rate(t) / self.sigma(t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """T where B = log(1 + σ²)."""
+        return self._time_at(torch.log1p(sigma**2))
+
+    def u(self, t: Tensor) -> Tensor:
+        """1/α."""
+        return torch.exp(0.5 * self._exponent(t))
+
+    def u_rate(self, t: Tensor) -> Tensor:
+        """-½ β_vp u."""
+        return -0.5 * self.beta_vp(t) * self.u(t)
+
+    def half_rate(self, t: Tensor) -> Tensor:
+        """½ β_vp u²: finite where σ = 0 as well."""
+        return 0.5 * self.beta_vp(t) * torch.exp(self._exponent(t))
+
+    def drift_rate(self, t: Tensor) -> Tensor:
+        """½ β_vp."""
+        return 0.5 * self.beta_vp(t)
+
+    def noise_rate(self, t: Tensor) -> Tensor:
+        """β_vp."""
+        return self.beta_vp(t)
+
+    def _exponent(self, t: Tensor) -> Tensor:
+        tau = 1 - t
+        return tau * (self.beta_min + tau * (0.5 * (self.beta_max - self.beta_min)))
+
+    def _time_at(self, exponent: Tensor) -> Tensor:
+        """T where B is ``exponent``: the root of a quadratic, in the form that keeps its digits."""
+        slope = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * slope * exponent).sqrt()
+        return 1 - 2 * exponent / (self.beta_min + root)
+
+
+@dataclass(frozen=True)
+class SubVPSchedule(VPSchedule):
+    """u = 1/α, σ = (1 - α²)/α: the sub-VP SDE of Song et al. 2021 (their eq. 12), scaled as VP's is."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """(1 - α²)/α = 2 sinh(B/2)."""
+        return 2 * torch.sinh(0.5 * self._exponent(t))
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """-β_vp cosh(B/2)."""
+        return -self.beta_vp(t) * torch.cosh(0.5 * self._exponent(t))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """T where B = 2 asinh(σ/2)."""
+        return self._time_at(2 * torch.asinh(0.5 * sigma))
+
+    def half_rate(self, t: Tensor) -> Tensor:
+        """β_vp sinh(B)."""
+        return self.beta_vp(t) * torch.sinh(self._exponent(t))
+
+    def noise_rate(self, t: Tensor) -> Tensor:
+        """β_vp (1 - α⁴)."""
+        return -self.beta_vp(t) * torch.expm1(-2 * self._exponent(t))
 
 
 class NoiseLaw(ABC):
@@ -220,25 +409,73 @@ class KarrasGrid(TimeGrid):
         """Check the range."""
         if not self.rho > 0:
             raise ConfigError(f"the grid's exponent rho must be positive, got {self.rho}.")
-        if not self.schedule.sigma_end <= self.sigma_min < self.schedule.sigma_max:
-            raise ConfigError(
-                f"the grid's sigma_min {self.sigma_min} must lie between the schedule's end "
-                f"{self.schedule.sigma_end} and its sigma_max {self.schedule.sigma_max}."
-            )
+        _check_lowest(self.schedule, self.sigma_min)
 
     def nodes(self, steps: int) -> Tensor:
         """(steps + 1,) times; the last is the horizon."""
-        _check_steps(steps)
-        schedule = self.schedule
-        reaches_end = schedule.sigma_end == self.sigma_min
-        levels = steps + 1 if reaches_end else steps
-        place = torch.linspace(0, 1, levels, dtype=torch.float64)
-        if levels == 1:
-            place = torch.zeros(1, dtype=torch.float64)
-        times = schedule.time(karras_level(place, self.sigma_min, schedule.sigma_max, self.rho))
-        times[0] = 0.0
-        end = torch.tensor([schedule.horizon], dtype=torch.float64)
-        return torch.cat([times[:-1], end]) if reaches_end else torch.cat([times, end])
+        high = self.schedule.sigma_max
+        return _through_levels(
+            self.schedule,
+            self.sigma_min,
+            steps,
+            lambda place: karras_level(place, self.sigma_min, high, self.rho),
+        )
+
+
+@dataclass(frozen=True)
+class GeometricGrid(TimeGrid):
+    """N levels from σ_max to ``sigma_min`` with equal ratios, then the path's end.
+
+    As the signal-to-noise ratio of p_σ is 1/σ² whatever the scale u, this is also the grid that is
+    uniform in log-SNR (Lu et al. 2022). The last step, from ``sigma_min`` to the end of the path, is left
+    out where the path itself ends at ``sigma_min``.
+
+    Args:
+        schedule: a path that falls.
+        sigma_min: the lowest level; None is the path's end, or 0.002 where that is 0.
+    """
+
+    schedule: Schedule
+    sigma_min: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not self._lowest > 0:
+            raise ConfigError(f"geometric levels need sigma_min > 0, got {self.sigma_min}.")
+        _check_lowest(self.schedule, self._lowest)
+
+    @property
+    def _lowest(self) -> float:
+        return (self.schedule.sigma_end or 0.002) if self.sigma_min is None else self.sigma_min
+
+    def nodes(self, steps: int) -> Tensor:
+        """(steps + 1,) times; the last is the horizon."""
+        low, high = self._lowest, self.schedule.sigma_max
+        return _through_levels(
+            self.schedule, low, steps, lambda place: high * torch.pow(low / high, place)
+        )
+
+
+def _through_levels(
+    schedule: Schedule, sigma_min: float, steps: int, level: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Times of level(0) = σ_max, ..., level(1) = ``sigma_min``, and of the path's end."""
+    _check_steps(steps)
+    reaches_end = schedule.sigma_end == sigma_min
+    levels = steps + 1 if reaches_end else steps
+    place = torch.linspace(0, 1, levels, dtype=torch.float64)
+    times = schedule.time(level(place))
+    times[0] = 0.0
+    end = torch.tensor([schedule.horizon], dtype=torch.float64)
+    return torch.cat([times[:-1], end]) if reaches_end else torch.cat([times, end])
+
+
+def _check_lowest(schedule: Schedule, sigma_min: float) -> None:
+    if not schedule.sigma_end <= sigma_min < schedule.sigma_max:
+        raise ConfigError(
+            f"the grid's sigma_min {sigma_min} must lie between the schedule's end "
+            f"{schedule.sigma_end} and its sigma_max {schedule.sigma_max}."
+        )
 
 
 def _check_steps(steps: int) -> None:

@@ -12,12 +12,16 @@ from partikel.fields.base import (
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.perturbed import Perturbed, WhiteNoise
 from partikel.fields.score import ExactScoreField, ScoreField
+from partikel.fields.terms import AtScale, Linear, LogRatioField
 
 __all__ = [
+    "AtScale",
     "Context",
     "DiscriminatorField",
     "ExactScoreField",
     "Field",
+    "Linear",
+    "LogRatioField",
     "Loss",
     "LossValue",
     "Perturbed",

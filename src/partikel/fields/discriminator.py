@@ -14,7 +14,7 @@ from partikel.objectives import GradientPenalty, Objective, get_objective
 from partikel.schedules import Schedule
 from partikel.tensors import shared
 
-Condition = Literal["t", "sigma"]
+Condition = Literal["t", "sigma", "log sigma"]
 
 _NORMALISED = (nn.modules.batchnorm._BatchNorm,)
 
@@ -30,7 +30,7 @@ class DiscriminatorField(Field):
             ``conditions`` in their order.
         objective: a, b and c; an :class:`Objective` or the name of one.
         conditions: what the network is told of the path: "t" (time-conditional, GPM eq. 20),
-            "sigma", both, or nothing.
+            "sigma", "log sigma" (ln(σ)/4, EDM's c_noise), several, or nothing.
         penalties: added to its loss.
         name: the name of its loss.
         schedule: a path of noise levels; real data at generation time t are then (x + σ(t)ε)/u(t), the
@@ -133,11 +133,15 @@ class DiscriminatorField(Field):
     def _conditions(self, t: Tensor, sigma: Tensor | None) -> Tensor | None:
         if not self.conditions:
             return None
-        if "sigma" in self.conditions and sigma is None:
+        if sigma is None and any(name != "t" for name in self.conditions):
             raise ConfigError(
                 "this discriminator is conditioned on σ: give its carrier a schedule, or perturb it."
             )
-        values = [shared(t if name == "t" else sigma) for name in self.conditions]  # type: ignore[arg-type]
+        values: list[Tensor] = []
+        for name in self.conditions:
+            value = t if name == "t" else sigma
+            assert value is not None
+            values.append(shared(value).log() / 4 if name == "log sigma" else shared(value))
         return torch.stack(torch.broadcast_tensors(*values), dim=1)
 
     def _real_logits(self, t: Tensor, sigma: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from torch import nn
 
 from partikel.errors import ConfigError, nearest
 from partikel.networks.activations import ACTIVATIONS
+from partikel.networks.bank import Bank
 from partikel.networks.conv import NORMS, SmallDiscriminator, SmallGenerator
 from partikel.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from partikel.networks.embeddings import (
@@ -35,6 +36,7 @@ from partikel.networks.unet import UNet
 __all__ = [
     "MLP",
     "NETWORKS",
+    "Bank",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "FourierEmbedding",

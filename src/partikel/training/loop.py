@@ -200,8 +200,10 @@ class Trainer:
 
 def _losses_of(model: Carrier, phases: Sequence[Phase]) -> list[Loss]:
     available = {loss.name: loss for loss in model.losses()}
-    if not phases:
-        raise ConfigError("there is nothing to train: give at least one phase.")
+    if available and not phases:
+        raise ConfigError(
+            f"no phase trains anything: give one for {', '.join(available)}, or freeze the field."
+        )
     for phase in phases:
         if phase.loss not in available:
             raise ConfigError(

@@ -1,0 +1,275 @@
+"""DiffFlow's models: points of the plane, DiffODE-GAN, DiffFlow-GAN (DiffFlow §3, Algorithms 1-3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from partikel.data import Dataset
+from partikel.denoising import PreconditionedLogit
+from partikel.diffflow import DiffFlow
+from partikel.errors import ConfigError
+from partikel.fields import DiscriminatorField, Field, Scaled
+from partikel.models import Carrier, GeneratorModel, ParticleModel, StagedParticleModel
+from partikel.networks import Bank, NetworkSettings, build_network
+from partikel.objectives import GradientPenalty
+from partikel.priors import GaussianPrior
+from partikel.recipes.base import MLP, Recipe, System, field_of
+from partikel.recipes.edm import EDM
+from partikel.recipes.gan import GAN
+from partikel.schedules import (
+    EDMSchedule,
+    KarrasGrid,
+    Schedule,
+    SubVPSchedule,
+    TimeGrid,
+    UniformGrid,
+    VESchedule,
+    VPSchedule,
+)
+from partikel.training import AdamSettings, Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanePoint(Recipe):
+    """A point (g²/β, λ²/β) of the plane along a diffusion's own laws (DiffFlow eq. 4, framework §6).
+
+    With exact networks every point has the same laws ρ_t = p_σ(t), and the discriminator's optimum is
+    constant: it only corrects errors of the score, the grid and the prior. g2 = 2 is the score alone
+    (diffusion SDE at lambda2 = 1, its ODE at 2, Stochastic Langevin Churn between and below), 0 < g2 <
+    2 is Diffusion-GAN.
+
+    Attributes:
+        path: "karras" (σ is the clock), "ve" (geometric), "vp" or "sub-vp".
+        sigma_max: highest noise level of "karras" and "ve".
+        sigma_min: lowest noise level of the grid ("karras"), end of the path ("ve").
+        rho: exponent of the grid of "karras".
+        g2: g²/β >= lambda2: which network carries the weight; the laws do not depend on it.
+        lambda2: λ²/β > 0: from Langevin (towards 0) over the SDE (1) to the ODE (2).
+        steps: N, Euler-Maruyama steps of training and sampling.
+        data_score: the run folder of a trained EDM to take s_p from; null trains ``score``.
+        score: the EDM recipe of s_p (its network, law, optimiser, batch).
+        joint: train s_p together with the discriminator, instead of before it.
+        discriminator: network of d(x, σ), used where g2 < 2.
+        penalties: on the discriminator's gradient.
+        batch: samples of a discriminator's update.
+        optimizer: of the discriminator.
+    """
+
+    name: ClassVar[str] = "diffflow"
+    title: ClassVar[str] = "DiffFlow"
+    symbol: ClassVar[str] = "f + (β-½g²)∇d + ½g² u s_p"
+
+    path: Literal["karras", "ve", "vp", "sub-vp"] = "karras"
+    sigma_max: float = 40.0
+    sigma_min: float = 0.002
+    rho: float = 7.0
+    g2: float = 1.0
+    lambda2: float = 1.0
+    steps: int = 28
+    data_score: str | None = None
+    score: EDM = field(default_factory=EDM)
+    joint: bool = False
+    discriminator: NetworkSettings = MLP
+    penalties: tuple[GradientPenalty, ...] = ()
+    batch: int = 128
+    optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
+
+    def __post_init__(self) -> None:
+        """Check what only concerns this recipe."""
+        super().__post_init__()
+        if self.score.data != self.data:
+            raise ConfigError(
+                f"the data score is of '{self.score.data.name}' but the model is trained on "
+                f"'{self.data.name}': set score.data to the same settings as data."
+            )
+        if self.joint and self.data_score is not None:
+            raise ConfigError("a joint score is not loaded: leave out data_score, or joint.")
+
+    @property
+    def required(self) -> Recipe | None:
+        """The EDM of the score, unless it is trained jointly."""
+        return None if self.joint else self.score
+
+    @property
+    def flow(self) -> DiffFlow:
+        """The SDE."""
+        return DiffFlow.reverse(self._schedule, g2=self.g2, lambda2=self.lambda2)
+
+    @property
+    def _schedule(self) -> Schedule:
+        if self.path == "karras":
+            return EDMSchedule(self.sigma_max)
+        if self.path == "ve":
+            return VESchedule(self.sigma_max, self.sigma_min)
+        return VPSchedule() if self.path == "vp" else SubVPSchedule()
+
+    def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
+        """Score and discriminator mixed by the plane's coordinates, carried by free particles."""
+        flow = self.flow
+        phases: list[Phase] = []
+        if self.joint:
+            trained = self.score.compose(dataset)
+            phases += trained.phases
+            s_p = _score_in(trained.model.field)
+        else:
+            s_p = _score_in(field_of(required))
+        critic = None
+        if self.g2 != 2:
+            critic = self._critic(dataset)
+            phases.append(Phase("discriminator", self.optimizer, self.batch))
+        grid: TimeGrid = UniformGrid(flow.schedule.horizon)
+        if self.path == "karras":
+            grid = KarrasGrid(flow.schedule, self.sigma_min, self.rho)
+        model = ParticleModel(
+            flow.field(s_p, critic),
+            flow.prior(dataset.shape),
+            steps=self.steps,
+            schedule=flow.schedule,
+            grid=grid,
+            diffusion=flow.diffusion,
+        )
+        return System(model, tuple(phases))
+
+    def _critic(self, dataset: Dataset) -> DiscriminatorField:
+        network = build_network(
+            self.discriminator,
+            "logit",
+            shape=dataset.shape,
+            scalars=1,
+            generator=self.init_generator("discriminator"),
+        )
+        if self.path in ("karras", "ve"):  # particles are of size σ; VP's are of size 1
+            network = PreconditionedLogit(network, dataset.sigma_data)
+        return DiscriminatorField(network, conditions=("log sigma",), penalties=self.penalties)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffODEGAN(Recipe):
+    """DiffODE-GAN: X_{k+1} = X_k + (η/K) ∇d_k(X_k), d_k on data noised to σ_k (DiffFlow Algorithms 2-3).
+
+    Attributes:
+        sigma_max: noise on the real samples at t = 0.
+        sigma_end: at t = T; it falls geometrically between.
+        steps: K.
+        eta: η.
+        prior_std: standard deviation of the particles at t = 0.
+        discriminators: "shared" (one time-conditional network) or "independent" (one for each step).
+        staged: train node by node with a pool of particles (Algorithm 2 to the letter) instead of all
+            nodes at once on simulated paths; for independent discriminators.
+        pool: particles of the pool, where staged.
+        discriminator: the network, or each of them.
+        penalties: on its gradient.
+        times_per_path: particles taken from each simulated path.
+        batch: samples of an update.
+        optimizer: of the discriminators.
+    """
+
+    name: ClassVar[str] = "diffode-gan"
+    title: ClassVar[str] = "DiffODE-GAN"
+    symbol: ClassVar[str] = "∇d, d on p_σ(t)"
+
+    sigma_max: float = 2.0
+    sigma_end: float = 0.05
+    steps: int = 20
+    eta: float = 20.0
+    prior_std: float = 1.0
+    discriminators: Literal["shared", "independent"] = "shared"
+    staged: bool = False
+    pool: int = 8192
+    discriminator: NetworkSettings = MLP
+    penalties: tuple[GradientPenalty, ...] = ()
+    times_per_path: int = 1
+    batch: int = 128
+    optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
+
+    def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
+        """∇d on annealed data, carried by free particles; one phase."""
+        if self.staged and self.discriminators == "shared":
+            raise ConfigError(
+                "training node by node makes a shared discriminator forget: set discriminators to "
+                "independent, or staged to false."
+            )
+        schedule = VESchedule(self.sigma_max, self.sigma_end)
+        critic = DiscriminatorField(
+            self._network(dataset), conditions=("t",), penalties=self.penalties
+        )
+        h = DiffFlow.diffode_gan(schedule, self.eta).field(log_ratio=critic)
+        prior = GaussianPrior(dataset.shape, std=self.prior_std)
+        if self.staged:
+            model: ParticleModel = StagedParticleModel(
+                h,
+                prior,
+                pool=self.pool,
+                stage_draws=max(1, self.iterations // self.steps),
+                steps=self.steps,
+                schedule=schedule,
+            )
+        else:
+            model = ParticleModel(
+                h,
+                prior,
+                steps=self.steps,
+                schedule=schedule,
+                times_per_path=self.times_per_path,
+            )
+        return System(model, (Phase("discriminator", self.optimizer, self.batch),))
+
+    def _network(self, dataset: Dataset) -> nn.Module:
+        if self.discriminators == "shared":
+            return build_network(
+                self.discriminator,
+                "logit",
+                shape=dataset.shape,
+                scalars=1,
+                generator=self.init_generator("discriminator"),
+            )
+        networks = [
+            build_network(
+                self.discriminator,
+                "logit",
+                shape=dataset.shape,
+                generator=self.init_generator(f"discriminator {k}"),
+            )
+            for k in range(self.steps)
+        ]
+        return Bank(networks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffFlowGAN(GAN):
+    """DiffFlow-GAN: move outputs by η β∇d, fit the generator to them (DiffFlow Algorithm 1).
+
+    Attributes:
+        eta: η, the step of the outputs.
+        fit_steps: gradient steps of the fit for each move; one, with plain SGD, would be the GAN.
+    """
+
+    name: ClassVar[str] = "diffflow-gan"
+    title: ClassVar[str] = "DiffFlow-GAN"
+
+    eta: float = 1.0
+    fit_steps: int = 5
+
+    def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
+        """A GAN whose generator phase fits moved outputs."""
+        gan = super().compose(dataset)
+        assert isinstance(gan.model, GeneratorModel)
+        model = GeneratorModel(gan.model.field, gan.model.generator, gan.model.latent, eta=self.eta)
+        critic, _ = gan.phases
+        fit = Phase(
+            "generator",
+            self.generator_optimizer,
+            self.batch,
+            repeats=self.fit_steps,
+            reuse=self.fit_steps,
+            same=True,
+        )
+        return System(model, (critic, fit))
+
+
+def _score_in(flow: Field) -> Field:
+    """s_p of an EDM's field |σ'|σ s_p."""
+    return flow.field if isinstance(flow, Scaled) else flow

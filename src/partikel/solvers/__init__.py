@@ -1,0 +1,63 @@
+"""Solvers: one loop, in which a subclass writes one ``step``.
+
+They integrate ``dx = drift(x, t) dt + diffusion(t) dW`` forward in generation time. Noise enters as
+Brownian increments asked for by time interval, so that it is independent of the steps taken.
+
+The orders of convergence are what the tests measure; "evaluations" are those of N steps.
+
+| solver | integrates | order | evaluations |
+|---|---|---|---|
+| :class:`Euler` | ODEs | 1 | N |
+| :class:`Heun` | ODEs (and churns) | 2 | 2N |
+| :class:`DDIM` | ODEs with a schedule, the linear part exactly | 1 | N |
+| :class:`DPMSolver2M` | ODEs with a schedule, the linear part exactly | 2 | N |
+| :class:`AdaptiveODE` | ODEs, to a tolerance | that of its method | as many as it takes |
+| :class:`EulerMaruyama` | SDEs | strong 1, weak 1 | N |
+| :class:`StochasticHeun` | SDEs | strong 1, weak 2 | 2N |
+| :class:`SRA1` | SDEs | strong 3/2, weak 2 | 2N |
+| :class:`PredictorCorrector` | whatever its predictor does | see there | the predictor's + N n |
+
+Methods that need the drift at the end of a step make their last step Euler's where it does not exist
+there (a score at σ = 0), and save an evaluation.
+"""
+
+from collections.abc import Callable
+
+from partikel.solvers.base import Drift, Dynamics, Solver, State
+from partikel.solvers.noise import Brownian, BrownianMotion, BrownianPath, brownian_increments
+from partikel.solvers.ode import DDIM, AdaptiveODE, DPMSolver2M, Euler, Heun
+from partikel.solvers.sde import SRA1, EulerMaruyama, PredictorCorrector, StochasticHeun
+
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "ddim": DDIM,
+    "dpmpp-2m": DPMSolver2M,
+    "adaptive": AdaptiveODE,
+    "euler-maruyama": EulerMaruyama,
+    "stochastic-heun": StochasticHeun,
+    "sra1": SRA1,
+    "predictor-corrector": PredictorCorrector,
+}
+"""Every solver by the name that configurations use."""
+
+__all__ = [
+    "DDIM",
+    "SOLVERS",
+    "SRA1",
+    "AdaptiveODE",
+    "Brownian",
+    "BrownianMotion",
+    "BrownianPath",
+    "DPMSolver2M",
+    "Drift",
+    "Dynamics",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "PredictorCorrector",
+    "Solver",
+    "State",
+    "StochasticHeun",
+    "brownian_increments",
+]

@@ -1,0 +1,298 @@
+"""Solvers of ODEs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from partikel.errors import ConfigError, NumericsError, nearest
+from partikel.schedules import Schedule
+from partikel.solvers.base import Dynamics, Solver
+from partikel.solvers.noise import Brownian, motion
+
+
+class _ODESolver(Solver):
+    def _refuse_noise(self, dynamics: Dynamics) -> None:
+        if dynamics.diffusion is not None:
+            raise ConfigError(
+                f"{type(self).__name__} integrates ODEs: "
+                "use EulerMaruyama, StochasticHeun or SRA1 for a model with noise."
+            )
+
+
+@dataclass(frozen=True)
+class Euler(_ODESolver):
+    """x + v dt: order 1; refuses a diffusion (see :class:`EulerMaruyama`)."""
+
+    def step(
+        self,
+        dynamics: Dynamics,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        brownian: Brownian | None,
+        last: bool,
+    ) -> Tensor:
+        """One Euler step."""
+        self._refuse_noise(dynamics)
+        return x + (t_next - t) * dynamics.velocity(x, t)
+
+
+@dataclass(frozen=True)
+class Heun(_ODESolver):
+    """Heun's second-order method, with the churn of Karras et al. 2022 (their Algorithm 2).
+
+    The last step is Euler's where the drift does not exist at the end (σ = 0): N steps then cost
+    2N - 1 evaluations.
+
+    Args:
+        churn: S_churn; each step first raises σ by the factor 1 + min(churn/N, √2 - 1).
+        churn_min: S_tmin, the lowest σ at which to churn.
+        churn_max: S_tmax, the highest.
+        churn_noise: S_noise, standard deviation of the added noise.
+        steps: N, which churn is divided by; set by :meth:`prepared`.
+    """
+
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    churn_noise: float = 1.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.churn < 0 or self.churn_noise < 0:
+            raise ConfigError(
+                f"churn and churn_noise must be >= 0, got {self.churn} and {self.churn_noise}."
+            )
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether there is churn."""
+        return self.churn > 0
+
+    def prepared(self, steps: int) -> Solver:
+        """With the number of steps that the churn is divided by."""
+        return replace(self, steps=steps)
+
+    def step(
+        self,
+        dynamics: Dynamics,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        brownian: Brownian | None,
+        last: bool,
+    ) -> Tensor:
+        """One Heun step, after churning."""
+        self._refuse_noise(dynamics)
+        if self.churn > 0:
+            x, t = self._churned(dynamics, x, t, brownian)
+        dt = t_next - t
+        velocity = dynamics.velocity(x, t)
+        moved = x + dt * velocity
+        if last and not dynamics.defined_at_end:
+            return moved
+        return x + dt / 2 * (velocity + dynamics.velocity(moved, t_next))
+
+    def _churned(
+        self, dynamics: Dynamics, x: Tensor, t: float, brownian: Brownian | None
+    ) -> tuple[Tensor, float]:
+        schedule = dynamics.schedule
+        if schedule is None:
+            raise ConfigError("churn raises the noise level: it needs a model with a schedule.")
+        assert self.steps is not None
+        sigma = float(schedule.sigma(torch.tensor(t, dtype=torch.float64)))
+        if not self.churn_min <= sigma <= self.churn_max:
+            return x, t
+        raised = sigma * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
+        time = float(schedule.time(torch.tensor(raised, dtype=torch.float64)))
+        extra = math.sqrt(raised**2 - sigma**2) * self.churn_noise
+        return x + extra * motion(brownian).kick(x, t), time
+
+
+class _Exponential(_ODESolver):
+    """Exact in the linear part of dy/dσ = (y - D)/σ, y = u x.
+
+    Every probability flow has this form, VE, VP and sub-VP alike, with D the denoiser's output: the
+    steps then depend on the levels σ alone, not on the schedule. Any other drift defines a D by it.
+    """
+
+    def _schedule(self, dynamics: Dynamics) -> Schedule:
+        self._refuse_noise(dynamics)
+        if dynamics.schedule is None:
+            raise ConfigError(
+                f"{type(self).__name__} integrates along noise levels: it needs a model with a "
+                "schedule; choose heun for others."
+            )
+        return dynamics.schedule
+
+    @staticmethod
+    def _denoised(dynamics: Dynamics, schedule: Schedule, x: Tensor, t: float) -> Tensor:
+        """D = y - σ (dy/dt)/σ', from dy/dt = u'x + u v; at the t that the drift is asked at."""
+        time = x.new_tensor(t)
+        u = schedule.u(time)
+        rate = schedule.u_rate(time) * x + u * dynamics.velocity(x, t)
+        return u * x - schedule.sigma(time) / schedule.sigma_rate(time) * rate
+
+    @staticmethod
+    def _moved(schedule: Schedule, x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
+        """The solution where D is constant: y + (1 - σ_next/σ)(D - y)."""
+        nodes = torch.tensor([t, t_next], dtype=torch.float64)
+        (sigma, sigma_next), (u, u_next) = (
+            schedule.sigma(nodes).tolist(),
+            schedule.u(nodes).tolist(),
+        )
+        return (denoised + sigma_next / sigma * (u * x - denoised)) / u_next
+
+
+@dataclass(frozen=True)
+class DDIM(_Exponential):
+    """The exponential Euler method along noise levels: order 1, exact where D does not change.
+
+    Source: Song, Meng & Ermon 2021 (eq. 12, η = 0), in the form of Lu et al. 2022, DPM-Solver++(1).
+    Where σ itself is the clock and u = 1, it is Euler's method.
+    """
+
+    def step(
+        self,
+        dynamics: Dynamics,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        brownian: Brownian | None,
+        last: bool,
+    ) -> Tensor:
+        """One DDIM step."""
+        schedule = self._schedule(dynamics)
+        denoised = self._denoised(dynamics, schedule, x, t)
+        return self._moved(schedule, x, denoised, t, t_next)
+
+
+@dataclass(frozen=True)
+class DPMSolver2M(_Exponential):
+    """DPM-Solver++(2M): order 2 at one evaluation a step.
+
+    D is extrapolated along log σ from this step's and the last one's. The first step, which has no
+    past, and a step to σ = 0, where log σ has no end, are DDIM's.
+
+    Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling ...", Algorithm 2.
+
+    Args:
+        past: (log σ, D) of the last step of a run; made by :meth:`prepared`.
+    """
+
+    multistep = True
+    past: list[tuple[float, Tensor]] | None = field(default=None, repr=False, compare=False)
+
+    def prepared(self, steps: int) -> Solver:
+        """With a memory of its own."""
+        return replace(self, past=[])
+
+    def step(
+        self,
+        dynamics: Dynamics,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        brownian: Brownian | None,
+        last: bool,
+    ) -> Tensor:
+        """One step of DPM-Solver++(2M)."""
+        if self.past is None:
+            raise ValueError("a multistep method is prepared for each run before its steps")
+        schedule = self._schedule(dynamics)
+        denoised = self._denoised(dynamics, schedule, x, t)
+        nodes = torch.tensor([t, t_next], dtype=torch.float64)
+        level, level_next = schedule.sigma(nodes).log().tolist()
+        ahead = denoised
+        if self.past and math.isfinite(level_next):
+            level_past, denoised_past = self.past.pop()
+            slope = (denoised - denoised_past[: len(x)]) / (level - level_past)
+            ahead = denoised + (level_next - level) / 2 * slope
+        self.past[:] = [(level, denoised)]
+        return self._moved(schedule, x, ahead, t, t_next)
+
+
+@dataclass(frozen=True)
+class AdaptiveODE(_ODESolver):
+    """Runge-Kutta methods of torchdiffeq, whose steps follow the error; states at the grid's nodes.
+
+    The error is that of the whole batch, so that a particle's path depends (within the tolerance) on
+    its companions. Every interval of the grid starts anew and costs some eight evaluations at least: a
+    grid of few nodes is cheapest. Where the drift does not exist at the end, the last interval is a
+    step of Euler's.
+
+    Args:
+        method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step.
+
+    Raises:
+        ConfigError: for another method, tolerances that are not positive, or without torchdiffeq.
+        NumericsError: (from a step) where the tolerance cannot be reached.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        methods = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+        if self.method not in methods:
+            raise ConfigError(
+                f"no adaptive method is called '{self.method}': {nearest(self.method, methods)}."
+            )
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ConfigError(
+                f"tolerances must be positive, got rtol {self.rtol} and atol {self.atol}."
+            )
+        try:
+            import torchdiffeq  # noqa: F401
+        except ImportError as missing:
+            raise ConfigError(
+                "the adaptive solver needs torchdiffeq: pip install torchdiffeq, or choose heun."
+            ) from missing
+
+    def step(
+        self,
+        dynamics: Dynamics,
+        x: Tensor,
+        t: float,
+        t_next: float,
+        brownian: Brownian | None,
+        last: bool,
+    ) -> Tensor:
+        """As many steps as the tolerance asks for."""
+        from torchdiffeq import odeint
+
+        self._refuse_noise(dynamics)
+        if last and not dynamics.defined_at_end:
+            return x + (t_next - t) * dynamics.velocity(x, t)
+        ends = torch.tensor([t, t_next], dtype=torch.float64, device=x.device)
+
+        def velocity(time: Tensor, x: Tensor) -> Tensor:
+            # The search for a first step may look beyond the interval, and so beyond the path.
+            return dynamics.velocity(x, min(float(time), t_next))
+
+        try:
+            path = odeint(
+                velocity,
+                x,
+                ends,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=self.method,
+                options={"step_t": ends[1:]},
+            )
+        except AssertionError as failure:  # its steps shrank to nothing
+            raise NumericsError(
+                f"the adaptive solver cannot keep its tolerance after t = {t:.4g}: "
+                "raise rtol and atol, or choose heun."
+            ) from failure
+        assert isinstance(path, Tensor)
+        return path[-1]
