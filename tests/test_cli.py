@@ -122,6 +122,8 @@ def test_evaluations_are_counted(
     assert nfe(str(edm), "--steps", "7") == 13
     assert nfe(str(edm), "--steps", "7", "--stop", "3") == 6
     assert nfe(str(edm), "--solver", "euler") == 28
+    assert nfe(str(edm), "--solver", "dpmpp-2m", "--steps", "9") == 9
+    assert nfe(str(edm), "--solver", "predictor-corrector", "--steps", "5") == 9
     assert nfe(str(flow)) == 4
 
 

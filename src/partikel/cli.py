@@ -11,9 +11,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from partikel.errors import ConfigError, PartikelError, nearest
+
+SolverName: TypeAlias = Literal[
+    "euler",
+    "heun",
+    "ddim",
+    "dpmpp-2m",
+    "adaptive",
+    "euler-maruyama",
+    "stochastic-heun",
+    "sra1",
+    "predictor-corrector",
+]
+"""The keys of :data:`partikel.solvers.SOLVERS`, which this module does not import: it loads PyTorch."""
 
 
 def train(preset: str, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
@@ -58,7 +71,7 @@ def sample(
     out: str | None = None,
     steps: int | None = None,
     stop: int | None = None,
-    solver: Literal["euler", "heun", "euler-maruyama"] | None = None,
+    solver: SolverName | None = None,
     seed: int = 0,
 ) -> None:
     """Draw samples of a run into a .npz or .png file.
@@ -99,7 +112,7 @@ def evaluate(
     n: int = 10_000,
     steps: int | None = None,
     stop: int | None = None,
-    solver: Literal["euler", "heun", "euler-maruyama"] | None = None,
+    solver: SolverName | None = None,
     features: str | None = None,
     seed: int = 0,
     json: bool = False,

@@ -127,6 +127,7 @@ class ParticleModel(Carrier):
         temperature: τ >= 0, weight of an entropy regulariser: noise √(2τη) dW, except in the last
             step (GPM Algorithm 3).
         diffusion: a noise scale of t instead, (B,) -> (B,).
+        score: ∇log ρ_t, or what stands for it, for solvers with a corrector.
         times_per_path: how many training particles are taken from each simulated path, at different
             times; 1 is the paper's Algorithm 3.
         truncate: simulate each training particle only up to its own time. The law is the same;
@@ -146,6 +147,7 @@ class ParticleModel(Carrier):
         solver: Solver | None = None,
         temperature: float = 0.0,
         diffusion: Callable[[Tensor], Tensor] | None = None,
+        score: Field | None = None,
         times_per_path: int = 1,
         truncate: bool = True,
         conditional: bool = False,
@@ -174,6 +176,8 @@ class ParticleModel(Carrier):
         self.grid = grid or UniformGrid(self.horizon)
         self.temperature = temperature
         self.diffusion = diffusion
+        # in a tuple, since it shares the field's networks: as a submodule they would be saved twice
+        self._score = (score,)
         if temperature > 0:
             scale = (2 * temperature * eta) ** 0.5
             self.diffusion = lambda t: torch.full_like(t, scale)
@@ -204,11 +208,19 @@ class ParticleModel(Carrier):
 
     def dynamics(self, cond: Tensor | None = None, field: Field | None = None) -> Dynamics:
         """What a solver integrates, for a field that is bound if it has to be."""
+        schedule, (score,) = self.schedule, self._score
+
+        def log_gradient(x: Tensor, t: Tensor) -> Tensor:
+            assert score is not None
+            sigma = None if schedule is None else schedule.sigma(shared(t)).expand(len(t))
+            return score(x, t, sigma, cond)
+
         return Dynamics(
             lambda x, t: self.velocity(x, t, cond, field),
             self.diffusion,
-            self.schedule,
-            defined_at_end=self.schedule is None or self.schedule.sigma_end > 0,
+            schedule,
+            defined_at_end=schedule is None or schedule.sigma_end > 0,
+            score=None if score is None else log_gradient,
         )
 
     def stream(
@@ -385,6 +397,8 @@ class StagedParticleModel(ParticleModel):
                 f"training node by node needs a pool and stage_draws of at least 1, "
                 f"got {pool} and {stage_draws}."
             )
+        if self.solver.multistep:
+            raise ConfigError("a multistep solver cannot move a pool that stops at every node.")
         self.stage_draws = stage_draws
         self.register_buffer("pool", torch.zeros(pool, *prior.shape))
         self.register_buffer("stage", torch.tensor(-1))

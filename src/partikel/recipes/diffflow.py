@@ -11,7 +11,7 @@ from partikel.data import Dataset
 from partikel.denoising import PreconditionedLogit
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
-from partikel.fields import DiscriminatorField, Field, Scaled
+from partikel.fields import AtScale, DiscriminatorField, Field, Scaled
 from partikel.models import Carrier, GeneratorModel, ParticleModel, StagedParticleModel
 from partikel.networks import Bank, NetworkSettings, build_network
 from partikel.objectives import GradientPenalty
@@ -29,6 +29,7 @@ from partikel.schedules import (
     VESchedule,
     VPSchedule,
 )
+from partikel.solvers import SOLVERS
 from partikel.training import AdamSettings, Phase
 
 
@@ -48,7 +49,8 @@ class PlanePoint(Recipe):
         rho: exponent of the grid of "karras".
         g2: g²/β >= lambda2: which network carries the weight; the laws do not depend on it.
         lambda2: λ²/β > 0: from Langevin (towards 0) over the SDE (1) to the ODE (2).
-        steps: N, Euler-Maruyama steps of training and sampling.
+        steps: N, of training and sampling.
+        solver: of both; null is Euler-Maruyama, or Euler where there is no noise.
         data_score: the run folder of a trained EDM to take s_p from; null trains ``score``.
         score: the EDM recipe of s_p (its network, law, optimiser, batch).
         joint: train s_p together with the discriminator, instead of before it.
@@ -69,6 +71,10 @@ class PlanePoint(Recipe):
     g2: float = 1.0
     lambda2: float = 1.0
     steps: int = 28
+    solver: (
+        Literal["euler-maruyama", "stochastic-heun", "sra1", "euler", "heun", "ddim", "dpmpp-2m"]
+        | None
+    ) = None
     data_score: str | None = None
     score: EDM = field(default_factory=EDM)
     joint: bool = False
@@ -130,6 +136,8 @@ class PlanePoint(Recipe):
             schedule=flow.schedule,
             grid=grid,
             diffusion=flow.diffusion,
+            solver=None if self.solver is None else SOLVERS[self.solver](),
+            score=AtScale(s_p, flow.schedule),
         )
         return System(model, tuple(phases))
 

@@ -18,7 +18,7 @@ from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.recipes.base import MLP, Recipe, System
 from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw
-from partikel.solvers import Euler, Heun, Solver
+from partikel.solvers import SOLVERS, Heun
 from partikel.training import AdamSettings, Phase
 
 
@@ -34,7 +34,7 @@ class EDM(Recipe):
         rho: exponent of the sampling grid.
         law_mean: mean of ln σ in training.
         law_std: standard deviation of ln σ in training.
-        solver: "heun" (2N - 1 evaluations for N steps) or "euler" (N).
+        solver: "heun" (2N - 1 evaluations for N steps), "euler", "ddim" or "dpmpp-2m" (N).
         steps: N, steps of sampling.
         churn: S_churn of the stochastic sampler; 0 is deterministic.
         batch: samples of an update.
@@ -52,7 +52,7 @@ class EDM(Recipe):
     rho: float = 7.0
     law_mean: float = -1.2
     law_std: float = 1.2
-    solver: Literal["heun", "euler"] = "heun"
+    solver: Literal["heun", "euler", "ddim", "dpmpp-2m"] = "heun"
     steps: int = 28
     churn: float = 0.0
     batch: int = 128
@@ -80,7 +80,7 @@ class EDM(Recipe):
             LogNormalLaw(self.law_mean, self.law_std),
         )
         schedule = EDMSchedule(self.sigma_max)
-        solver: Solver = Euler() if self.solver == "euler" else Heun(churn=self.churn)
+        solver = Heun(churn=self.churn) if self.solver == "heun" else SOLVERS[self.solver]()
         model = ParticleModel(
             schedule.half_rate * score,
             GaussianPrior(dataset.shape, std=self.sigma_max),
@@ -88,5 +88,6 @@ class EDM(Recipe):
             schedule=schedule,
             grid=KarrasGrid(schedule, self.sigma_min, self.rho),
             solver=solver,
+            score=score,
         )
         return System(model, (Phase("score", self.optimizer, self.batch),))

@@ -1,0 +1,585 @@
+"""DiffFlow's theory, run: every claim as a number beside what the paper says it is (framework §6-7).
+
+On Gaussians laws are closed-form moments. Elsewhere particles are simulated with exact fields, and what
+they end in is compared with the law they should end in, by the energy distance and its own
+fluctuations between two draws of that law. Two cases have exact fields without being Gaussian: a matched
+flow towards a mixture, where the optimal discriminator is constant, and a flow from a mixture
+towards a Gaussian, where it is not (:func:`propagated`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from matplotlib.lines import Line2D
+from torch import Tensor, nn
+
+from partikel import plots
+from partikel.data import Batch
+from partikel.diffflow import DiffFlow
+from partikel.errors import ConfigError
+from partikel.fields import DiscriminatorField, ExactScoreField, Field, TrainingBatch
+from partikel.fields.terms import AtScale, Potential
+from partikel.metrics import energy_distance
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.networks import NetworkSettings, build_network
+from partikel.particles import Particles
+from partikel.priors import GaussianPrior
+from partikel.schedules import (
+    ConstantSchedule,
+    EDMSchedule,
+    GeometricGrid,
+    SubVPSchedule,
+    TimeGrid,
+    UniformGrid,
+    VESchedule,
+    VPSchedule,
+)
+from partikel.solvers import StochasticHeun
+from partikel.streams import Streams, derive_seed
+from partikel.targets import Gaussian, GaussianMixture, gaussian_kl
+from partikel.theory import (
+    Convergence,
+    convergence,
+    gaussian_marginals,
+    log_sobolev_constant,
+    path_marginals,
+    stationary_law,
+)
+
+CHANCE = 0.01
+"""Probability that any of the simulated laws is found to differ when all of them are right."""
+FEWEST = 500
+"""Particles below which the fluctuations of an energy distance are not those of the limit law."""
+STEPS = 60
+"""Steps of a simulation, by a method of weak order 2 (120 evaluations)."""
+
+# Asymmetric and anisotropic: symmetry would hide errors of sign and of transposition.
+GAUSSIAN = Gaussian([1.0, -0.5], [[0.8, 0.3], [0.3, 0.4]])
+OTHER = Gaussian([-0.6, 1.1], [[0.5, -0.2], [-0.2, 1.1]])
+MIXTURE = GaussianMixture(
+    [[2.0, 1.0], [-1.0, 0.5], [0.3, -2.0]],
+    [[[0.5, 0.2], [0.2, 0.3]], [[0.2, 0.0], [0.0, 0.6]], [[0.4, -0.1], [-0.1, 0.2]]],
+    weights=[0.5, 0.3, 0.2],
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim, and what was found.
+
+    Attributes:
+        claim: in words.
+        source: where it is made.
+        measured: the number found.
+        relation: "=" where it should be ``expected``, "<=" where that is a bound.
+        expected: what the claim says.
+        tolerance: what it may be off by: rounding, an integrator's error, or statistical error.
+        holds: whether it does.
+    """
+
+    claim: str
+    source: str
+    measured: float
+    relation: Literal["=", "<="]
+    expected: float
+    tolerance: float
+    holds: bool
+
+
+def verify(out: Path, *, samples: int = 10_000, seed: int = 0) -> list[Check]:
+    """Check DiffFlow's theory; takes about half a minute.
+
+    Args:
+        out: a folder, into which ``verify.json`` and ``kl.png`` are written.
+        samples: particles of each simulation.
+        seed: of all random draws.
+
+    Returns:
+        The checks, in the order of the paper.
+
+    Raises:
+        ConfigError: for too few samples.
+    """
+    if samples < FEWEST:
+        raise ConfigError(f"simulated laws are compared with samples >= {FEWEST}, got {samples}.")
+    runs = convergence_runs()
+    checks = [
+        *_forms(seed),
+        *_gan(seed),
+        *_invariance_in_closed_form(),
+        *_matched_in_closed_form(),
+        *_simulated(samples, seed),
+        *_dependence_on_lambda(samples, seed),
+        *_convergence(runs),
+    ]
+    with plots.replacing(out / "verify.json") as part:
+        found = {
+            "samples": samples,
+            "seed": seed,
+            "holds": all(check.holds for check in checks),
+            "checks": [asdict(check) for check in checks],
+            "kl": {
+                name: {key: getattr(run, key).tolist() for key in ("times", "kl", "bound")}
+                for name, run in runs.items()
+            },
+        }
+        part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _draw_kl(out / "kl.png", runs, samples, seed)
+    return checks
+
+
+# --- exact laws that are not Gaussian
+
+
+def propagated(
+    flow: DiffFlow, target: Gaussian, start: GaussianMixture, times: Tensor
+) -> list[GaussianMixture]:
+    """ρ_t at (N,) times, from a mixture towards a Gaussian.
+
+    By Proposition 2 ρ_t is that of g² = 2β, where the drift does not depend on ρ_t: the equation for
+    ρ_t is linear, so that components move as if alone, and remain Gaussian as the score is linear.
+    """
+    alone = flow.with_g2(2.0)
+    moved = [
+        gaussian_marginals(alone, target, Gaussian(m, C), times, tolerance=1e-10)
+        for m, C in zip(start.means, start.covariances, strict=True)
+    ]
+    means, covariances = (torch.stack(moments, 1) for moments in zip(*moved, strict=True))
+    return [
+        GaussianMixture(m, C, weights=start.weights)
+        for m, C in zip(means, covariances, strict=True)
+    ]
+
+
+class OwnScore(Field):
+    """∇log ρ_t of laws known at the nodes of a grid.
+
+    Args:
+        laws: one for each node.
+        times: (N,) the nodes.
+    """
+
+    def __init__(self, laws: Sequence[GaussianMixture], times: Tensor) -> None:
+        super().__init__()
+        self.laws = laws
+        self.times = times
+
+    def forward(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """∇log ρ_t(x) at the node nearest to the time that all points share."""
+        return self.laws[int((self.times - t[0]).abs().argmin())].score(x)
+
+
+def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) -> float:
+    """Quantile of the energy distance between n and m draws of one law, given some of its points.
+
+    The unbiased distance is (1/n + 1/m) Σ λ_i (z_i² - 1) in the limit, z_i ~ N(0, 1), with λ_i the
+    eigenvalues of the centred kernel -|x - y| (Gretton et al. 2009, "A fast, consistent kernel
+    two-sample test"): those of its matrix on the cloud, divided by its size.
+
+    Args:
+        cloud: (k, D) points of the law; a thousand do.
+        n: points of one sample.
+        m: of the other.
+        level: in (0, 1).
+        seed: of the draws of z.
+    """
+    kernel = -torch.cdist(cloud, cloud).double()
+    kernel = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+    largest = torch.linalg.eigvalsh(kernel)[-64:] / len(cloud)
+    draws = torch.randn(200_000, len(largest), generator=_stream(seed, "quantile"))
+    null = (draws.square_() - 1) @ largest.float()
+    return float(torch.from_numpy(null.numpy()).kthvalue(math.ceil(level * len(null))).values) * (
+        1 / n + 1 / m
+    )
+
+
+# --- eqs. 4 and 28: the forms of the SDE
+
+
+def _forms(seed: int) -> Iterator[Check]:
+    x = 2 * torch.randn(256, 2, generator=_stream(seed, "forms"), dtype=torch.float64)
+    score, own = ExactScoreField(MIXTURE), ExactScoreField(OTHER)
+    worst = 0.0
+    for flow in _FLOWS.values():
+        flow = flow.with_g2(lambda t: 2.5 + torch.cos(5 * t))
+        ratio = AtScale(score, flow.schedule) - own
+        for place in (0.0, 0.4, 0.9):
+            t = x.new_tensor(place * flow.schedule.horizon).expand(len(x))
+            first, second = flow.first_form(score, own)(x, t), flow.field(score, ratio)(x, t)
+            worst = max(worst, _relative(second, first))
+    yield _equal("the two forms of the drift agree", "DiffFlow eqs. 4, 28", worst, 0.0, 1e-12)
+
+
+# --- eqs. 19-27: GANs
+
+_BETAS: dict[Potential, tuple[str, str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "saturating": (
+        "eqs. 23-25",
+        "sigmoid(d)",
+        torch.sigmoid,
+        lambda D: torch.log(1 - D),
+    ),
+    "non-saturating": (
+        "eqs. 26-27",
+        "sigmoid(-d)",
+        lambda d: torch.sigmoid(-d),
+        lambda D: -torch.log(D),
+    ),
+    "logit": (
+        "§3.3.2",
+        "1",
+        torch.ones_like,
+        lambda D: torch.log(1 - D) - torch.log(D),
+    ),
+}
+"""Potential -> source, β in words, β(d), and the generator's loss in D = sigmoid(d)."""
+
+
+def _gan(seed: int) -> Iterator[Check]:
+    stream = _stream(seed, "gan")
+
+    def network(role: Literal["logit", "generator"]) -> nn.Module:
+        settings = NetworkSettings("mlp", width=32, depth=2, activation="tanh")
+        return build_network(settings, role, shape=(2,), latent=3, generator=stream).double()
+
+    critic = DiscriminatorField(network("logit"))
+    real, fake = torch.randn(2, 64, 2, generator=stream, dtype=torch.float64)
+
+    def D(x: Tensor) -> Tensor:
+        return torch.sigmoid(critic.network(x, None, None))
+
+    goodfellow = -(torch.log(D(real)) + torch.log(1 - D(fake))).mean()
+    weights = [w for w in critic.network.parameters() if w.requires_grad]
+    batch = TrainingBatch(
+        Batch(real, None), Particles(fake, torch.zeros(64).double()), 64, Streams(seed)
+    )
+    (loss,) = critic.losses()
+    own = torch.autograd.grad(loss.compute(batch).loss.mean(), weights, allow_unused=True)
+    theirs = torch.autograd.grad(goodfellow, weights, allow_unused=True)
+    yield _equal(
+        "logistic regression of data against particles is the GAN's discriminator update",
+        "DiffFlow eqs. 20, 22",
+        _relative(_flat(own), _flat(theirs)),
+        0.0,
+        1e-10,
+    )
+    for name, (equations, words, beta, loss_of) in _BETAS.items():
+        field = DiffFlow.gan(name).field(log_ratio=critic)
+        point = fake.clone().requires_grad_()
+        d = critic.network(point, None, None)
+        (gradient,) = torch.autograd.grad(d.sum(), point)
+        expected = beta(d.detach())[:, None] * gradient
+        yield _equal(
+            f"the {name} GAN moves particles by β∇d with β = {words}",
+            f"DiffFlow {equations}",
+            _relative(field(fake, torch.zeros(64).double()), expected),
+            0.0,
+            1e-12,
+        )
+        generator = network("generator")
+        yield _equal(
+            f"one SGD step of the fit to moved outputs is the {name} GAN's generator update",
+            f"DiffFlow {equations}, Algorithm 1",
+            _relative(
+                _fitted(copy.deepcopy(generator), field, seed),
+                _trained(generator, lambda x, of=loss_of: of(D(x)), seed),
+            ),
+            0.0,
+            1e-9,
+        )
+
+
+_ETA, _RATE = 0.3, 0.05
+
+
+def _fitted(generator: nn.Module, field: Field, seed: int) -> Tensor:
+    """Change of a generator's weights by one step of rate lr/η towards x + η β∇d."""
+    model = GeneratorModel(field, generator, GaussianPrior((3,)), eta=_ETA)
+    moved = model.move(model.particles(64, Streams(seed)), Streams(seed), None)
+    (fit,) = (loss for loss in model.losses() if loss.name == "generator")
+    loss = fit.compute(TrainingBatch(None, moved, 64, Streams(seed))).loss.mean()
+    return _step(generator, loss, _RATE / _ETA)
+
+
+def _trained(generator: nn.Module, loss: Callable[[Tensor], Tensor], seed: int) -> Tensor:
+    """Change of the weights by one step of rate lr down a GAN's loss, on the same latents."""
+    z = GaussianPrior((3,)).sample(64, generator=Streams(seed).latent, dtype=torch.float64)
+    return _step(generator, loss(generator(z, None, None)).mean(), _RATE)
+
+
+def _step(module: nn.Module, loss: Tensor, rate: float) -> Tensor:
+    before = _flat([w.detach().clone() for w in module.parameters()])
+    optimiser = torch.optim.SGD(module.parameters(), lr=rate)
+    loss.backward()
+    optimiser.step()
+    return _flat([w.detach() for w in module.parameters()]) - before
+
+
+# --- Proposition 2: ρ_t does not depend on g
+
+_SHORT = VESchedule(3.0, 0.2)
+_FLOWS: dict[str, DiffFlow] = {
+    "Langevin": DiffFlow.langevin(0.3, 0.8),
+    "annealed Langevin": DiffFlow.annealed_langevin(_SHORT, 2.0),
+    "VE, λ² = 1.4β": DiffFlow.reverse(_SHORT).with_lambda2(1.4),
+    "VP, λ² = 0.5β": DiffFlow.vp(0.3, 6.0).with_lambda2(0.5),
+    "sub-VP, λ² = β": DiffFlow.sub_vp(0.3, 6.0),
+    "continuation, λ² = -0.7β": DiffFlow.langevin(0.3, 0.8).with_lambda2(-0.7),
+    "f < 0, β and λ² of t": DiffFlow(_SHORT, -0.5, torch.exp, lambda t: 2 * t.exp(), torch.cos),
+}
+
+
+def _invariance_in_closed_form() -> Iterator[Check]:
+    for name, flow in _FLOWS.items():
+        times = flow.schedule.horizon * torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64)
+        reference = gaussian_marginals(flow.with_g2(2.0), GAUSSIAN, OTHER, times)
+        worst = 0.0
+        for ratio in (1.4, 3.7, lambda t: 2.5 + torch.cos(5 * t)):
+            moved = gaussian_marginals(flow.with_g2(ratio), GAUSSIAN, OTHER, times)
+            worst = max(worst, *map(_relative, moved, reference))
+        yield _equal(
+            f"moments of a Gaussian do not depend on g: {name}",
+            "DiffFlow Proposition 2",
+            worst,
+            0.0,
+            1e-10,
+        )
+
+
+def _matched_in_closed_form() -> Iterator[Check]:
+    paths = {
+        "VE": VESchedule(),
+        "Karras": EDMSchedule(),
+        "VP": VPSchedule(),
+        "sub-VP": SubVPSchedule(),
+    }
+    for name, path in paths.items():
+        times = path.horizon * torch.tensor([0.0, 0.3, 0.7, 1.0], dtype=torch.float64)
+        expected = path_marginals(path, GAUSSIAN, times)
+        start = Gaussian(expected[0][0], expected[1][0])
+        worst = 0.0
+        for g2, lambda2 in ((2.0, 1.0), (2.0, 2.0), (0.5, 0.5), (3.0, 1.7)):
+            flow = DiffFlow.reverse(path, g2=g2, lambda2=lambda2)
+            found = gaussian_marginals(flow, GAUSSIAN, start, times)
+            worst = max(worst, *map(_relative, found, expected))
+        yield _equal(
+            f"from the exact start ρ_t = p_σ(t) for every g and β where λ² = g_s²: {name}",
+            "DiffFlow §3.2, eq. 18",
+            worst,
+            0.0,
+            1e-9,
+        )
+
+
+@dataclass(frozen=True)
+class _Simulation:
+    """Particles of several flows that should end in one law.
+
+    Attributes:
+        name: of the flows.
+        source: of the claim.
+        flows: at their places on the plane, by what these are called.
+        score: s_p.
+        log_ratio: ∇d, exact.
+        grid: of the solver.
+        steps: of the solver.
+        start: draws of ρ_0.
+        end: draws of ρ_T.
+    """
+
+    name: str
+    source: str
+    flows: Mapping[str, DiffFlow]
+    score: Field
+    log_ratio: Field
+    grid: TimeGrid
+    start: Callable[[int, torch.Generator], Tensor]
+    end: Callable[[int, torch.Generator], Tensor]
+    steps: int = STEPS
+
+    def run(self, flow: DiffFlow, n: int, seed: int) -> Tensor:
+        """Where n particles of a flow end."""
+        model = ParticleModel(
+            flow.field(self.score, self.log_ratio),
+            flow.prior((2,)),
+            steps=self.steps,
+            schedule=flow.schedule,
+            grid=self.grid,
+            diffusion=flow.diffusion,
+            solver=StochasticHeun(),
+        )
+        start = self.start(n, _stream(seed, "start"))
+        return model.sample(n, generator=_stream(seed, "noise"), x=start)
+
+
+def _matched(name: str, base: DiffFlow, grid: TimeGrid) -> _Simulation:
+    """A mixture as target, from the exact law at t = 0: the optimal d is constant, ∇d = 0."""
+    path = base.schedule
+
+    def law(place: float) -> Callable[[int, torch.Generator], Tensor]:
+        def draw(n: int, generator: torch.Generator) -> Tensor:
+            data = MIXTURE.sample(n, generator=generator, dtype=torch.float64)
+            return path.noised(data, torch.full_like(data[:, 0], place), generator=generator)
+
+        return draw
+
+    flows = {
+        _place(*point): DiffFlow.reverse(path, g2=point[0], lambda2=point[1])
+        for point in ((2.0, 1.0), (2.0, 2.0), (1.5, 1.0), (3.0, 0.5))
+    }
+    exact = ExactScoreField(MIXTURE)
+    return _Simulation(
+        f"particles end in the mixture, {name}",
+        "DiffFlow Proposition 2, §3.2",
+        flows,
+        exact,
+        0.0 * exact,
+        grid,
+        law(0.0),
+        law(path.horizon),
+    )
+
+
+def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulation:
+    """From a mixture towards a Gaussian: ρ_t is known, and the optimal d is not constant."""
+    path, score = base.schedule, ExactScoreField(GAUSSIAN)
+    grid = UniformGrid(path.horizon)
+    laws = propagated(base, GAUSSIAN, MIXTURE, nodes := grid.nodes(STEPS))
+
+    def law(place: int) -> Callable[[int, torch.Generator], Tensor]:
+        return lambda n, generator: laws[place].sample(n, generator=generator, dtype=torch.float64)
+
+    return _Simulation(
+        f"particles end in the law that g² = 2β has, {name}",
+        "DiffFlow Proposition 2",
+        {f"g² = {g2:g}β": base.with_g2(g2) for g2 in points},
+        score,
+        AtScale(score, path) - OwnScore(laws, nodes),
+        grid,
+        law(0),
+        law(-1),
+    )
+
+
+def _to_the_mixture() -> _Simulation:
+    """Theorem 1 on a mixture: Langevin dynamics, which needs the score alone."""
+    level = 0.4
+    path = ConstantSchedule(level, 30.0)
+
+    def end(n: int, generator: torch.Generator) -> Tensor:
+        data = MIXTURE.sample(n, generator=generator, dtype=torch.float64)
+        return path.noised(data, torch.zeros_like(data[:, 0]), generator=generator)
+
+    score = ExactScoreField(MIXTURE)
+    return _Simulation(
+        "ρ_t tends to p_σ0: Langevin particles, from afar to the mixture",
+        "DiffFlow Theorem 1",
+        {"g² = 2β": DiffFlow(path).with_g2(2.0)},
+        score,
+        0.0 * score,
+        UniformGrid(path.horizon),
+        lambda n, generator: OTHER.sample(n, generator=generator, dtype=torch.float64),
+        end,
+        steps=300,
+    )
+
+
+def _simulations() -> Iterator[_Simulation]:
+    ve = VESchedule(20.0)
+    yield _matched("VE", DiffFlow.reverse(ve), UniformGrid())
+    yield _matched("VP", DiffFlow.vp(), GeometricGrid(VPSchedule()))
+    yield _matched("sub-VP", DiffFlow.sub_vp(), GeometricGrid(SubVPSchedule()))
+    langevin = DiffFlow.langevin(0.3, 0.8)
+    yield _unmatched("Langevin, λ² = 0", langevin, (0.0, 1.0, 3.5))
+    yield _unmatched("Langevin, λ² = 0.6β", langevin.at(2.0, 0.6), (0.6, 1.2, 3.5))
+    yield _unmatched("continuation, λ² = -0.5β", langevin.at(2.0, -0.5), (0.0, 1.0, 3.0))
+    yield _unmatched("VP, λ² = 0.5β", DiffFlow.vp(0.3, 3.0).at(2.0, 0.5), (0.5, 1.0, 3.0))
+    yield _to_the_mixture()
+
+
+def _simulated(samples: int, seed: int) -> Iterator[Check]:
+    simulations = list(_simulations())
+    level = 1 - CHANCE / sum(len(simulation.flows) for simulation in simulations)
+    for simulation in simulations:
+        cloud = simulation.end(1000, _stream(seed, simulation.name, "null"))
+        bound = energy_quantile(cloud, samples, samples, level, seed)
+        for place, flow in simulation.flows.items():
+            own = derive_seed(seed, simulation.name, place)
+            ended = simulation.run(flow, samples, own)
+            reference = simulation.end(samples, _stream(own, "reference"))
+            yield _at_most(
+                f"{simulation.name}, {place}: energy distance",
+                simulation.source,
+                energy_distance(ended.float(), reference.float()),
+                bound,
+            )
+
+
+# --- what λ does
+
+
+def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
+    source = "framework §6 (stationary law)"
+    level, horizon = 0.4, 60.0
+    smoothed = GAUSSIAN.covariance + level**2 * torch.eye(2, dtype=torch.float64)
+    for lambda2 in (-2.0, -0.5, 0.0, 0.5, 1.0, 1.6):
+        flow = DiffFlow.langevin(level, horizon=horizon).at(2.4, lambda2)
+        _, covariances = gaussian_marginals(flow, GAUSSIAN, OTHER, [horizon])
+        factors = torch.linalg.eigvals(covariances[0] @ torch.linalg.inv(smoothed)).real
+        expected = 1 - lambda2 / 2
+        worst = factors[(factors - expected).abs().argmax()]
+        yield _equal(
+            f"at λ² = {lambda2:g}β the law settles at this multiple of the data's covariance",
+            source,
+            float(worst),
+            expected,
+            1e-9,
+        )
+    for g2, lambda2 in ((1.0, 0.8), (3.0, -1.0)):
+        base = DiffFlow.langevin(level, horizon=6.0).at(2.0, lambda2)
+        settled = stationary_law(base, GAUSSIAN)
+        simulation = _settling(base, settled)
+        x = simulation.run(base.with_g2(g2), samples, derive_seed(seed, "settled", lambda2))
+        offsets = x - GAUSSIAN.mean
+        squares = (offsets @ torch.linalg.inv(smoothed) * offsets).sum(1) / 2
+        yield _equal(
+            f"particles at {_place(g2, lambda2)} keep to it",
+            source,
+            float(squares.mean()),
+            1 - lambda2 / 2,
+            4.5 * float(squares.std()) / samples**0.5,
+        )
+
+
+def _settling(base: DiffFlow, settled: Gaussian) -> _Simulation:
+    """From the stationary law, where s_ρ is s_p/(1 - λ²/2β)."""
+    score = ExactScoreField(GAUSSIAN)
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        return settled.sample(n, generator=generator, dtype=torch.float64)
+
+    ratio = AtScale(score, base.schedule) - ExactScoreField(settled)
+    return _Simulation("", "", {}, score, ratio, UniformGrid(base.schedule.horizon), draw, draw)
+
+
+# --- Lemma 1, Theorems 1 and 2
+
+_SIGMA, _BETA, _END = 0.3, 0.7, 4.0
+_STARTS: dict[str, GaussianMixture] = {
+    "slowest axis": Gaussian(GAUSSIAN.mean, std=1.0),
+    "fastest axis": Gaussian(GAUSSIAN.mean, std=1.0),
+    "a Gaussian": OTHER,
+    "a mixture": GaussianMixture(
+        [[-1.5, -1.0], [2.5, -1.5], [0.5, 2.5]], std=[0.4, 0.6, 0.5], weights=[0.5, 0.3, 0.2]
+    ),
+}
