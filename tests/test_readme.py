@@ -53,3 +53,17 @@ def test_the_readme_names_presets_that_exist() -> None:
     assert named
     assert named <= set(preset_names())
     assert all(load_preset(name).about for name in preset_names())
+
+
+def test_a_point_of_the_plane() -> None:
+    from partikel import DiscriminatorField, ParticleModel, ScoreField
+    from partikel.denoising import EDMDenoiser
+
+    names: dict[str, object] = {
+        "ParticleModel": ParticleModel,
+        "s_p": ScoreField(EDMDenoiser(MLP((2,), (2,), width=8, scalars=1))).freeze(),
+        "critic": DiscriminatorField(MLP((2,), (), width=8, scalars=1), conditions=("t",)),
+    }
+    exec(BLOCKS[2], names)
+    x = names["model"].sample(5, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    assert x.isfinite().all()

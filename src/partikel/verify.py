@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
@@ -149,7 +150,7 @@ def propagated(
     """
     alone = flow.with_g2(2.0)
     moved = [
-        gaussian_marginals(alone, target, Gaussian(m, C), times, tolerance=1e-10)
+        gaussian_marginals(alone, target, Gaussian(m, C), times)
         for m, C in zip(start.means, start.covariances, strict=True)
     ]
     means, covariances = (torch.stack(moments, 1) for moments in zip(*moved, strict=True))
@@ -217,7 +218,8 @@ def _forms(seed: int) -> Iterator[Check]:
             t = x.new_tensor(place * flow.schedule.horizon).expand(len(x))
             first, second = flow.first_form(score, own)(x, t), flow.field(score, ratio)(x, t)
             worst = max(worst, _relative(second, first))
-    yield _equal("the two forms of the drift agree", "DiffFlow eqs. 4, 28", worst, 0.0, 1e-12)
+    claim = "difference between the two forms of the drift"
+    yield _equal(claim, "DiffFlow eqs. 4, 28", worst, 0.0, 1e-12)
 
 
 # --- eqs. 19-27: GANs
@@ -267,7 +269,7 @@ def _gan(seed: int) -> Iterator[Check]:
     own = torch.autograd.grad(loss.compute(batch).loss.mean(), weights, allow_unused=True)
     theirs = torch.autograd.grad(goodfellow, weights, allow_unused=True)
     yield _equal(
-        "logistic regression of data against particles is the GAN's discriminator update",
+        "difference between logistic regression and the GAN's discriminator update",
         "DiffFlow eqs. 20, 22",
         _relative(_flat(own), _flat(theirs)),
         0.0,
@@ -280,7 +282,7 @@ def _gan(seed: int) -> Iterator[Check]:
         (gradient,) = torch.autograd.grad(d.sum(), point)
         expected = beta(d.detach())[:, None] * gradient
         yield _equal(
-            f"the {name} GAN moves particles by β∇d with β = {words}",
+            f"difference between the {name} GAN's field and β∇d, β = {words}",
             f"DiffFlow {equations}",
             _relative(field(fake, torch.zeros(64).double()), expected),
             0.0,
@@ -288,7 +290,7 @@ def _gan(seed: int) -> Iterator[Check]:
         )
         generator = network("generator")
         yield _equal(
-            f"one SGD step of the fit to moved outputs is the {name} GAN's generator update",
+            f"difference between one step of the fit and the {name} GAN's generator update",
             f"DiffFlow {equations}, Algorithm 1",
             _relative(
                 _fitted(copy.deepcopy(generator), field, seed),
@@ -348,7 +350,7 @@ def _invariance_in_closed_form() -> Iterator[Check]:
             moved = gaussian_marginals(flow.with_g2(ratio), GAUSSIAN, OTHER, times)
             worst = max(worst, *map(_relative, moved, reference))
         yield _equal(
-            f"moments of a Gaussian do not depend on g: {name}",
+            f"change of a Gaussian's moments with g: {name}",
             "DiffFlow Proposition 2",
             worst,
             0.0,
@@ -373,8 +375,8 @@ def _matched_in_closed_form() -> Iterator[Check]:
             found = gaussian_marginals(flow, GAUSSIAN, start, times)
             worst = max(worst, *map(_relative, found, expected))
         yield _equal(
-            f"from the exact start ρ_t = p_σ(t) for every g and β where λ² = g_s²: {name}",
-            "DiffFlow §3.2, eq. 18",
+            f"distance of ρ_t's moments from p_σ(t)'s, λ² = g_s², exact start, any g and β: {name}",
+            "framework §6",
             worst,
             0.0,
             1e-9,
@@ -439,8 +441,8 @@ def _matched(name: str, base: DiffFlow, grid: TimeGrid) -> _Simulation:
     }
     exact = ExactScoreField(MIXTURE)
     return _Simulation(
-        f"particles end in the mixture, {name}",
-        "DiffFlow Proposition 2, §3.2",
+        f"energy distance of particles to the mixture: {name}",
+        "DiffFlow Proposition 2",
         flows,
         exact,
         0.0 * exact,
@@ -460,9 +462,9 @@ def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulatio
         return lambda n, generator: laws[place].sample(n, generator=generator, dtype=torch.float64)
 
     return _Simulation(
-        f"particles end in the law that g² = 2β has, {name}",
+        f"energy distance of particles to the law at g² = 2β: {name}",
         "DiffFlow Proposition 2",
-        {f"g² = {g2:g}β": base.with_g2(g2) for g2 in points},
+        {f"g² = {_times(g2)}": base.with_g2(g2) for g2 in points},
         score,
         AtScale(score, path) - OwnScore(laws, nodes),
         grid,
@@ -482,7 +484,7 @@ def _to_the_mixture() -> _Simulation:
 
     score = ExactScoreField(MIXTURE)
     return _Simulation(
-        "ρ_t tends to p_σ0: Langevin particles, from afar to the mixture",
+        "energy distance of particles to the mixture, from another law: Langevin, λ² = 0",
         "DiffFlow Theorem 1",
         {"g² = 2β": DiffFlow(path).with_g2(2.0)},
         score,
@@ -518,7 +520,7 @@ def _simulated(samples: int, seed: int) -> Iterator[Check]:
             ended = simulation.run(flow, samples, own)
             reference = simulation.end(samples, _stream(own, "reference"))
             yield _at_most(
-                f"{simulation.name}, {place}: energy distance",
+                f"{simulation.name}, {place}",
                 simulation.source,
                 energy_distance(ended.float(), reference.float()),
                 bound,
@@ -539,7 +541,7 @@ def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
         expected = 1 - lambda2 / 2
         worst = factors[(factors - expected).abs().argmax()]
         yield _equal(
-            f"at λ² = {lambda2:g}β the law settles at this multiple of the data's covariance",
+            f"ρ_t settles at so many times the data's covariance: λ² = {_times(lambda2)}",
             source,
             float(worst),
             expected,
@@ -553,7 +555,7 @@ def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
         offsets = x - GAUSSIAN.mean
         squares = (offsets @ torch.linalg.inv(smoothed) * offsets).sum(1) / 2
         yield _equal(
-            f"particles at {_place(g2, lambda2)} keep to it",
+            f"the same factor of particles, {_place(g2, lambda2)}",
             source,
             float(squares.mean()),
             1 - lambda2 / 2,
@@ -568,18 +570,196 @@ def _settling(base: DiffFlow, settled: Gaussian) -> _Simulation:
     def draw(n: int, generator: torch.Generator) -> Tensor:
         return settled.sample(n, generator=generator, dtype=torch.float64)
 
-    ratio = AtScale(score, base.schedule) - ExactScoreField(settled)
+    ratio = AtScale(score, base.schedule) - OwnScore([settled], torch.zeros(1))
     return _Simulation("", "", {}, score, ratio, UniformGrid(base.schedule.horizon), draw, draw)
 
 
 # --- Lemma 1, Theorems 1 and 2
 
 _SIGMA, _BETA, _END = 0.3, 0.7, 4.0
-_STARTS: dict[str, GaussianMixture] = {
-    "slowest axis": Gaussian(GAUSSIAN.mean, std=1.0),
-    "fastest axis": Gaussian(GAUSSIAN.mean, std=1.0),
-    "a Gaussian": OTHER,
-    "a mixture": GaussianMixture(
-        [[-1.5, -1.0], [2.5, -1.5], [0.5, 2.5]], std=[0.4, 0.6, 0.5], weights=[0.5, 0.3, 0.2]
-    ),
-}
+_STEP = 0.02
+_AWAY = GaussianMixture(
+    [[-1.5, -1.0], [2.5, -1.5], [0.5, 2.5]], std=[0.4, 0.6, 0.5], weights=[0.5, 0.3, 0.2]
+)
+
+
+def convergence_runs() -> dict[str, Convergence]:
+    """KL towards a Gaussian at λ² = 0 from four starts, by name; the mixture's by quadrature."""
+    flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=_END).with_g2(1.0)
+    times = torch.linspace(0, _END, round(_END / _STEP) + 1, dtype=torch.float64)
+    smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
+    fastest, slowest = torch.linalg.eigh(smoothed).eigenvectors.T
+    starts = {
+        "offset, slowest axis": Gaussian(GAUSSIAN.mean + 2 * slowest, smoothed),
+        "another Gaussian": OTHER,
+        "offset, fastest axis": Gaussian(GAUSSIAN.mean + 2 * fastest, smoothed),
+    }
+    runs = {name: convergence(flow, GAUSSIAN, start, times) for name, start in starts.items()}
+    rate = 2 * _BETA * log_sobolev_constant(GAUSSIAN, _SIGMA)
+    settled = Gaussian(GAUSSIAN.mean, smoothed)
+    found = [_divergences(law, settled) for law in propagated(flow, GAUSSIAN, _AWAY, times)]
+    kl, fisher = torch.tensor(found, dtype=torch.float64).T
+    bound = kl[0] * torch.exp(-rate * times)
+    runs["a mixture"] = Convergence(times, kl, fisher, -_BETA * fisher, bound, rate)
+    return runs
+
+
+def _divergences(law: GaussianMixture, target: Gaussian, side: int = 160) -> tuple[float, float]:
+    """KL and Fisher divergence of a law of the plane from a target, by the trapezoidal rule."""
+    low, high = law.means.amin(0) - 4, law.means.amax(0) + 4
+    axes = [torch.linspace(a, b, side, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    x = torch.cartesian_prod(*axes)
+    weight = law.log_density(x).exp() * float(torch.prod((high - low) / (side - 1)))
+    log_ratio = law.log_density(x) - target.log_density(x)
+    gaps = (law.score(x) - target.score(x)).square().sum(1)
+    return float(weight @ log_ratio), float(weight @ gaps)
+
+
+def _convergence(runs: Mapping[str, Convergence]) -> Iterator[Check]:
+    constant = log_sobolev_constant(GAUSSIAN, _SIGMA)
+    for name, run in runs.items():
+        # central differences of order 6
+        differences = sum(
+            weight * (run.kl[3 + k : len(run.kl) - 3 + k] - run.kl[3 - k : len(run.kl) - 3 - k])
+            for k, weight in ((1, 45), (2, -9), (3, 1))
+        ) / (60 * _STEP)
+        inside = run.kl[3:-3] > 1e-4 * run.kl[0]
+        ratio = (differences / run.slope[3:-3])[inside]
+        yield _equal(
+            f"-dKL/dt over βI, where it is worst: from {name}",
+            "DiffFlow Lemma 1",
+            float(ratio[(ratio - 1).abs().argmax()]),
+            1.0,
+            1e-5,
+        )
+    for name, run in runs.items():
+        ratio = run.kl / run.bound
+        claim = f"largest KL(ρ_t) over KL(ρ_0) e^(-2βCt): from {name}"
+        yield _at_most(claim, "DiffFlow Theorem 2", float(ratio.max()), 1.0, 1e-9)
+        if name == "offset, slowest axis":
+            claim = f"smallest KL(ρ_t) over KL(ρ_0) e^(-2βCt): from {name}"
+            yield _equal(claim, "framework §7", float(ratio.min()), 1.0, 1e-8)
+    worst = max(float((2 * constant * run.kl / run.fisher).max()) for run in runs.values())
+    claim = "largest KL over I/(2C), along all these runs"
+    yield _at_most(claim, "DiffFlow §4.2", worst, 1.0, 1e-9)
+    flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=40.0)
+    for g2 in (0.0, 1.0, 3.0):
+        end = convergence(flow.with_g2(g2), GAUSSIAN, OTHER, [40.0])
+        yield _equal(
+            f"KL(ρ_t) at t = 40: another Gaussian, g² = {_times(g2)}",
+            "DiffFlow Theorem 1",
+            float(end.kl[0]),
+            0.0,
+            1e-12,
+        )
+
+
+# --- the picture
+
+
+def _draw_kl(path: Path, runs: Mapping[str, Convergence], samples: int, seed: int) -> None:
+    """KL against the bound, relative to its start, with what particles have at several g."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, run in runs.items():
+        share = run.kl / run.kl[0]
+        shown = share > 10**-4.5
+        curves[name] = list(zip(run.times[shown].tolist(), share[shown].tolist(), strict=True))
+        curves["log-Sobolev bound"] = [(t, math.exp(-run.rate * t)) for t in run.times.tolist()]
+    curves["log-Sobolev bound"] = curves.pop("log-Sobolev bound")  # over the curve that meets it
+    strokes = {name: plots.Stroke(color) for name, color in zip(runs, plots.SERIES, strict=False)}
+    strokes["log-Sobolev bound"] = plots.Stroke(plots.INK, dashed=True)
+    figure = plots.curves_figure(
+        curves,
+        "generation time t",
+        r"$\mathrm{KL}(\rho_t\,\Vert\,p_{\sigma_0})$ as a share of what it was at $t = 0$",
+        log=True,
+        strokes=strokes,
+        size=(7.6, 4.2),
+    )
+    axes = figure.axes[0]
+    at_start = float(runs["another Gaussian"].kl[0])
+    noise = 5 / (2 * samples)  # KL between a Gaussian and one fitted to so many of its points
+    handles = []
+    for place, (g2, marker) in enumerate(_MARKERS.items()):
+        found = _particles_kl(g2, samples, seed)[place + 1 :: len(_MARKERS)]
+        points = [(t, kl / at_start) for t, kl in found if kl > 30 * noise]
+        style = {"marker": marker, "color": plots.GENERATED, "markersize": 6, "linestyle": ""}
+        axes.plot(*np.array(points).T, markeredgecolor=plots.PAPER, zorder=6, **style)
+        handles.append(Line2D([], [], label=f"g² = {_times(g2)}", **style))
+    axes.legend(
+        handles=handles,
+        title=f"{samples:,} particles",
+        title_fontproperties={"size": 8.5},
+        loc="lower left",
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=plots.INK,
+        handletextpad=0.2,
+        alignment="left",
+    )
+    plots.save_figure(figure, path)
+
+
+_MARKERS = {0.0: "o", 1.0: "D", 2.0: "s", 3.5: "^"}
+"""g²/β -> marker."""
+
+
+def _particles_kl(g2: float, samples: int, seed: int) -> list[tuple[float, float]]:
+    """(t, KL) of simulated particles, whose law is taken to be Gaussian with their moments."""
+    flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=_END).with_g2(g2)
+    grid = UniformGrid(_END)
+    score, nodes = ExactScoreField(GAUSSIAN), grid.nodes(80)
+    own = OwnScore(propagated(flow, GAUSSIAN, OTHER, nodes), nodes)
+    model = ParticleModel(
+        flow.field(score, AtScale(score, flow.schedule) - own),
+        flow.prior((2,)),
+        steps=80,
+        schedule=flow.schedule,
+        grid=grid,
+        diffusion=flow.diffusion,
+        solver=StochasticHeun(),
+    )
+    start = OTHER.sample(samples, generator=_stream(seed, "kl", g2), dtype=torch.float64)
+    smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
+    found = []
+    for state in model.stream(start, generator=_stream(seed, "kl noise", g2)):
+        kl = gaussian_kl(state.x.mean(0), state.x.T.cov(), GAUSSIAN.mean, smoothed)
+        found.append((state.t, float(kl)))
+    return found[::4]
+
+
+# --- small things
+
+
+def _equal(claim: str, source: str, measured: float, expected: float, tolerance: float) -> Check:
+    holds = abs(measured - expected) <= tolerance
+    return Check(claim, source, measured, "=", expected, tolerance, holds)
+
+
+def _at_most(
+    claim: str, source: str, measured: float, bound: float, tolerance: float = 0.0
+) -> Check:
+    holds = measured <= bound + tolerance
+    return Check(claim, source, measured, "<=", bound, tolerance, holds)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([x.flatten() for x in tensors if x is not None])
+
+
+def _place(g2: float, lambda2: float) -> str:
+    return f"g² = {_times(g2)}, λ² = {_times(lambda2)}"
+
+
+def _times(ratio: float) -> str:
+    """So many times β."""
+    return "0" if ratio == 0 else "β" if ratio == 1 else f"{ratio:g}β"
+
+
+def _stream(seed: int, *path: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "verify", *path))
