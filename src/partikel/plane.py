@@ -98,7 +98,7 @@ def draw_map(
     schedule: Schedule | None = None,
     points: Sequence[tuple[float, float]] | None = None,
     samples: int = 10_000,
-    steps: int = 120,
+    steps: int = 240,
     seed: int = 0,
 ) -> Path:
     """Draw the map with samples, trajectories and measured quality; takes about a minute.
@@ -366,7 +366,7 @@ class _Simulator:
             g2,
             lambda2,
             model_name(g2, lambda2),
-            "p_σ" if lambda2 > 0 else f"about p_σ to the power {1 / (1 - lambda2 / 2):.2g}",
+            "p_σ" if lambda2 > 0 else "about p_σ" + _power(lambda2),
             states[-1].x,
             torch.stack([state.x[followed] for state in states], 1),
             states[-1].evaluations,
@@ -386,6 +386,10 @@ class _Simulator:
             nodes = self.grid.nodes(self.steps)
             self._own[lambda2] = GridLaw(flow, self.target, nodes)
         return score, AtScale(score, self.schedule) - self._own[lambda2]
+
+
+def _power(lambda2: float) -> str:
+    return f" to the power {1 / (1 - lambda2 / 2):.2g}" if lambda2 else ""
 
 
 def _chosen(
@@ -438,20 +442,82 @@ def _stream(seed: int, *path: object) -> torch.Generator:
 
 # --- the picture
 
-_UNIT = 2.75
+_UNIT = 2.7
 """Inches of one β."""
+_PANEL = 0.6
+"""Width of a panel, in β."""
+_FORBIDDEN, _CONTINUED = "#f4f5f7", "#eceef1"
 
 
 def _drawn(places: Sequence[Place], data: Tensor, exact: bool) -> Figure:
-    g2, lambda2 = ([getattr(place, name) for place in places] for name in ("g2", "lambda2"))
-    right, top = max(3.0, *g2) + 0.52, max(2.0, *lambda2) + 0.56
-    left, bottom = -0.52, min(-1.0, *lambda2) - 0.6
-    figure = plots.new_figure((right - left) * _UNIT + 0.75, (top - bottom) * _UNIT + 0.7)
+    """The plane with its regions, lines and places."""
+    right = max(3.0, *(place.g2 for place in places)) + 0.5
+    top = max(2.0, *(place.lambda2 for place in places)) + 0.5
+    left, bottom = -0.5, min(-1.0, *(place.lambda2 for place in places)) - 0.5
+    margin, foot = 0.62, 0.62
+    figure = plots.new_figure((right - left) * _UNIT + margin, (top - bottom) * _UNIT + foot)
     width, height = figure.get_size_inches()
     axes = figure.add_axes(
-        (0.6 / width, 0.6 / height, 1 - 0.75 / width, 1 - 0.7 / height),
+        (margin / width, foot / height, 1 - margin / width, 1 - foot / height),
         xlim=(left, right),
         ylim=(bottom, top),
     )
     _draw_ground(axes)
+    view = plots.view_of(data)
+    for place in places:
+        _draw_place(axes, place, data, view)
+    _write_legend(axes, exact, top)
     return figure
+
+
+def _draw_ground(axes: Axes) -> None:
+    """Regions, lines, coordinates."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    for corners, color, hatch in (
+        ([(left, top), (left, 0), (0, 0), (top, top)], _FORBIDDEN, "////"),
+        ([(left, 0), (left, bottom), (0, bottom), (0, 0)], _FORBIDDEN, "////"),
+        ([(0, 0), (0, bottom), (right, bottom), (right, 0)], _CONTINUED, None),
+    ):
+        axes.add_patch(
+            Polygon(corners, facecolor=color, edgecolor=plots.HAIRLINE, hatch=hatch, linewidth=0)
+        )
+    line = {"color": plots.INK, "solid_capstyle": "round", "zorder": 1.5}
+    axes.plot([0, top], [0, top], linewidth=2.2, **line)
+    axes.plot([0, 0], [bottom, 0], linewidth=1.2, **line)
+    axes.plot([0, right], [0, 0], linewidth=1.2, **line)
+    axes.plot([2, 2], [bottom, 2], color=plots.GENERATED, linewidth=2.2, zorder=1.4)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xticks(range(math.ceil(left), math.floor(right) + 1))
+    axes.set_yticks(range(math.ceil(bottom), math.floor(top) + 1))
+    axes.tick_params(length=0, labelsize=10, labelcolor=plots.MUTED)
+    axes.set_xlabel("g²/β", color=plots.INK, size=11)
+    axes.set_ylabel("λ²/β", color=plots.INK, size=11)
+
+
+def _draw_place(axes: Axes, place: Place, data: Tensor, view: plots.Extent) -> None:
+    x, y, half = place.g2, place.lambda2, _PANEL / 2
+    panel = axes.inset_axes(
+        (x - half, y - half, 2 * half, 2 * half), transform=axes.transData, zorder=5
+    )
+    plots.frame_axes(panel, view)
+    inches = _PANEL * _UNIT
+    plots.draw_clouds(panel, place.samples[:1500], data[:1500], inches)
+    paths = place.paths.double().numpy()
+    panel.add_collection(
+        LineCollection(list(paths), colors=plots.INK, linewidths=0.7, alpha=0.75, zorder=6)
+    )
+    panel.plot(*paths[:, 0].T, "o", markersize=2.4, color=plots.PAPER, markeredgecolor=plots.INK,
+        markeredgewidth=0.6, zorder=7)
+    panel.plot(*paths[:, -1].T, "o", markersize=2.2, color=plots.INK, markeredgewidth=0, zorder=8)
+    strong = "bold" if (x, y) in CORNERS else "normal"
+    axes.text(x - half, y + half + 0.02, place.name, size=10.5, weight=strong, color=plots.INK,
+        va="bottom", zorder=6)
+    axes.text(x + half, y + half + 0.02, f"({x:g}, {y:g})", size=8.5, color=plots.MUTED,
+        va="bottom", ha="right", zorder=6)
+    axes.text(x - half, y - half - 0.02, f"energy {place.energy:.4f}   sliced W₂ {place.sliced_w2:.2f}",
+        size=8, color=plots.MUTED, va="top", zorder=6)
+
+
+def _write_legend(axes: Axes, exact: bool, top: float) -> None:
+    pass
