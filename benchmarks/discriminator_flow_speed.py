@@ -4,11 +4,13 @@
 
 Measured: CPU seconds of training (evaluation excluded, one thread) at the first of 3 evaluations in a
 row with energy <= .03 (2,000 samples against 2,000 points), the median over seeds; a run that does
-not get there counts as the cap (a quarter of it for variants). Evaluations are 12 s apart for models of 56 steps, .5 s for others: some 30
-to 50 iterations either way. The baseline is Algorithm 3 as written ("A3") with the paper's
-settings, at the best of three learning rates (chosen on the first seed); once measured it is kept in
-results/discriminator-flow-baseline.json. The rungs of the ladder between it and "all of the above" are run
-with one seed. Variants of 56 steps are slow: --slow runs them too.
+not get there counts as the cap (a quarter of it for variants). Evaluations are 12 s apart for models
+of 56 steps, .5 s for others: some 30 to 50 iterations either way.
+
+The baseline is Algorithm 3 as written ("A3") with the paper's settings, at the best of three learning
+rates (chosen on the first seed); once measured it is kept in results/discriminator-flow-baseline.json.
+The rungs of the ladder between it and "all of the above" are run with one seed. Variants of 56 steps
+are slow: --slow runs them too.
 """
 
 from __future__ import annotations
