@@ -28,10 +28,10 @@ LIMITS = {"edm-gaussians-paper": 1.5, "gan-gaussians-paper": 4.8}
 ROUNDS = 40
 
 
-def step_of(preset: str) -> Callable[[], Any]:
+def step_of(preset: str, **settings: Any) -> Callable[[], Any]:
     """One training iteration of a preset."""
     loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, {"iterations": 10**6})
+    recipe = make_recipe(loaded.recipe, loaded.settings, {"iterations": 10**6}, settings)
     dataset = open_dataset(recipe.data)
     required = None if recipe.required is None else recipe.required.compose(dataset).model
     system = recipe.compose(dataset, required)
@@ -87,6 +87,9 @@ def main() -> None:
         "discriminator-flow-gaussians-paper",
     ]
     work = {"unit": unit(), **{preset: step_of(preset) for preset in presets}}
+    truncated = "discriminator-flow-gaussians-paper, only the steps a particle needs"
+    work[truncated] = step_of("discriminator-flow-gaussians-paper", truncate=True)
+    presets.append(truncated)
     seconds = in_turns(work, {"unit": 5, "edm-gaussians-paper": 5, "gan-gaussians-paper": 3})
     units = {preset: seconds[preset] / seconds["unit"] for preset in presets}
     sampling = sampling_overhead()

@@ -244,8 +244,8 @@ def presets(name: str | None = None) -> None:
     rows = []
     for each in preset_names():
         loaded = load_preset(each)
-        rows.append([loaded.name, loaded.recipe, loaded.about, _measured(loaded.measured)])
-    _table("presets", ["name", "recipe", "about", "measured"], rows)
+        rows.append([loaded.name, loaded.about, _measured(loaded.measured)])
+    _table("presets", ["name", "about", "measured"], rows)
 
 
 def demo(out: str = "demo", seed: int = 0) -> None:
@@ -453,8 +453,10 @@ def _save_npz(path: Path, **arrays: Any) -> None:
 
 
 def _measured(measured: dict[str, Any]) -> str:
-    shown = {k: v for k, v in measured.items() if isinstance(v, (int, float))}
-    return ", ".join(f"{k} {_number(v)}" for k, v in list(shown.items())[:3]) or "-"
+    if not measured:
+        return "-"
+    name, value = next(iter(measured.items()))
+    return f"{name} {_number(value)} in {measured['cpu_seconds']} s"
 
 
 def _number(value: Any) -> str:

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
+from matplotlib.patches import FancyBboxPatch, Polygon
 from scipy.linalg import solve_banded
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -53,13 +55,17 @@ CORNERS = {
     (2.0, 1.0): "Diffusion SDE",
     (2.0, 2.0): "Diffusion ODE",
 }
-"""The models that stand at a point."""
+"""The models that stand at a point; along a falling σ(t), a GAN is a DiffODE-GAN, Langevin NCSN."""
 STRENGTH = 8.0
 """β/g_s² where λ² <= 0."""
-PATHS = 14
+PATHS = 7
 """Trajectories in a panel."""
 PAIRS = 20
 """Pairs of draws of the data that samples are compared with."""
+FINEST = 100
+"""Steps of the Fokker-Planck equation, at least."""
+FEWEST = 100
+"""Particles below which distances tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +127,13 @@ def draw_map(
 
     Raises:
         ConfigError: for data that are not points of the plane, or no mixture where fields are exact; a
-            critic without a score; places that are not on the plane, or out of reach.
+            critic without a score; places that are not on the plane, or out of reach; too few samples.
     """
     dataset = dataset or open_dataset(DataSettings("unequal"))
     schedule = schedule or VESchedule(4.0, 0.02)
     chosen = _chosen(points, dataset, score, critic)
+    if samples < FEWEST:
+        raise ConfigError(f"clouds are compared with samples >= {FEWEST}, got {samples}.")
     generator = _stream(seed, "data")
     first, data = dataset.draw(2 * samples, generator=generator).x.split(samples)
     start = schedule.noised(first, torch.zeros(samples), generator=generator)
@@ -133,8 +141,8 @@ def draw_map(
     places = [simulate.place(*point) for point in chosen]
     pairs = [dataset.draw(2 * samples, generator=generator).x.split(samples) for _ in range(PAIRS)]
     reference = {
-        "energy": sorted(energy_distance(*pair) for pair in pairs),
-        "sliced_w2": sorted(sliced_wasserstein2(*pair) for pair in pairs),
+        "energy": sorted(energy_distance(x, y) for x, y in pairs),
+        "sliced_w2": sorted(sliced_wasserstein2(x, y) for x, y in pairs),
     }
     protocol = {
         "data": dataset.name,
@@ -161,7 +169,9 @@ def draw_map(
             },
         }
         part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    plots.save_figure(_drawn(places, data, score is None), out / "map.png")
+    plots.save_figure(
+        _drawn(places, data, _caption(protocol, reference), score is None), out / "map.png"
+    )
     return out / "map.png"
 
 
@@ -186,7 +196,7 @@ def model_name(g2: float, lambda2: float) -> str:
         return CORNERS[g2, lambda2]
     if lambda2 < 0:
         return "Continuation"
-    return "DiffODE-GAN" if g2 == 0 else "Diffusion-GAN" if g2 < 2 else "SLCD"
+    return "Diffusion-GAN" if g2 < 2 else "SLCD"
 
 
 # --- the laws where λ² <= 0
@@ -233,11 +243,14 @@ class GridLaw(Field):
         self.density: np.ndarray = density / density.sum()
         """(side, side) masses of the cells at the last node."""
         maps = [self._slopes()]
+        parts = math.ceil(FINEST / (len(times) - 1))
         for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-            first, second = (self._rates((t + t_next) / 2, axis) for axis in (0, 1))
-            self._sweep(first, (t_next - t) / 2, 0)
-            self._sweep(second, t_next - t, 1)
-            self._sweep(first, (t_next - t) / 2, 0)
+            dt = (t_next - t) / parts
+            for part in range(parts):
+                first, second = (self._rates(t + (part + 0.5) * dt, axis) for axis in (0, 1))
+                self._sweep(first, dt / 2, 0)
+                self._sweep(second, dt, 1)
+                self._sweep(first, dt / 2, 0)
             maps.append(self._slopes())
         self._maps = torch.from_numpy(np.stack(maps))
 
@@ -260,7 +273,7 @@ class GridLaw(Field):
         return self._seen(y, float(self.times[-1]))[0]
 
     def _frame(self, t: float) -> tuple[float, Tensor]:
-        """C and m/u."""
+        """How the grid lies at a time: c and m/u."""
         time = torch.tensor([t], dtype=torch.float64)
         sigma, u = self.flow.schedule.sigma(time), self.flow.schedule.u(time)
         return float((self._std**2 + sigma**2).sqrt() / u), self.target.mean / u
@@ -309,7 +322,8 @@ class GridLaw(Field):
     def _slopes(self) -> np.ndarray:
         """(2, side, side) gradient of the logarithm in grid coordinates."""
         log = np.log(np.maximum(self.density, 1e-290))
-        return np.stack(np.gradient(log, self._width)).astype(np.float32)
+        along = [np.gradient(log, self._width, axis=axis) for axis in (0, 1)]
+        return np.stack(along).astype(np.float32)
 
 
 def _bernoulli(z: np.ndarray) -> np.ndarray:
@@ -351,7 +365,7 @@ class _Simulator:
         """Run particles at a place and measure where they end."""
         flow = flow_at(self.schedule, g2, lambda2)
         model = ParticleModel(
-            flow.field(*self._fields(flow, lambda2)),
+            flow.field(*self._fields(flow, g2, lambda2)),
             flow.prior((2,)),
             steps=self.steps,
             schedule=self.schedule,
@@ -374,18 +388,31 @@ class _Simulator:
             sliced_wasserstein2(states[-1].x, self.data),
         )
 
-    def _fields(self, flow: DiffFlow, lambda2: float) -> tuple[Field, Field]:
-        """s_p and ∇d."""
+    def _fields(self, flow: DiffFlow, g2: float, lambda2: float) -> tuple[Field, Field]:
+        """s_p and ∇d, which has no weight at g² = 2β."""
         if self.score is not None:
             return self.score, 0.0 * self.score if self.critic is None else self.critic
         assert isinstance(self.target, GaussianMixture)
         score = ExactScoreField(self.target)
-        if lambda2 > 0:
+        if lambda2 > 0 or g2 == 2:
             return score, 0.0 * score
-        if lambda2 not in self._own:
+        if lambda2 not in self._own:  # one row at a time: a law takes a hundred megabytes
             nodes = self.grid.nodes(self.steps)
-            self._own[lambda2] = GridLaw(flow, self.target, nodes)
+            self._own = {lambda2: GridLaw(flow, self.target, nodes)}
         return score, AtScale(score, self.schedule) - self._own[lambda2]
+
+
+def _caption(protocol: Mapping[str, Any], reference: Mapping[str, Sequence[float]]) -> str:
+    energy, sliced = reference["energy"], reference["sliced_w2"]
+    fields, n = f"{protocol['fields']} fields", f"{protocol['samples']:,}"
+    if protocol["fields"] == "learned":
+        fields += f" ({protocol['discriminator']} discriminator)"
+    return _signed(
+        f"Data: {protocol['data']}; {fields}; {n} particles at each place, from one start "
+        f"with one Brownian motion, {protocol['steps']} steps of stochastic Heun, seed {protocol['seed']}.\n"
+        f"Data against data, in {PAIRS} pairs of as many points: energy {energy[PAIRS // 2]:.4f} (at most "
+        f"{energy[-1]:.4f}), sliced W₂ {sliced[PAIRS // 2]:.2f} (at most {sliced[-1]:.2f})."
+    )
 
 
 def _power(lambda2: float) -> str:
@@ -442,82 +469,191 @@ def _stream(seed: int, *path: object) -> torch.Generator:
 
 # --- the picture
 
-_UNIT = 2.7
-"""Inches of one β."""
-_PANEL = 0.6
-"""Width of a panel, in β."""
-_FORBIDDEN, _CONTINUED = "#f4f5f7", "#eceef1"
+_ACROSS, _UP = 2.75, 3.15
+"""Inches of one β along each axis."""
+_PANEL, _CARD = 1.9, (2.12, 2.62)
+"""Sides in inches of a picture and of the card that it lies on."""
+_TITLE = 0.36
+"""Inches of a card over its picture."""
+_FORBIDDEN, _HATCH, _CONTINUED, _EDGE = "#f3f4f6", "#dfe2e7", "#e6e8ec", "#c3c8d0"
+_DISCRIMINATOR, _SCORE = plots.SERIES[0], plots.SERIES[1]
 
 
-def _drawn(places: Sequence[Place], data: Tensor, exact: bool) -> Figure:
+def _drawn(places: Sequence[Place], data: Tensor, caption: str, exact: bool) -> Figure:
     """The plane with its regions, lines and places."""
     right = max(3.0, *(place.g2 for place in places)) + 0.5
-    top = max(2.0, *(place.lambda2 for place in places)) + 0.5
+    top = max(2.0, *(place.lambda2 for place in places)) + 0.52
     left, bottom = -0.5, min(-1.0, *(place.lambda2 for place in places)) - 0.5
-    margin, foot = 0.62, 0.62
-    figure = plots.new_figure((right - left) * _UNIT + margin, (top - bottom) * _UNIT + foot)
+    margin, foot = 0.6, 1.35
+    figure = plots.new_figure((right - left) * _ACROSS + margin, (top - bottom) * _UP + foot)
     width, height = figure.get_size_inches()
     axes = figure.add_axes(
         (margin / width, foot / height, 1 - margin / width, 1 - foot / height),
         xlim=(left, right),
         ylim=(bottom, top),
     )
-    _draw_ground(axes)
-    view = plots.view_of(data)
+    _draw_ground(axes, exact)
+    gaps = [max(abs(a.g2 - b.g2), abs(a.lambda2 - b.lambda2)) for a, b in combinations(places, 2)]
     for place in places:
-        _draw_place(axes, place, data, view)
-    _write_legend(axes, exact, top)
+        _draw_place(axes, place, data, min([1.0, *gaps]))
+    _write_notes(axes)
+    figure.text(
+        (margin + 0.12 * _ACROSS) / width,
+        0.3 / height,
+        caption,
+        size=8.5,
+        color=plots.MUTED,
+        va="center",
+        linespacing=1.5,
+    )
     return figure
 
 
-def _draw_ground(axes: Axes) -> None:
+def _draw_ground(axes: Axes, exact: bool) -> None:
     """Regions, lines, coordinates."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    for corners, color, hatch in (
-        ([(left, top), (left, 0), (0, 0), (top, top)], _FORBIDDEN, "////"),
-        ([(left, 0), (left, bottom), (0, bottom), (0, 0)], _FORBIDDEN, "////"),
-        ([(0, 0), (0, bottom), (right, bottom), (right, 0)], _CONTINUED, None),
-    ):
+    outside = [(left, bottom), (0, bottom), (0, 0), (top, top), (left, top)]
+    with matplotlib.rc_context({"hatch.linewidth": 0.6}):
         axes.add_patch(
-            Polygon(corners, facecolor=color, edgecolor=plots.HAIRLINE, hatch=hatch, linewidth=0)
+            Polygon(outside, facecolor=_FORBIDDEN, edgecolor=_HATCH, hatch="///", linewidth=0)
         )
-    line = {"color": plots.INK, "solid_capstyle": "round", "zorder": 1.5}
-    axes.plot([0, top], [0, top], linewidth=2.2, **line)
-    axes.plot([0, 0], [bottom, 0], linewidth=1.2, **line)
-    axes.plot([0, right], [0, 0], linewidth=1.2, **line)
-    axes.plot([2, 2], [bottom, 2], color=plots.GENERATED, linewidth=2.2, zorder=1.4)
+    axes.add_patch(Polygon([(0, 0), (0, bottom), (right, bottom), (right, 0)], color=_CONTINUED))
+    axes.plot([0, top], [0, top], color=plots.INK, linewidth=2.4)
+    axes.plot([0, right], [0, 0], color=plots.MUTED, linewidth=1.0)
+    axes.plot([0, 0], [bottom, 0], color=_DISCRIMINATOR, linewidth=2.4)
+    axes.plot([2, 2], [bottom, 2], color=_SCORE, linewidth=2.4)
+
+    above = r"$\lambda^2 > 0$: $\beta$ matches the forward SDE, " + (
+        r"$\rho_t = p_\sigma$, and $d$ is constant. All end in the data"
+        if exact
+        else r"so that with exact networks $\rho_t = p_\sigma$ and all end in the data"
+    )
+    below = (
+        rf"$\lambda^2 \leq 0$: $\beta = {STRENGTH:g}\,g_s^2$. At $0$ laws follow $p_\sigma$; below, the "
+        r"analytic continuation, noise flattens them to about $p_\sigma^{\beta/(\beta-\lambda^2/2)}$: "
+        "not the data"
+    )
+
+    def write(x: float, y: float, text: str, color: str, ground: str | None, **style: Any) -> None:
+        box = None if ground is None else {"facecolor": ground, "linewidth": 0, "pad": 2.5}
+        axes.text(x, y, text, color=color, va="center", bbox=box, **{"size": 10, **style})
+
+    write(0.42, 0.56, "g = λ: no noise", plots.INK, _FORBIDDEN, ha="right")
+    write(-0.38, 0.98, "λ² > g²: impossible", plots.MUTED, _FORBIDDEN)
+    write(0.64, 0.5, above, plots.INK, plots.PAPER)
+    write(0.1, -0.5, below, plots.INK, _CONTINUED)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_xticks(range(math.ceil(left), math.floor(right) + 1))
+    ticks = range(math.floor(right) + 1)
+    said = {0: "\nthe discriminator alone", 1: "\nboth", 2: "\nthe score alone"}
+    said[3] = "\nStochastic Langevin Churn"
+    axes.set_xticks(ticks, [f"{k}{said.get(k, '')}" for k in ticks])
     axes.set_yticks(range(math.ceil(bottom), math.floor(top) + 1))
-    axes.tick_params(length=0, labelsize=10, labelcolor=plots.MUTED)
-    axes.set_xlabel("g²/β", color=plots.INK, size=11)
-    axes.set_ylabel("λ²/β", color=plots.INK, size=11)
+    axes.tick_params(length=0, labelsize=10.5, labelcolor=plots.MUTED)
+    for k, color in ((0, _DISCRIMINATOR), (2, _SCORE)):
+        axes.get_xticklabels()[k].set_color(color)
+    axes.set_xlabel("g²/β", color=plots.INK, size=12)
+    axes.set_ylabel("λ²/β", color=plots.INK, size=12)
 
 
-def _draw_place(axes: Axes, place: Place, data: Tensor, view: plots.Extent) -> None:
-    x, y, half = place.g2, place.lambda2, _PANEL / 2
-    panel = axes.inset_axes(
-        (x - half, y - half, 2 * half, 2 * half), transform=axes.transData, zorder=5
+def _draw_place(axes: Axes, place: Place, data: Tensor, scale: float) -> None:
+    """A card: what stands there, where particles go and end, and how near to the data."""
+    x, y = place.g2, place.lambda2
+    wide, high = scale * _PANEL / _ACROSS, scale * _PANEL / _UP
+    across, up, title = scale * _CARD[0] / _ACROSS, scale * _CARD[1] / _UP, scale * _TITLE / _UP
+    bottom = y + high / 2 + title - up
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - across / 2, bottom),
+            across,
+            up,
+            boxstyle="round,pad=0,rounding_size=0.03",
+            facecolor=plots.PAPER,
+            edgecolor=_EDGE,
+            linewidth=0.9,
+            zorder=4,
+        )
     )
+    corner = (x - wide / 2, y - high / 2, wide, high)
+    panel = axes.inset_axes(corner, transform=axes.transData, zorder=5)
+    view = plots.view_of(data)
     plots.frame_axes(panel, view)
-    inches = _PANEL * _UNIT
-    plots.draw_clouds(panel, place.samples[:1500], data[:1500], inches)
-    paths = place.paths.double().numpy()
-    panel.add_collection(
-        LineCollection(list(paths), colors=plots.INK, linewidths=0.7, alpha=0.75, zorder=6)
-    )
-    panel.plot(*paths[:, 0].T, "o", markersize=2.4, color=plots.PAPER, markeredgecolor=plots.INK,
-        markeredgewidth=0.6, zorder=7)
-    panel.plot(*paths[:, -1].T, "o", markersize=2.2, color=plots.INK, markeredgewidth=0, zorder=8)
-    strong = "bold" if (x, y) in CORNERS else "normal"
-    axes.text(x - half, y + half + 0.02, place.name, size=10.5, weight=strong, color=plots.INK,
-        va="bottom", zorder=6)
-    axes.text(x + half, y + half + 0.02, f"({x:g}, {y:g})", size=8.5, color=plots.MUTED,
-        va="bottom", ha="right", zorder=6)
-    axes.text(x - half, y - half - 0.02, f"energy {place.energy:.4f}   sliced W₂ {place.sliced_w2:.2f}",
-        size=8, color=plots.MUTED, va="top", zorder=6)
+    plots.draw_clouds(panel, place.samples[:1200], data[:1200], scale * _PANEL)
+    _draw_paths(panel, place.paths.double().numpy(), view[1] - view[0])
+    text = {"zorder": 6, "va": "center"}
+    over, under = y + high / 2 + title / 2, (bottom + y - high / 2) / 2
+    strong = {"weight": "bold" if (x, y) in CORNERS else "normal", "size": 11 * scale}
+    axes.text(x - wide / 2, over, place.name, color=plots.INK, **strong, **text)
+    small = {"color": plots.MUTED, "size": 8.5 * scale, **text}
+    axes.text(x + wide / 2, over, _signed(f"({x:g}, {y:g})"), ha="right", **small)
+    axes.text(x - wide / 2, under, _signed(f"energy {place.energy:.4f}"), **small)
+    axes.text(x + wide / 2, under, f"sliced W₂ {place.sliced_w2:.2f}", ha="right", **small)
 
 
-def _write_legend(axes: Axes, exact: bool, top: float) -> None:
-    pass
+def _draw_paths(panel: Axes, paths: np.ndarray, width: float) -> None:
+    """Trajectories (k, N + 1, 2), the fainter the faster they go, so that noise does not hide all."""
+    segments = np.stack([paths[:, :-1], paths[:, 1:]], 2).reshape(-1, 2, 2)
+    lengths = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1)
+    opacity = np.clip(0.012 * width / np.maximum(lengths, 1e-9), 0.06, 0.9)
+    lines = LineCollection(list(segments), colors=plots.INK, linewidths=0.85, zorder=6)
+    lines.set_alpha(opacity)  # type: ignore[arg-type]  # an array is one for each line
+    panel.add_collection(lines)
+    ends = {"markersize": 3.2, "markeredgecolor": plots.INK, "linestyle": ""}
+    panel.plot(*paths[:, 0].T, "o", color=plots.PAPER, markeredgewidth=0.8, zorder=7, **ends)
+    panel.plot(*paths[:, -1].T, "o", color=plots.INK, markeredgewidth=0, zorder=8, **ends)
+
+
+_NOTES = (
+    "Along g², weight moves from the discriminator to the score:",
+    "paths change, laws do not. Along λ², noise is taken away: from",
+    "Langevin dynamics over the diffusion SDE to its ODE.",
+)
+
+
+def _write_notes(axes: Axes) -> None:
+    """Title, equation and key, in the corner that no model stands in."""
+    x, y = axes.get_xlim()[0] + 0.12, axes.get_ylim()[1] - 0.16
+    style = {"va": "center", "bbox": {"facecolor": _FORBIDDEN, "linewidth": 0, "pad": 3}}
+    axes.text(x, y, "The DiffFlow plane", size=23, weight="bold", color=plots.INK, **style)
+    _write_equation(axes, x, y - 0.19)
+    for line, note in enumerate(_NOTES):
+        axes.text(x, y - 0.43 - 0.085 * line, note, size=9.5, color=plots.INK, **style)
+    y -= 0.47 + 0.085 * len(_NOTES)
+    marker = {"linestyle": "", "zorder": 6}
+    for name, color, kind in (("data", plots.DATA, "D"), ("generated", plots.GENERATED, "o")):
+        axes.plot([x + 0.02], [y], kind, color=color, markersize=4.5, **marker)
+        axes.text(x + 0.06, y, name, size=9.5, color=plots.INK, **style)
+        x += 0.3
+    x += 0.12
+    axes.plot([x + 0.02, x + 0.16], [y, y], color=plots.INK, linewidth=0.9, zorder=5)
+    ends = {"markersize": 4, "markeredgecolor": plots.INK, "markeredgewidth": 0.8, **marker}
+    axes.plot([x + 0.02], [y], "o", color=plots.PAPER, **ends)
+    axes.plot([x + 0.16], [y], "o", color=plots.INK, **ends)
+    axes.text(x + 0.2, y, "the same particles everywhere", size=9.5, color=plots.INK, **style)
+
+
+def _write_equation(axes: Axes, x: float, y: float) -> None:
+    """The SDE, its parts named."""
+    parts = [
+        (r"$dX = [\,f +$", plots.INK, ""),
+        (
+            r"$(\beta - \frac{1}{2}g^2)\,\nabla\log(p_\sigma/\rho_t)$",
+            _DISCRIMINATOR,
+            "discriminator: $\\nabla d$",
+        ),
+        (r"$+$", plots.INK, ""),
+        (r"$\frac{1}{2}g^2\,\nabla\log p_\sigma$", _SCORE, "score"),
+        (r"$]\,dt +$", plots.INK, ""),
+        (r"$\sqrt{g^2 - \lambda^2}\,dW$", plots.INK, "noise"),
+    ]
+    style = {"va": "center", "bbox": {"facecolor": _FORBIDDEN, "linewidth": 0, "pad": 2}}
+    for formula, color, name in parts:
+        part = axes.text(x, y, formula, size=12, color=color, **style)
+        extent = part.get_window_extent().transformed(axes.transData.inverted())
+        axes.text((x + extent.x1) / 2, y - 0.085, name, size=9, color=color, ha="center", **style)
+        x = extent.x1 + 0.02
+
+
+def _signed(text: str) -> str:
+    """With a proper minus."""
+    return text.replace("-", "−")

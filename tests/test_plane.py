@@ -1,0 +1,175 @@
+"""The map of the plane: exact laws on a grid, places and their models, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from conftest import GAUSSIAN, MIXTURE, seeded, tensor
+from partikel import plane
+from partikel.data import DataSettings, open_dataset
+from partikel.diffflow import DiffFlow
+from partikel.errors import ConfigError
+from partikel.fields import DiscriminatorField, ExactScoreField
+from partikel.plane import GridLaw, draw_map, flow_at, model_name
+from partikel.schedules import GeometricGrid, Schedule, VESchedule, VPSchedule
+from partikel.targets import Gaussian
+from partikel.theory import gaussian_marginals, path_marginals
+
+PATHS: dict[str, Schedule] = {"ve": VESchedule(4.0, 0.02), "vp": VPSchedule(0.1, 12.0)}
+
+
+def moments(law: GridLaw) -> tuple[Tensor, Tensor]:
+    mass, x = torch.from_numpy(law.density).flatten(), law.points()
+    mean = mass @ x
+    return mean, (x - mean).T @ (mass[:, None] * (x - mean))
+
+
+@pytest.mark.parametrize("lambda2", [0.0, -1.0])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_laws_of_gaussians(path: Schedule, lambda2: float) -> None:
+    """Against the closed form: moments at the end, scores on the way. The mean is exact."""
+    flow, times = flow_at(path, 2.0, lambda2), GeometricGrid(path).nodes(100)
+    start = path_marginals(path, GAUSSIAN, times[:1])
+    means, covariances = gaussian_marginals(
+        flow, GAUSSIAN, Gaussian(start[0][0], start[1][0]), times
+    )
+    law = GridLaw(flow, GAUSSIAN, times, side=140)
+    mean, covariance = moments(law)
+    assert_close(mean, means[-1], rtol=1e-3, atol=0)
+    assert_close(covariance, covariances[-1], rtol=5e-3, atol=0)
+    for node in (0, 40, 100):
+        exact = Gaussian(means[node], covariances[node])
+        x = exact.sample(300, generator=seeded(), dtype=torch.float64)
+        error = law(x, times[node].expand(300)) - exact.score(x)
+        assert float(error.norm() / exact.score(x).norm()) < 0.02
+
+
+def test_laws_of_mixtures() -> None:
+    """Where λ² matches the forward SDE, the equation's solution is p_σ(t) (scaled by 1/u)."""
+    for path in PATHS.values():
+        times = GeometricGrid(path).nodes(100)
+        law = GridLaw(DiffFlow.reverse(path), MIXTURE, times, side=180)
+        for node in (0, 50, 100):
+            t = times[node].expand(300)
+            data = MIXTURE.sample(300, generator=seeded(), dtype=torch.float64)
+            x, u = path.noised(data, t, generator=seeded(1)), path.u(times[node])
+            exact = u * MIXTURE.score(u * x, path.sigma(t))
+            assert float((law(x, t) - exact).norm() / exact.norm()) < 0.04
+
+
+def test_mass_is_kept_and_g_does_not_matter() -> None:
+    path = PATHS["ve"]
+    times = GeometricGrid(path).nodes(12)
+    laws = [GridLaw(flow_at(path, g2, -1.0), MIXTURE, times, side=60) for g2 in (0.0, 3.0)]
+    assert_close(laws[0].density.sum(), 1.0, check_dtype=False)
+    assert laws[0].density.min() > -1e-18
+    assert (laws[0].density == laws[1].density).all()
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_flows_stand_at_their_places(path: Schedule) -> None:
+    t = tensor([0.1, 0.5, 0.9])
+    for point in plane.POINTS:
+        flow = flow_at(path, *point)
+        for found, expected in zip(flow.coordinates(t), point, strict=True):
+            assert_close(found, tensor([expected] * 3))
+        assert flow.matched == (point[1] > 0)
+        c = flow.coefficients(t)
+        assert_close(c.f, path.drift_rate(t))
+        if point[1] <= 0:
+            assert_close(c.beta, plane.STRENGTH * path.noise_rate(t))
+
+
+def test_names() -> None:
+    named = {point: model_name(*point) for point in plane.POINTS}
+    assert named[2.0, 1.0] == "Diffusion SDE"
+    assert model_name(0.7, 0.2) == model_name(1.0, 0.0) == "Diffusion-GAN"
+    assert model_name(2.0, 1.5) == model_name(3.0, 0.0) == "SLCD"
+    assert model_name(0.0, -0.1) == "Continuation"
+
+
+def numbers(folder: Path) -> dict[tuple[float, float], dict[str, float]]:
+    found = json.loads((folder / "map.json").read_text(encoding="utf-8"))
+    return {(point["g2"], point["lambda2"]): point for point in found["points"]}
+
+
+@pytest.mark.slow
+def test_a_map_with_exact_fields(tmp_path: Path) -> None:
+    """The GAN row's particles end in the data though only the discriminator moves them."""
+    points = [(2.0, 2.0), (0.0, 0.0), (2.0, 1.0), (1.0, 0.0), (2.0, -1.0)]
+    options = {"points": points, "samples": 1500, "steps": 50}
+    picture = draw_map(tmp_path / "a", **options)
+    with Image.open(picture) as image:
+        assert min(image.size) > 1500
+    found = numbers(tmp_path / "a")
+    assert list(found) == points
+    data = json.loads((tmp_path / "a" / "map.json").read_text(encoding="utf-8"))
+    assert data["protocol"]["samples"] == 1500
+    assert data["protocol"]["fields"] == "exact"
+    for point in points[:-1]:
+        assert found[point]["energy"] < 0.012  # N(0, 4²) starts have 3
+        assert found[point]["evaluations"] == 100
+    assert found[2.0, -1.0]["energy"] > 0.02
+    assert "power 0.67" in str(found[2.0, -1.0]["law"])
+    draw_map(tmp_path / "b", **{**options, "points": points[2:3]})
+    assert numbers(tmp_path / "b") == {points[2]: found[points[2]]}  # places do not meet
+    draw_map(tmp_path / "c", **{**options, "points": points[2:3], "seed": 1})
+    assert numbers(tmp_path / "c")[points[2]]["energy"] != found[points[2]]["energy"]
+
+
+def test_a_map_with_learned_fields(tmp_path: Path) -> None:
+    """A score that happens to be exact gives the exact map; a discriminator is asked where g² ≠ 2β."""
+    dataset = open_dataset(DataSettings("gaussians"))
+    assert dataset.target is not None
+    options = {"dataset": dataset, "samples": 200, "steps": 10}
+    draw_map(tmp_path / "exact", points=[(1.5, 1.0), (2.0, 0.0)], **options)
+    score = ExactScoreField(dataset.target)
+    draw_map(tmp_path / "score", score=score, **options)
+    found, exact = numbers(tmp_path / "score"), numbers(tmp_path / "exact")
+    assert found[2.0, 0.0]["energy"] == exact[2.0, 0.0]["energy"]
+    assert all(lambda2 > 0 or g2 == 2 for g2, lambda2 in found)
+    assert {point for point in plane.POINTS if point[1] > 0 or point[0] == 2} == set(found)
+
+    class Steep(torch.nn.Module):
+        def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+            return 3 * x.sum(1)
+
+    critic = DiscriminatorField(Steep())
+    points = [(1.5, 1.0), (2.0, 1.0)]
+    draw_map(tmp_path / "critic", score=score, critic=critic, points=points, **options)
+    moved = numbers(tmp_path / "critic")
+    assert moved[1.5, 1.0]["energy"] > 10 * abs(exact[1.5, 1.0]["energy"])
+    assert moved[2.0, 1.0]["energy"] == found[2.0, 1.0]["energy"]
+
+
+SCORE = ExactScoreField(GAUSSIAN)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda: {"dataset": open_dataset(DataSettings("digits"))}, "points of the plane"),
+        (lambda: {"dataset": open_dataset(DataSettings("moons"))}, "need a Gaussian mixture"),
+        (lambda: {"critic": SCORE}, "pass score too"),
+        (lambda: {"points": [(1.0, 1.5)]}, "not on the plane"),
+        (lambda: {"points": [(-0.5, -1.0)]}, "not on the plane"),
+        (lambda: {"points": []}, "no places"),
+        (lambda: {"points": [(1.0, 0.0)], "score": SCORE}, "of that place is needed"),
+        (lambda: {"samples": 20}, "samples >= 100"),
+        (lambda: {"points": [(2.0, 1.0)], "steps": 0}, "at least 1 step"),
+    ],
+)
+def test_impossible_maps(
+    options: Callable[[], dict[str, object]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        draw_map(tmp_path, **options())  # type: ignore[arg-type]
+    assert not any(tmp_path.iterdir())
