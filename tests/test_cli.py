@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from partikel.cli import main
+from partikel.cli import COMMANDS, main
 from partikel.config import preset_names
 
 TINY = [
@@ -158,7 +158,7 @@ def test_a_resolved_configuration_makes_the_same_run(
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     overview = capsys.readouterr().out
-    for command in ("train", "sample", "evaluate", "interpolate", "animate", "compare", "demo"):
+    for command in COMMANDS:
         assert command in overview
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])

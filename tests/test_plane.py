@@ -12,14 +12,17 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import GAUSSIAN, MIXTURE, seeded, tensor
+from conftest import GAUSSIAN, MIXTURE, assert_moments, seeded, tensor
 from partikel import plane
 from partikel.data import DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
 from partikel.fields import DiscriminatorField, ExactScoreField
+from partikel.fields.terms import AtScale
+from partikel.models import ParticleModel
 from partikel.plane import GridLaw, draw_map, flow_at, model_name
 from partikel.schedules import GeometricGrid, Schedule, VESchedule, VPSchedule
+from partikel.solvers import StochasticHeun
 from partikel.targets import Gaussian
 from partikel.theory import gaussian_marginals, path_marginals
 
@@ -72,6 +75,28 @@ def test_mass_is_kept_and_g_does_not_matter() -> None:
     assert_close(laws[0].density.sum(), 1.0, check_dtype=False)
     assert laws[0].density.min() > -1e-18
     assert (laws[0].density == laws[1].density).all()
+
+
+@pytest.mark.parametrize("g2", [0.0, 3.0])
+def test_particles_keep_the_law_whatever_g(g2: float) -> None:
+    """Proposition 2 on a mixture where the optimal discriminator is not constant."""
+    path = PATHS["ve"]
+    grid = GeometricGrid(path)
+    flow = flow_at(path, g2, -1.0)
+    law = GridLaw(flow, MIXTURE, grid.nodes(150), side=160)
+    score = ExactScoreField(MIXTURE)
+    model = ParticleModel(
+        flow.field(score, AtScale(score, path) - law),
+        flow.prior((2,)),
+        steps=150,
+        schedule=path,
+        grid=grid,
+        diffusion=flow.diffusion,
+        solver=StochasticHeun(),
+    )
+    data = MIXTURE.sample(3000, generator=seeded(4), dtype=torch.float64)
+    start = path.noised(data, torch.zeros(3000).double(), generator=seeded(5))
+    assert_moments(model.sample(3000, generator=seeded(6), x=start), *moments(law))
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

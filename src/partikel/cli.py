@@ -248,6 +248,49 @@ def presets(name: str | None = None) -> None:
     _table("presets", ["name", "about", "measured"], rows)
 
 
+def verify(out: str = "verify", samples: int = 10_000, seed: int = 0) -> None:
+    """Check DiffFlow's theory by measurement: invariances, convergence rates, equivalences.
+
+    Args:
+        out: folder for verify.json and kl.png.
+        samples: particles of each simulation.
+        seed: of all random draws.
+    """
+    from partikel.verify import verify as run_checks
+
+    checks = run_checks(Path(out), samples=samples, seed=seed)
+    _table(
+        "DiffFlow's theory",
+        ["claim", "measured", "", "expected", "holds"],
+        [
+            [
+                c.claim,
+                *map(_number, (c.measured, c.expected, c.tolerance)),
+                "yes" if c.holds else "NO",
+            ]
+            for c in checks
+        ],
+    )
+    failed = [c.claim for c in checks if not c.holds]
+    print(f"{len(checks) - len(failed)} of {len(checks)} claims hold; see {out}/kl.png")
+    if failed:
+        raise SystemExit(1)
+
+
+def draw_map(out: str = "map", samples: int = 10_000, steps: int = 240, seed: int = 0) -> None:
+    """Draw the plane from GANs to diffusion (DiffFlow's Figure 1), with samples at its points.
+
+    Args:
+        out: folder for map.png and map.json.
+        samples: particles at each point.
+        steps: of the solver.
+        seed: of all random draws.
+    """
+    from partikel.plane import draw_map as run_map
+
+    print(run_map(Path(out), samples=samples, steps=steps, seed=seed))
+
+
 def demo(out: str = "demo", seed: int = 0) -> None:
     """Train the four models on Gaussians and one on digits, and make a page of them (5 minutes).
 
@@ -263,8 +306,16 @@ def demo(out: str = "demo", seed: int = 0) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command
-    for command in (train, sample, evaluate, interpolate, animate, compare, presets, demo)
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "interpolate": interpolate,
+    "animate": animate,
+    "compare": compare,
+    "presets": presets,
+    "verify": verify,
+    "map": draw_map,
+    "demo": demo,
 }
 
 _ALIASES = {"-n": "--n", "-o": "--out"}

@@ -57,6 +57,8 @@ from partikel.theory import (
 
 CHANCE = 0.01
 """Probability that any of the simulated laws is found to differ when all of them are right."""
+ERRORS = 4.5
+"""Standard errors that a mean may be off by."""
 FEWEST = 500
 """Particles below which the fluctuations of an energy distance are not those of the limit law."""
 STEPS = 60
@@ -199,9 +201,7 @@ def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) 
     largest = torch.linalg.eigvalsh(kernel)[-64:] / len(cloud)
     draws = torch.randn(200_000, len(largest), generator=_stream(seed, "quantile"))
     null = (draws.square_() - 1) @ largest.float()
-    return float(torch.from_numpy(null.numpy()).kthvalue(math.ceil(level * len(null))).values) * (
-        1 / n + 1 / m
-    )
+    return float(null.quantile(level)) * (1 / n + 1 / m)
 
 
 # --- eqs. 4 and 28: the forms of the SDE
@@ -388,7 +388,7 @@ class _Simulation:
     """Particles of several flows that should end in one law.
 
     Attributes:
-        name: of the flows.
+        name: of the law they end in, and of the flows.
         source: of the claim.
         flows: at their places on the plane, by what these are called.
         score: s_p.
@@ -397,6 +397,7 @@ class _Simulation:
         steps: of the solver.
         start: draws of ρ_0.
         end: draws of ρ_T.
+        log_density: of ρ_T, but for a constant.
     """
 
     name: str
@@ -407,6 +408,7 @@ class _Simulation:
     grid: TimeGrid
     start: Callable[[int, torch.Generator], Tensor]
     end: Callable[[int, torch.Generator], Tensor]
+    log_density: Callable[[Tensor], Tensor]
     steps: int = STEPS
 
     def run(self, flow: DiffFlow, n: int, seed: int) -> Tensor:
@@ -435,13 +437,17 @@ def _matched(name: str, base: DiffFlow, grid: TimeGrid) -> _Simulation:
 
         return draw
 
+    def log_density(x: Tensor) -> Tensor:
+        t = torch.full_like(x[:, 0], path.horizon)
+        return MIXTURE.log_density(path.u(t)[:, None] * x, path.sigma(t))
+
     flows = {
         _place(*point): DiffFlow.reverse(path, g2=point[0], lambda2=point[1])
         for point in ((2.0, 1.0), (2.0, 2.0), (1.5, 1.0), (3.0, 0.5))
     }
     exact = ExactScoreField(MIXTURE)
     return _Simulation(
-        f"energy distance of particles to the mixture: {name}",
+        f"the mixture: {name}",
         "DiffFlow Proposition 2",
         flows,
         exact,
@@ -449,6 +455,7 @@ def _matched(name: str, base: DiffFlow, grid: TimeGrid) -> _Simulation:
         grid,
         law(0.0),
         law(path.horizon),
+        log_density,
     )
 
 
@@ -462,7 +469,7 @@ def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulatio
         return lambda n, generator: laws[place].sample(n, generator=generator, dtype=torch.float64)
 
     return _Simulation(
-        f"energy distance of particles to the law at g² = 2β: {name}",
+        f"the law at g² = 2β: {name}",
         "DiffFlow Proposition 2",
         {f"g² = {_times(g2)}": base.with_g2(g2) for g2 in points},
         score,
@@ -470,6 +477,7 @@ def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulatio
         grid,
         law(0),
         law(-1),
+        laws[-1].log_density,
     )
 
 
@@ -484,7 +492,7 @@ def _to_the_mixture() -> _Simulation:
 
     score = ExactScoreField(MIXTURE)
     return _Simulation(
-        "energy distance of particles to the mixture, from another law: Langevin, λ² = 0",
+        "the mixture, from another law: Langevin, λ² = 0",
         "DiffFlow Theorem 1",
         {"g² = 2β": DiffFlow(path).with_g2(2.0)},
         score,
@@ -492,6 +500,7 @@ def _to_the_mixture() -> _Simulation:
         UniformGrid(path.horizon),
         lambda n, generator: OTHER.sample(n, generator=generator, dtype=torch.float64),
         end,
+        lambda x: MIXTURE.log_density(x, torch.full_like(x[:, 0], level)),
         steps=300,
     )
 
@@ -519,11 +528,19 @@ def _simulated(samples: int, seed: int) -> Iterator[Check]:
             own = derive_seed(seed, simulation.name, place)
             ended = simulation.run(flow, samples, own)
             reference = simulation.end(samples, _stream(own, "reference"))
+            name = f"{simulation.name}, {place}"
+            energy = energy_distance(ended.float(), reference.float())
             yield _at_most(
-                f"{simulation.name}, {place}",
+                f"energy distance of particles to {name}", simulation.source, energy, bound
+            )
+            # the energy distance sees where mass is, this how wide each component is
+            found, expected = map(simulation.log_density, (ended, reference))
+            yield _equal(
+                f"mean log-density of particles in {name}",
                 simulation.source,
-                energy_distance(ended.float(), reference.float()),
-                bound,
+                float(found.mean()),
+                float(expected.mean()),
+                ERRORS * float((found.var() + expected.var()) / samples) ** 0.5,
             )
 
 
@@ -559,7 +576,7 @@ def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
             source,
             float(squares.mean()),
             1 - lambda2 / 2,
-            4.5 * float(squares.std()) / samples**0.5,
+            ERRORS * float(squares.std()) / samples**0.5,
         )
 
 
@@ -571,7 +588,8 @@ def _settling(base: DiffFlow, settled: Gaussian) -> _Simulation:
         return settled.sample(n, generator=generator, dtype=torch.float64)
 
     ratio = AtScale(score, base.schedule) - OwnScore([settled], torch.zeros(1))
-    return _Simulation("", "", {}, score, ratio, UniformGrid(base.schedule.horizon), draw, draw)
+    grid = UniformGrid(base.schedule.horizon)
+    return _Simulation("", "", {}, score, ratio, grid, draw, draw, settled.log_density)
 
 
 # --- Lemma 1, Theorems 1 and 2
