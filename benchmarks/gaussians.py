@@ -68,7 +68,8 @@ def samplings(run: Run) -> dict[str, dict[str, Any]]:
     if run.recipe.name == "discriminator-flow":
         steps = run.recipe.steps  # type: ignore[attr-defined]
         return {f"{steps} steps": {}, f"first {steps // 4} of {steps}": {"stop": steps // 4}}
-    return {"one call": {}}
+    steps = getattr(run.recipe, "steps", None)
+    return {"one call" if steps is None else f"{steps} steps": {}}
 
 
 def measure(run: Run) -> dict[str, dict[str, float]]:

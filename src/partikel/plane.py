@@ -25,6 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.text import Text
 from scipy.linalg import solve_banded
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -32,7 +33,7 @@ from torch.nn.functional import grid_sample
 from partikel import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NumericsError
 from partikel.fields import ExactScoreField, Field
 from partikel.fields.terms import AtScale
 from partikel.metrics import energy_distance, sliced_wasserstein2
@@ -78,7 +79,8 @@ class Place:
         name: of the models there.
         law: what ρ_t is.
         samples: (n, 2) particles at T.
-        paths: (k, N + 1, 2) some of their trajectories.
+        paths: (k, N + 1, 2) some of their trajectories, as u X/√(1 + σ²): in the variance-preserving
+            scale, where noise is no wider than data.
         evaluations: of the drift, for each particle.
         energy: energy distance between the samples and data.
         sliced_w2: sliced Wasserstein-2 distance.
@@ -115,7 +117,7 @@ def draw_map(
         score: a learned data score s_p. Without one all fields are exact, and the data a mixture.
         critic: a discriminator learned along the path, or its ∇d, to go with a learned score where
             λ² > 0 and g² ≠ 2β; without it d is constant, as the theory has it for exact scores.
-        schedule: the path σ(t); VE from 4 to 0.02 unless given.
+        schedule: the path σ(t); VE from 10 to 0.02 unless given.
         points: places (g²/β, λ²/β); :data:`POINTS` unless given, as far as the fields reach: with a
             learned score, places with λ² <= 0 have none but at g² = 2β.
         samples: particles at each place.
@@ -128,9 +130,10 @@ def draw_map(
     Raises:
         ConfigError: for data that are not points of the plane, or no mixture where fields are exact; a
             critic without a score; places that are not on the plane, or out of reach; too few samples.
+        NumericsError: where particles run away because steps are too large.
     """
     dataset = dataset or open_dataset(DataSettings("unequal"))
-    schedule = schedule or VESchedule(4.0, 0.02)
+    schedule = schedule or VESchedule(10.0, 0.02)
     chosen = _chosen(points, dataset, score, critic)
     if samples < FEWEST:
         raise ConfigError(f"clouds are compared with samples >= {FEWEST}, got {samples}.")
@@ -149,6 +152,8 @@ def draw_map(
         "fields": "exact" if score is None else "learned",
         "discriminator": "exact" if score is None else "constant" if critic is None else "learned",
         "schedule": repr(schedule),
+        "sigma_max": schedule.sigma_max,
+        "sigma_end": schedule.sigma_end,
         "beta": f"g_s²/(λ²/β) where λ² > 0, {STRENGTH:g} g_s² where λ² <= 0",
         "start": "exact law at t = 0, the same particles everywhere",
         "solver": "stochastic Heun, nodes geometric in σ, the same Brownian increments everywhere",
@@ -373,16 +378,24 @@ class _Simulator:
             diffusion=flow.diffusion,
             solver=StochasticHeun(),
         )
-        view = plots.view_of(self.data)
-        followed = _inside(self.start, view, 0.45).nonzero()[:PATHS, 0]
-        states = list(model.stream(self.start, generator=_stream(self.seed, "noise")))
+        states, paths = [], []
+        for state in model.stream(self.start, generator=_stream(self.seed, "noise")):
+            t = state.x.new_tensor([state.t])
+            shrunk = self.schedule.u(t) / (1 + self.schedule.sigma(t) ** 2).sqrt()
+            paths.append(shrunk * state.x[:PATHS])
+            states = [state]
+        if float(states[-1].x.abs().max()) > 100 * float(self.data.abs().max()):
+            raise NumericsError(
+                f"particles ran away at (g²/β, λ²/β) = ({g2:g}, {lambda2:g}): take more than "
+                f"{self.steps} steps."
+            )
         return Place(
             g2,
             lambda2,
             model_name(g2, lambda2),
             "p_σ" if lambda2 > 0 else "about p_σ" + _power(lambda2),
             states[-1].x,
-            torch.stack([state.x[followed] for state in states], 1),
+            torch.stack(paths, 1),
             states[-1].evaluations,
             energy_distance(states[-1].x, self.data),
             sliced_wasserstein2(states[-1].x, self.data),
@@ -408,10 +421,11 @@ def _caption(protocol: Mapping[str, Any], reference: Mapping[str, Sequence[float
     if protocol["fields"] == "learned":
         fields += f" ({protocol['discriminator']} discriminator)"
     return _signed(
-        f"Data: {protocol['data']}; {fields}; {n} particles at each place, from one start "
-        f"with one Brownian motion, {protocol['steps']} steps of stochastic Heun, seed {protocol['seed']}.\n"
-        f"Data against data, in {PAIRS} pairs of as many points: energy {energy[PAIRS // 2]:.4f} (at most "
-        f"{energy[-1]:.4f}), sliced W₂ {sliced[PAIRS // 2]:.2f} (at most {sliced[-1]:.2f})."
+        f"Data: {protocol['data']}; {fields}; {n} particles at each place, from one start with one "
+        f"Brownian motion;\n{protocol['steps']} steps of stochastic Heun along σ from "
+        f"{protocol['sigma_max']:g} to {protocol['sigma_end']:g}, seed {protocol['seed']}.\n"
+        f"Data against data, in {PAIRS} pairs of as many points: energy {energy[PAIRS // 2]:.4f} "
+        f"(at most {energy[-1]:.4f}), sliced W₂ {sliced[PAIRS // 2]:.2f} (at most {sliced[-1]:.2f})."
     )
 
 
@@ -457,12 +471,6 @@ def _chosen(
     return chosen
 
 
-def _inside(x: Tensor, view: plots.Extent, share: float) -> Tensor:
-    left, right, bottom, top = view
-    centre = x.new_tensor([left + right, bottom + top]) / 2
-    return (x - centre).abs().amax(1) < share * (right - left)
-
-
 def _stream(seed: int, *path: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, "map", *path))
 
@@ -481,10 +489,29 @@ _DISCRIMINATOR, _SCORE = plots.SERIES[0], plots.SERIES[1]
 
 def _drawn(places: Sequence[Place], data: Tensor, caption: str, exact: bool) -> Figure:
     """The plane with its regions, lines and places."""
-    right = max(3.0, *(place.g2 for place in places)) + 0.5
-    top = max(2.0, *(place.lambda2 for place in places)) + 0.52
-    left, bottom = -0.5, min(-1.0, *(place.lambda2 for place in places)) - 0.5
-    margin, foot = 0.6, 1.35
+    right = max([2.0, *(place.g2 for place in places)]) + 0.5
+    top = max([2.0, *(place.lambda2 for place in places)]) + 0.52
+    left, bottom = -0.5, min([0.0, *(place.lambda2 for place in places)]) - 0.5
+    gaps = [max(abs(a.g2 - b.g2), abs(a.lambda2 - b.lambda2)) for a, b in combinations(places, 2)]
+    scale = min([1.0, *gaps])
+
+    def free(low: float, high: float, y: float) -> bool:
+        """Whether no card is in the way of a text from x = low to high."""
+        across, up = scale * _CARD[0] / _ACROSS / 2, scale * _CARD[1] / _UP / 2 + 0.03
+        return y > bottom and not any(
+            low - across < place.g2 < high + across and abs(place.lambda2 - y) < up
+            for place in places
+        )
+
+    said = [
+        (0.64, 0.5, plots.PAPER, _MATCHED if exact else _TRAINED),
+        (0.1, -0.5, _CONTINUED, _ANNEALED),
+    ]
+    inside = [free(x, right, y) for x, y, _, _ in said]
+    lines = [text for (*_, text), placed in zip(said, inside, strict=True) if not placed] + [
+        caption
+    ]
+    margin, foot = 0.6, 0.95 + 0.2 * (len(lines) + 2)
     figure = plots.new_figure((right - left) * _ACROSS + margin, (top - bottom) * _UP + foot)
     width, height = figure.get_size_inches()
     axes = figure.add_axes(
@@ -492,24 +519,45 @@ def _drawn(places: Sequence[Place], data: Tensor, caption: str, exact: bool) -> 
         xlim=(left, right),
         ylim=(bottom, top),
     )
-    _draw_ground(axes, exact)
-    gaps = [max(abs(a.g2 - b.g2), abs(a.lambda2 - b.lambda2)) for a, b in combinations(places, 2)]
+    _draw_ground(axes)
+    for (x, y, ground, text), placed in zip(said, inside, strict=True):
+        if placed:
+            _write(axes, x, y, text, ground, size=10)
+    if free(-0.1, 0.42, 0.56):
+        _write(axes, 0.42, 0.56, "g = λ: no noise", _FORBIDDEN, size=10, ha="right")
+    if free(left, 0.3, 0.98):
+        _write(axes, left + 0.12, 0.98, "λ² > g²: impossible", _FORBIDDEN, size=10)
     for place in places:
-        _draw_place(axes, place, data, min([1.0, *gaps]))
+        _draw_place(axes, place, data, scale)
     _write_notes(axes)
     figure.text(
         (margin + 0.12 * _ACROSS) / width,
-        0.3 / height,
-        caption,
+        0.14 / height,
+        "\n".join(lines),
         size=8.5,
         color=plots.MUTED,
-        va="center",
+        va="bottom",
         linespacing=1.5,
     )
     return figure
 
 
-def _draw_ground(axes: Axes, exact: bool) -> None:
+_MATCHED = (
+    r"$\lambda^2 > 0$: $\beta$ matches the forward SDE, $\rho_t = p_\sigma$, and $d$ is constant. "
+    "All end in the data"
+)
+_TRAINED = (
+    r"$\lambda^2 > 0$: $\beta$ matches the forward SDE: with exact networks $\rho_t = p_\sigma$, and "
+    "all would end in the data"
+)
+_ANNEALED = (
+    rf"$\lambda^2 \leq 0$: $\beta = {STRENGTH:g}\,g_s^2$. At $0$ laws follow $p_\sigma$; below, the "
+    r"analytic continuation, noise flattens them to about $p_\sigma^{\beta/(\beta-\lambda^2/2)}$: "
+    "not the data"
+)
+
+
+def _draw_ground(axes: Axes) -> None:
     """Regions, lines, coordinates."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     outside = [(left, bottom), (0, bottom), (0, 0), (top, top), (left, top)]
@@ -522,29 +570,9 @@ def _draw_ground(axes: Axes, exact: bool) -> None:
     axes.plot([0, right], [0, 0], color=plots.MUTED, linewidth=1.0)
     axes.plot([0, 0], [bottom, 0], color=_DISCRIMINATOR, linewidth=2.4)
     axes.plot([2, 2], [bottom, 2], color=_SCORE, linewidth=2.4)
-
-    above = r"$\lambda^2 > 0$: $\beta$ matches the forward SDE, " + (
-        r"$\rho_t = p_\sigma$, and $d$ is constant. All end in the data"
-        if exact
-        else r"so that with exact networks $\rho_t = p_\sigma$ and all end in the data"
-    )
-    below = (
-        rf"$\lambda^2 \leq 0$: $\beta = {STRENGTH:g}\,g_s^2$. At $0$ laws follow $p_\sigma$; below, the "
-        r"analytic continuation, noise flattens them to about $p_\sigma^{\beta/(\beta-\lambda^2/2)}$: "
-        "not the data"
-    )
-
-    def write(x: float, y: float, text: str, color: str, ground: str | None, **style: Any) -> None:
-        box = None if ground is None else {"facecolor": ground, "linewidth": 0, "pad": 2.5}
-        axes.text(x, y, text, color=color, va="center", bbox=box, **{"size": 10, **style})
-
-    write(0.42, 0.56, "g = λ: no noise", plots.INK, _FORBIDDEN, ha="right")
-    write(-0.38, 0.98, "λ² > g²: impossible", plots.MUTED, _FORBIDDEN)
-    write(0.64, 0.5, above, plots.INK, plots.PAPER)
-    write(0.1, -0.5, below, plots.INK, _CONTINUED)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    ticks = range(math.floor(right) + 1)
+    ticks = range(math.floor(right - 0.3) + 1)
     said = {0: "\nthe discriminator alone", 1: "\nboth", 2: "\nthe score alone"}
     said[3] = "\nStochastic Langevin Churn"
     axes.set_xticks(ticks, [f"{k}{said.get(k, '')}" for k in ticks])
@@ -613,23 +641,28 @@ _NOTES = (
 def _write_notes(axes: Axes) -> None:
     """Title, equation and key, in the corner that no model stands in."""
     x, y = axes.get_xlim()[0] + 0.12, axes.get_ylim()[1] - 0.16
-    style = {"va": "center", "bbox": {"facecolor": _FORBIDDEN, "linewidth": 0, "pad": 3}}
-    axes.text(x, y, "The DiffFlow plane", size=23, weight="bold", color=plots.INK, **style)
+    _write(axes, x, y, "The DiffFlow plane", _FORBIDDEN, size=23, weight="bold")
     _write_equation(axes, x, y - 0.19)
     for line, note in enumerate(_NOTES):
-        axes.text(x, y - 0.43 - 0.085 * line, note, size=9.5, color=plots.INK, **style)
+        _write(axes, x, y - 0.43 - 0.085 * line, note, _FORBIDDEN)
     y -= 0.47 + 0.085 * len(_NOTES)
-    marker = {"linestyle": "", "zorder": 6}
     for name, color, kind in (("data", plots.DATA, "D"), ("generated", plots.GENERATED, "o")):
-        axes.plot([x + 0.02], [y], kind, color=color, markersize=4.5, **marker)
-        axes.text(x + 0.06, y, name, size=9.5, color=plots.INK, **style)
+        axes.plot([x + 0.02], [y], kind, color=color, markersize=4.5, zorder=6)
+        _write(axes, x + 0.06, y, name, _FORBIDDEN)
         x += 0.3
     x += 0.12
     axes.plot([x + 0.02, x + 0.16], [y, y], color=plots.INK, linewidth=0.9, zorder=5)
-    ends = {"markersize": 4, "markeredgecolor": plots.INK, "markeredgewidth": 0.8, **marker}
+    ends = {"markersize": 4, "markeredgecolor": plots.INK, "markeredgewidth": 0.8, "zorder": 6}
     axes.plot([x + 0.02], [y], "o", color=plots.PAPER, **ends)
     axes.plot([x + 0.16], [y], "o", color=plots.INK, **ends)
-    axes.text(x + 0.2, y, "the same particles everywhere", size=9.5, color=plots.INK, **style)
+    _write(axes, x + 0.2, y, r"paths, as $u X/\sqrt{1+\sigma^2}$", _FORBIDDEN)
+
+
+def _write(axes: Axes, x: float, y: float, text: str, ground: str, **style: Any) -> Text:
+    """A text on a patch of the ground's colour, over hatching and lines."""
+    box = {"facecolor": ground, "linewidth": 0, "pad": 2.5}
+    style = {"color": plots.INK, "size": 9.5, **style}
+    return axes.text(x, y, text, va="center", bbox=box, **style)
 
 
 def _write_equation(axes: Axes, x: float, y: float) -> None:
@@ -646,14 +679,14 @@ def _write_equation(axes: Axes, x: float, y: float) -> None:
         (r"$]\,dt +$", plots.INK, ""),
         (r"$\sqrt{g^2 - \lambda^2}\,dW$", plots.INK, "noise"),
     ]
-    style = {"va": "center", "bbox": {"facecolor": _FORBIDDEN, "linewidth": 0, "pad": 2}}
     for formula, color, name in parts:
-        part = axes.text(x, y, formula, size=12, color=color, **style)
+        part = _write(axes, x, y, formula, _FORBIDDEN, size=12, color=color)
         extent = part.get_window_extent().transformed(axes.transData.inverted())
-        axes.text((x + extent.x1) / 2, y - 0.085, name, size=9, color=color, ha="center", **style)
+        middle = (x + extent.x1) / 2
+        _write(axes, middle, y - 0.085, name, _FORBIDDEN, size=9, color=color, ha="center")
         x = extent.x1 + 0.02
 
 
 def _signed(text: str) -> str:
-    """With a proper minus."""
-    return text.replace("-", "−")
+    """With a proper minus, and none before zero."""
+    return text.replace("-0.0000", "0.0000").replace("-", "−")

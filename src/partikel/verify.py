@@ -37,6 +37,7 @@ from partikel.schedules import (
     ConstantSchedule,
     EDMSchedule,
     GeometricGrid,
+    Schedule,
     SubVPSchedule,
     TimeGrid,
     UniformGrid,
@@ -426,9 +427,8 @@ class _Simulation:
         return model.sample(n, generator=_stream(seed, "noise"), x=start)
 
 
-def _matched(name: str, base: DiffFlow, grid: TimeGrid) -> _Simulation:
+def _matched(name: str, path: Schedule, grid: TimeGrid) -> _Simulation:
     """A mixture as target, from the exact law at t = 0: the optimal d is constant, ∇d = 0."""
-    path = base.schedule
 
     def law(place: float) -> Callable[[int, torch.Generator], Tensor]:
         def draw(n: int, generator: torch.Generator) -> Tensor:
@@ -506,10 +506,9 @@ def _to_the_mixture() -> _Simulation:
 
 
 def _simulations() -> Iterator[_Simulation]:
-    ve = VESchedule(20.0)
-    yield _matched("VE", DiffFlow.reverse(ve), UniformGrid())
-    yield _matched("VP", DiffFlow.vp(), GeometricGrid(VPSchedule()))
-    yield _matched("sub-VP", DiffFlow.sub_vp(), GeometricGrid(SubVPSchedule()))
+    paths = {"VE": VESchedule(20.0), "VP": VPSchedule(), "sub-VP": SubVPSchedule()}
+    for name, path in paths.items():
+        yield _matched(name, path, GeometricGrid(path))
     langevin = DiffFlow.langevin(0.3, 0.8)
     yield _unmatched("Langevin, λ² = 0", langevin, (0.0, 1.0, 3.5))
     yield _unmatched("Langevin, λ² = 0.6β", langevin.at(2.0, 0.6), (0.6, 1.2, 3.5))
