@@ -524,9 +524,10 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(header[0], no_wrap=True)
+    names = max((len(row[0]) for row in rows), default=0) <= 36  # names stay whole, sentences wrap
+    table.add_column(header[0], no_wrap=names)
     for column in header[1:]:
-        table.add_column(column)
+        table.add_column(column, no_wrap=not names)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
