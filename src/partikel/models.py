@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from partikel.errors import ConfigError
 from partikel.fields import Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
-from partikel.generators import surrogate_loss
+from partikel.generators import generate, surrogate_loss
 from partikel.particles import Particles
 from partikel.priors import GaussianPrior
 from partikel.schedules import Schedule, TimeGrid, UniformGrid
@@ -499,8 +499,7 @@ class GeneratorModel(Carrier):
     ) -> Particles:
         """g(z) for fresh latents, as the generator stands."""
         z = self._latents(n, streams.latent)
-        with torch.no_grad():
-            x = self.generator(z, None, cond)
+        x = generate(self.generator, z, cond)
         return Particles(x=x, t=self._time(x), cond=cond, latent=z)
 
     def sample(
@@ -514,8 +513,7 @@ class GeneratorModel(Carrier):
     ) -> Tensor:
         """Draw samples: one call of the generator (on given latents ``z``, if any)."""
         z = self._latents(n, generator) if z is None else z
-        with torch.no_grad():
-            return self.generator(z, None, cond)
+        return generate(self.generator, z, cond)
 
     def _surrogate(self, batch: TrainingBatch) -> LossValue:
         z = self._latents(batch.size, batch.streams.latent)

@@ -14,7 +14,7 @@ import torch
 
 from partikel.data import Dataset, DataSettings
 from partikel.errors import ConfigError
-from partikel.fields import Field
+from partikel.fields import Field, Scaled
 from partikel.models import Carrier
 from partikel.networks import NetworkSettings
 from partikel.streams import derive_seed
@@ -97,6 +97,24 @@ class Recipe(ABC):
     def init_generator(self, part: str) -> torch.Generator:
         """The source of the initial weights of one network."""
         return torch.Generator().manual_seed(derive_seed(self.seed, "init", part))
+
+
+def score_in(flow: Field) -> Field:
+    """s_p of an EDM's field |σ'|σ s_p, its weight along the path taken off."""
+    return flow.field if isinstance(flow, Scaled) else flow
+
+
+def same_data(recipe: Recipe, score: Recipe) -> None:
+    """Refuse a data score of other data.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if score.data != recipe.data:
+        raise ConfigError(
+            f"the data score is of '{score.data.name}' but the model is trained on "
+            f"'{recipe.data.name}': set score.data to the same settings as data."
+        )
 
 
 def field_of(model: Carrier | None) -> Field:

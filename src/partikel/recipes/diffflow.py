@@ -11,12 +11,12 @@ from partikel.data import Dataset
 from partikel.denoising import PreconditionedLogit
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
-from partikel.fields import AtScale, DiscriminatorField, Field, Scaled
+from partikel.fields import AtScale, DiscriminatorField
 from partikel.models import Carrier, GeneratorModel, ParticleModel, StagedParticleModel
 from partikel.networks import Bank, NetworkSettings, build_network
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
-from partikel.recipes.base import MLP, Recipe, System, field_of
+from partikel.recipes.base import MLP, Recipe, System, field_of, same_data, score_in
 from partikel.recipes.edm import EDM
 from partikel.recipes.gan import GAN
 from partikel.schedules import (
@@ -86,11 +86,7 @@ class PlanePoint(Recipe):
     def __post_init__(self) -> None:
         """Check what only concerns this recipe."""
         super().__post_init__()
-        if self.score.data != self.data:
-            raise ConfigError(
-                f"the data score is of '{self.score.data.name}' but the model is trained on "
-                f"'{self.data.name}': set score.data to the same settings as data."
-            )
+        same_data(self, self.score)
         if self.joint and self.data_score is not None:
             raise ConfigError("a joint score is not loaded: leave out data_score, or joint.")
 
@@ -119,9 +115,9 @@ class PlanePoint(Recipe):
         if self.joint:
             trained = self.score.compose(dataset)
             phases += trained.phases
-            s_p = _score_in(trained.model.field)
+            s_p = score_in(trained.model.field)
         else:
-            s_p = _score_in(field_of(required))
+            s_p = score_in(field_of(required))
         critic = None
         if self.g2 != 2:
             critic = self._critic(dataset)
@@ -276,8 +272,3 @@ class DiffFlowGAN(GAN):
             same=True,
         )
         return System(model, (critic, fit))
-
-
-def _score_in(flow: Field) -> Field:
-    """s_p of an EDM's field |σ'|σ s_p."""
-    return flow.field if isinstance(flow, Scaled) else flow

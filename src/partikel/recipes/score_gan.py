@@ -19,11 +19,11 @@ from typing import ClassVar
 from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser, Weighting
 from partikel.errors import ConfigError
-from partikel.fields import Field, Perturbed, Scaled, ScoreField, WhiteNoise
+from partikel.fields import Field, Perturbed, ScoreField, WhiteNoise
 from partikel.models import Carrier, GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
-from partikel.recipes.base import MLP, Recipe, System, field_of
+from partikel.recipes.base import MLP, Recipe, System, field_of, same_data, score_in
 from partikel.recipes.edm import EDM
 from partikel.schedules import KarrasLaw
 from partikel.training import AdamSettings, Phase
@@ -66,11 +66,7 @@ class ScoreDifference(Recipe):
     def __post_init__(self) -> None:
         """Check that both models are of the same data."""
         super().__post_init__()
-        if self.score.data != self.data:
-            raise ConfigError(
-                f"the data score is of '{self.score.data.name}' but the model is trained on "
-                f"'{self.data.name}': set score.data to the same settings as data."
-            )
+        same_data(self, self.score)
 
     @property
     def required(self) -> Recipe:
@@ -89,8 +85,7 @@ class ScoreDifference(Recipe):
             own: what is left of β_own beside the noise.
             noise: scale of the white noise.
         """
-        flow = field_of(required)
-        s_p = flow.field if isinstance(flow, Scaled) else flow
+        s_p = score_in(field_of(required))
         law = KarrasLaw(self.sigma_min, self.sigma_max, self.rho)
         denoiser = EDMDenoiser(
             build_network(
