@@ -24,11 +24,11 @@ from typing import Any
 from common import RESULTS, cpu_seconds, one_thread, save, unit  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.runs import draw_samples
 from partikel.data import open_dataset
 from partikel.metrics import energy_distance
 from partikel.recipes import DiscriminatorFlow
-from partikel.runs import draw_samples
 from partikel.streams import derive_seed
 from partikel.training import Trainer
 from partikel.training.ema import swapped_in

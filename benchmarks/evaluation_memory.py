@@ -23,8 +23,8 @@ from common import one_thread, save  # isort: skip
 import torch
 from torch import Tensor, nn
 
-from partikel import evaluation
 from partikel.data import FiniteDataset
+from partikel.metrics import evaluation
 
 CEILING_GB = 2.0
 

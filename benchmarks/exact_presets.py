@@ -29,7 +29,7 @@ from partikel.solvers import (
     Solver,
     StochasticHeun,
 )
-from partikel.verify import PATHS, Outcome, Trial, limits, matched_trial, outcome, trials
+from partikel.studies.theory import PATHS, Outcome, Trial, limits, matched_trial, outcome, trials
 
 N = 10_000
 LEVEL = 0.99

@@ -20,10 +20,10 @@ from typing import Any
 from common import RESULTS, distances, one_thread, save  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.runs import Run, draw_samples, train_run
 from partikel.data import open_dataset
 from partikel.recipes import Recipe
-from partikel.runs import Run, draw_samples, train_run
 from partikel.streams import derive_seed
 from partikel.targets import GaussianMixture
 

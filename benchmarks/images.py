@@ -23,10 +23,10 @@ from typing import Any
 from common import RESULTS, one_thread, save  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
-from partikel.gallery import evaluate_run
-from partikel.plots import save_picture
-from partikel.runs import train_run
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.gallery import evaluate_run
+from partikel.app.runs import train_run
+from partikel.app.show.plots import save_picture
 
 CEILINGS = {
     "edm-digits": 1.4,

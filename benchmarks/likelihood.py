@@ -36,12 +36,13 @@ from common import RESULTS, one_thread, save  # isort: skip
 import torch
 from torch import Tensor
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.gallery import evaluate_run
+from partikel.app.runs import Run, train_run
 from partikel.data import open_dataset
 from partikel.denoising import Weighting
 from partikel.diffflow import DiffFlow
 from partikel.fields import AtScale, ExactScoreField, ScoreField
-from partikel.gallery import evaluate_run
 from partikel.likelihood import (
     Integrator,
     ProbabilityFlow,
@@ -55,7 +56,6 @@ from partikel.likelihood import (
 from partikel.metrics import energy_distance
 from partikel.models import ParticleModel
 from partikel.recipes import EDM, PlanePoint, Recipe
-from partikel.runs import Run, train_run
 from partikel.schedules import VESchedule
 from partikel.targets import GaussianMixture
 

@@ -17,7 +17,7 @@ from common import one_thread, save  # isort: skip
 from PIL import Image
 from rich.console import Console
 
-from partikel.matrix import (
+from partikel.studies.catalogue import (
     CATALOGUE,
     LIMIT,
     REFERENCE,

@@ -25,11 +25,11 @@ from common import one_thread, save  # isort: skip
 import torch
 from torch import Tensor
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
 from partikel.data import Dataset, open_dataset
 from partikel.diffflow import DiffFlow
-from partikel.evaluation import choose_features
 from partikel.metrics import FeatureStatistics, energy_distance, extract_features, frechet_distance
+from partikel.metrics.evaluation import choose_features
 from partikel.models import Carrier, ParticleModel
 from partikel.recipes import EDM, Recipe
 from partikel.recipes.base import score_in

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from common import one_thread, save  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
 from partikel.fields import DiscriminatorField
 from partikel.models import ParticleModel

@@ -39,8 +39,8 @@ def points(n: int) -> tuple[Tensor, Tensor]:
 def ours(name: str, x: Tensor, real: Tensor) -> Tensor:
     """One call of the field."""
     from partikel.fields.base import Context
-    from partikel.fields.mmd import MMDField
-    from partikel.fields.transport import SlicedWassersteinField
+    from partikel.fields.samples.mmd import MMDField
+    from partikel.fields.samples.transport import SlicedWassersteinField
     from partikel.kernels import RBFKernel, RieszKernel
 
     fields = {

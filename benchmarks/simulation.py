@@ -14,7 +14,7 @@ from typing import Any
 from common import one_thread, save  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
 from partikel.fields import DiscriminatorField
 from step_cost import in_turns

@@ -16,7 +16,7 @@ from typing import Any
 from common import one_thread, save, unit  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
 from partikel.fields import Scaled, ScoreField
 from partikel.models import ParticleModel

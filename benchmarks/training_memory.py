@@ -19,7 +19,7 @@ import time
 from common import one_thread, save  # isort: skip
 import torch
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
 from partikel.data import SPLITS, FiniteDataset
 from partikel.training import Trainer
 

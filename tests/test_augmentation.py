@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.testing import assert_close
 
 from conftest import assert_mean, randn, seeded, tensor
-from partikel.config import make_recipe
+from partikel.app.config import make_recipe
 from partikel.data import Batch, FiniteDataset, open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import Context, DiscriminatorField, LossValue, TrainingBatch
@@ -29,10 +29,10 @@ from partikel.fields.augmentation import (
     saturate,
     translate,
 )
+from partikel.fields.particles import Particles
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.objectives import GradientPenalty
-from partikel.particles import Particles
 from partikel.priors import GaussianPrior
 from partikel.streams import Streams
 from partikel.training import Phase

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from partikel.cli import COMMANDS, main
-from partikel.config import preset_names
+from partikel.app.cli import COMMANDS, main
+from partikel.app.config import preset_names
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
 
 TINY = [
@@ -305,7 +305,7 @@ def test_killed_runs_resume(tmp_path: Path) -> None:
     options += ["--evaluate-every", "null", "--checkpoint-every", "20"]
 
     def command(out: Path) -> list[str]:
-        script = "import sys; from partikel.cli import main; main(sys.argv[1:])"
+        script = "import sys; from partikel.app.cli import main; main(sys.argv[1:])"
         return [sys.executable, "-c", script, "train", "gan-gaussians", *options, "--out", str(out)]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -25,8 +25,9 @@ from conftest import (
     seeded,
     tensor,
 )
-from partikel.cli import main
-from partikel.config import make_recipe
+from partikel.app.cli import main
+from partikel.app.config import make_recipe
+from partikel.app.runs import classes_in, draw_samples, load, train_run
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.errors import CheckpointError, ConfigError
@@ -43,13 +44,12 @@ from partikel.fields import (
     WhiteNoise,
 )
 from partikel.fields.guidance import hide_labels
+from partikel.fields.particles import Particles
 from partikel.models import Carrier, ParticleModel, StagedParticleModel
 from partikel.networks import NetworkSettings, build_network
-from partikel.particles import Particles
 from partikel.priors import GaussianPrior
 from partikel.recipes import EDM, GAN, RECIPES, DiffODEGAN, Recipe, ScoreGAN, System
 from partikel.recipes.base import class_shares
-from partikel.runs import classes_in, draw_samples, load, train_run
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw
 from partikel.solvers import SOLVERS
 from partikel.streams import Streams
@@ -610,7 +610,7 @@ def test_samples_of_a_class_from_the_command_line(runs: dict[str, Path], tmp_pat
 def test_each_class_is_a_row_of_the_picture(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from partikel import plots
+    from partikel.app.show import plots
 
     shown: list[tuple[int, int | None]] = []
     grid = plots.image_grid

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from partikel.config import (
+from partikel.app.config import (
     dump_config,
     load_preset,
     make_recipe,

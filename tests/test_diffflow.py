@@ -37,10 +37,10 @@ from partikel.fields import (
     ScoreField,
     TrainingBatch,
 )
+from partikel.fields.particles import Particles
 from partikel.fields.terms import AtScale, Linear, LogRatioField
 from partikel.models import ParticleModel
 from partikel.objectives import Vanilla
-from partikel.particles import Particles
 from partikel.schedules import (
     ConstantSchedule,
     EDMSchedule,

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from conftest import Quadratic, assert_moments, randn, seeded
-from partikel.config import make_recipe
+from partikel.app.config import make_recipe
 from partikel.data import Batch, DataSettings, open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import DiscriminatorField, TrainingBatch
+from partikel.fields.particles import Particles
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import MLP
-from partikel.particles import Particles
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, VESchedule
 from partikel.streams import Streams

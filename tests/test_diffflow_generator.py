@@ -11,13 +11,12 @@ from conftest import GAUSSIAN, MIXTURE, LinearField, assert_moments, randn, seed
 from partikel.diffflow import DiffFlow
 from partikel.fields import ExactScoreField, Field, TrainingBatch
 from partikel.fields.terms import AtScale
-from partikel.generators import ntk_operator
 from partikel.metrics import energy_distance
-from partikel.models import GeneratorModel
+from partikel.models import GeneratorModel, ntk_operator
 from partikel.priors import GaussianPrior
 from partikel.streams import Streams
+from partikel.studies.gaussian_laws import gaussian_marginals
 from partikel.targets import Gaussian, GaussianMixture
-from partikel.theory import gaussian_marginals
 
 FLOW = DiffFlow.langevin(0.3, 0.8)
 

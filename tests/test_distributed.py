@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from partikel.config import make_recipe
+from partikel.app.config import make_recipe
 from partikel.data import open_dataset
 from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import Loss, LossValue

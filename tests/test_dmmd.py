@@ -126,7 +126,7 @@ def test_at_the_target_it_vanishes_on_average() -> None:
 def test_blocks_of_points_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     field, x, real = DeepMMDField(network()), randn(20, 2), randn(30, 2, seed=1)
     whole = asked(field, x, real, at(1.0, 20))
-    monkeypatch.setattr("partikel.fields.dmmd._PASS", 7)
+    monkeypatch.setattr("partikel.fields.samples.dmmd._PASS", 7)
     assert_close(asked(field, x, real, at(1.0, 20)), whole)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-import partikel.fields.drift
+import partikel.fields.samples.drift
 from conftest import randn, tensor
 from partikel.errors import ConfigError
 from partikel.fields import Context, Field
-from partikel.fields.drift import DriftField, Normalisation
+from partikel.fields.samples.drift import DriftField, Normalisation
 
 BOTH: list[Normalisation] = ["mean shift", "batch"]
 
@@ -115,7 +115,7 @@ def test_blocks_do_not_matter(
     x, real = randn(40, 3), randn(30, 3, seed=1) + 1
     field = DriftField(0.7, normalisation)
     whole = velocity(field, x, real)
-    monkeypatch.setattr(partikel.fields.drift, "PAIRS", 150)
+    monkeypatch.setattr(partikel.fields.samples.drift, "PAIRS", 150)
     assert_close(velocity(field, x, real), whole, rtol=1e-12, atol=1e-14)
 
 

@@ -19,20 +19,19 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from conftest import seeded
-from partikel import evaluation
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.gallery import curve_run, evaluate_run, evaluations, neighbours_run
+from partikel.app.runs import Run
 from partikel.data import DataSettings, FiniteDataset, open_dataset
 from partikel.errors import ConfigError
-from partikel.evaluation import (
+from partikel.metrics import FeatureSet, evaluation
+from partikel.metrics.evaluation import (
     choose_features,
     evaluate,
     find_memorised,
     in_chunks,
     quick_evaluation,
 )
-from partikel.gallery import curve_run, evaluate_run, evaluations, neighbours_run
-from partikel.metrics import FeatureSet
-from partikel.runs import Run
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +261,7 @@ def test_two_processes_measure_what_one_does(
 SCRIPT = """
 import json, sys, torch
 from accelerate import Accelerator
-from partikel import evaluation
+from partikel.metrics import evaluation
 from partikel.data import DataSettings, open_dataset
 torch.set_num_threads(1)
 evaluation.chunk_size = lambda shape: 100

@@ -20,8 +20,7 @@ from partikel.diffflow import DiffFlow
 from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.schedules import EDMSchedule, KarrasGrid
 from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun
-from partikel.targets import Gaussian
-from partikel.verify import (
+from partikel.studies.theory import (
     MATCHED,
     PATHS,
     Outcome,
@@ -34,6 +33,7 @@ from partikel.verify import (
     outcome,
     trials,
 )
+from partikel.targets import Gaussian
 
 N, LINES = 10_000, 64
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from conftest import randn, seeded, tensor
-from partikel import cli
-from partikel.config import make_recipe
-from partikel.ddpm import DDPMDenoiser, load_diffusers
+from partikel.app import cli
+from partikel.app.config import make_recipe
+from partikel.app.export import KIND, export_run, load_generator
+from partikel.app.runs import Run, load, train_run
+from partikel.denoising.diffusers import DDPMDenoiser, load_diffusers
 from partikel.errors import CheckpointError, ConfigError
-from partikel.export import KIND, export_run, load_generator
 from partikel.fields import ScoreField
 from partikel.models import ParticleModel
 from partikel.priors import GaussianPrior
-from partikel.runs import Run, load, train_run
 from partikel.schedules import EDMSchedule, TimeGrid
 from partikel.solvers import Euler
 from partikel.tensors import expand_like
@@ -452,9 +452,11 @@ def test_the_card_tells_what_it_is(runs: dict[str, Run], tmp_path: Path) -> None
 def test_the_cards_example_runs(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import partikel.export
+    import partikel.app.export
 
-    monkeypatch.setattr(partikel, "load_generator", partikel.export.load_generator, raising=False)
+    monkeypatch.setattr(
+        partikel, "load_generator", partikel.app.export.load_generator, raising=False
+    )
     monkeypatch.chdir(tmp_path)
     for name in EXPORTED:
         export_run(runs[name], Path(name))
@@ -465,7 +467,7 @@ def test_the_cards_example_runs(
 
 
 def test_places_on_this_machine_stay_out_of_the_card() -> None:
-    from partikel.export import _public
+    from partikel.app.export import _public
 
     data = {"name": "folder", "root": "/home/me", "cache": "/home/me", "path": "/home/me/cats"}
     settings = {"data": data, "data_score": "/home/me/runs/edm", "ema": None}
@@ -492,7 +494,7 @@ def test_an_export_is_whole_or_not_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partikel.export.save_picture", full)
+    monkeypatch.setattr("partikel.app.export.save_picture", full)
     with pytest.raises(CheckpointError, match="No space"):
         export_run(runs["points"], tmp_path / "second")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -603,9 +605,11 @@ def test_the_tutorial_runs_as_it_stands_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """All commands and all code of docs/distillation.md, with few iterations."""
-    import partikel.export
+    import partikel.app.export
 
-    monkeypatch.setattr(partikel, "load_generator", partikel.export.load_generator, raising=False)
+    monkeypatch.setattr(
+        partikel, "load_generator", partikel.app.export.load_generator, raising=False
+    )
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
     values: dict[str, Any] = {}

@@ -37,8 +37,8 @@ from partikel.fields import (
     TrainingBatch,
     WhiteNoise,
 )
+from partikel.fields.particles import Particles
 from partikel.objectives import DIVERGENCES, FGAN, OBJECTIVES, GradientPenalty
-from partikel.particles import Particles
 from partikel.schedules import KarrasLaw, LogNormalLaw, NoiseLaw
 from partikel.streams import Streams
 from partikel.targets import Gaussian

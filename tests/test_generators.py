@@ -10,8 +10,7 @@ from torch.testing import assert_close
 
 from conftest import GAUSSIAN, MIXTURE, LinearField, assert_mean, randn, seeded, slope, tensor
 from partikel.fields import ExactScoreField, Field, TrainingBatch, WhiteNoise
-from partikel.generators import generate, ntk_operator, surrogate_loss
-from partikel.models import GeneratorModel, ParticleModel
+from partikel.models import GeneratorModel, ParticleModel, generate, ntk_operator, surrogate_loss
 from partikel.networks import MLP, NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.streams import Streams

@@ -10,8 +10,8 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
+from partikel.app.show.latent_paths import METHODS, interpolate
 from partikel.errors import ConfigError
-from partikel.interpolation import METHODS, interpolate
 
 F64 = torch.float64
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from conftest import MIXTURE, seeded
-from partikel.cli import main
-from partikel.config import load_preset, make_recipe
+from partikel.app.cli import main
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.runs import load, train_run
 from partikel.data import DataSettings, open_dataset
 from partikel.data.synthetic import mixture
 from partikel.diffflow import DiffFlow
@@ -31,7 +32,6 @@ from partikel.models import ParticleModel
 from partikel.networks import NetworkSettings
 from partikel.priors import GaussianPrior
 from partikel.recipes import EDM, GAN, DiscriminatorFlow, PlanePoint, Recipe
-from partikel.runs import load, train_run
 
 TINY = NetworkSettings(kind="mlp", width=16, depth=1, activation="silu")
 POINTS = DataSettings(name="gaussians")

@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from conftest import GAUSSIAN, assert_moments, seeded
-from partikel import matrix
-from partikel.cli import main
+from partikel.app.cli import main
 from partikel.data import DataSettings, open_dataset
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import ExactScoreField, Field, MMDField, SteinField
 from partikel.kernels import RBFKernel, RieszKernel
-from partikel.matrix import CARRIERS, CATALOGUE, Bench, Cell, run_matrix, table
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.objectives import DIVERGENCES
 from partikel.priors import GaussianPrior
 from partikel.solvers import EulerMaruyama
+from partikel.studies import catalogue as matrix
+from partikel.studies.catalogue import CARRIERS, CATALOGUE, Bench, Cell, run_matrix, table
 
 TINY = ("non-saturating", "langevin", "mmd-energy")
 DOCS = Path(__file__).parents[1] / "docs" / "matrix.md"

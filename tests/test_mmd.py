@@ -14,7 +14,7 @@ from conftest import GAUSSIAN, OTHER, assert_mean, randn, seeded, slope, tensor
 from partikel.errors import ConfigError
 from partikel.fields import Context, Field
 from partikel.fields.base import Weight
-from partikel.fields.mmd import MMDField
+from partikel.fields.samples.mmd import MMDField
 from partikel.kernels import (
     IMQKernel,
     Kernel,

@@ -35,10 +35,9 @@ from partikel.fields import (
     TrainingBatch,
     WhiteNoise,
 )
-from partikel.generators import surrogate_loss
+from partikel.fields.particles import Particles
 from partikel.metrics import energy_distance, sliced_wasserstein2
-from partikel.models import Carrier, GeneratorModel, ParticleModel
-from partikel.particles import Particles
+from partikel.models import Carrier, GeneratorModel, ParticleModel, surrogate_loss
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, VESchedule
 from partikel.solvers import Euler, EulerMaruyama, Heun

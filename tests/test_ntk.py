@@ -11,17 +11,17 @@ from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 
 from conftest import MIXTURE, randn, seeded, tensor
-from partikel import generators
+from partikel.app.show.plots import save_figure
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError
 from partikel.fields import Context, ExactScoreField
 from partikel.fields.ratio import DensityRatioField, KernelScoreField
-from partikel.generators import ntk_matrix, ntk_operator, ntk_spectrum
 from partikel.models import GeneratorModel
+from partikel.models import ntk as generators
+from partikel.models.ntk import ntk_matrix, ntk_operator, ntk_spectrum
 from partikel.networks import NetworkSettings, build_network
-from partikel.plots import save_figure
 from partikel.priors import GaussianPrior
-from partikel.smoothing import KernelDrift, show_smoothing, smoothing
+from partikel.studies.smoothing import KernelDrift, show_smoothing, smoothing
 from partikel.training import AdamSettings, Phase, fit
 
 

@@ -13,20 +13,20 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from conftest import GAUSSIAN, MIXTURE, assert_moments, seeded, tensor
-from partikel import plane
-from partikel.cli import main
+from partikel.app.cli import main
+from partikel.app.runs import Run, load
 from partikel.data import DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, NumericsError
 from partikel.fields import DiscriminatorField, ExactScoreField
 from partikel.fields.terms import AtScale
 from partikel.models import ParticleModel
-from partikel.plane import GridLaw, draw_map, flow_at, learned_fields, model_name
-from partikel.runs import Run, load
 from partikel.schedules import GeometricGrid, Schedule, VESchedule, VPSchedule
 from partikel.solvers import StochasticHeun
+from partikel.studies import plane
+from partikel.studies.gaussian_laws import gaussian_marginals, path_marginals
+from partikel.studies.plane import GridLaw, draw_map, flow_at, learned_fields, model_name
 from partikel.targets import Gaussian
-from partikel.theory import gaussian_marginals, path_marginals
 
 PATHS: dict[str, Schedule] = {"ve": VESchedule(4.0, 0.02), "vp": VPSchedule(0.1, 12.0)}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from partikel.config import make_recipe
+from partikel.app.config import make_recipe
 from partikel.data import open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import Scaled

@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from partikel import animation, plots
-from partikel.animation import Frame
+from partikel.app.show import animation, plots
+from partikel.app.show.animation import Frame
+from partikel.app.show.pages import RunSummary, write_page
 from partikel.denoising import EDMDenoiser
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import (
@@ -34,7 +35,6 @@ from partikel.fields import (
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
-from partikel.report import RunSummary, write_page
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw
 from partikel.solvers import Heun
 from partikel.targets import GaussianMixture

@@ -38,6 +38,7 @@ from partikel.fields import (
     TrainingBatch,
 )
 from partikel.fields import ratio as ratio_module
+from partikel.fields.particles import Particles
 from partikel.fields.ratio import (
     DensityRatioField,
     FDivergenceField,
@@ -48,7 +49,6 @@ from partikel.metrics import energy_distance, mode_statistics
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.objectives import DIVERGENCES, FGAN, GradientPenalty
-from partikel.particles import Particles
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw
 from partikel.solvers import Heun

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from partikel import GaussianPrior
-from partikel.config import load_preset, preset_names
+from partikel.app.config import load_preset, preset_names
 from partikel.networks import MLP
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

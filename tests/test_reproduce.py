@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from partikel.cli import main
+from partikel.app.cli import main
 from partikel.errors import CheckpointError, ConfigError
-from partikel.reproduce import ITEMS, SCALES, index, page, reproduce
-from partikel.reproduce.item import FAILS, HOLDS, OPEN, judged, log_ratio, spread
-from partikel.reproduce.lab import Lab, fingerprint, plain
-from partikel.reproduce.models import BENCHES, FOUR, Model
+from partikel.studies.benches import BENCHES, FOUR, SCALES, Model
+from partikel.studies.item import FAILS, HOLDS, OPEN, judged, log_ratio, spread
+from partikel.studies.items import ITEMS
+from partikel.studies.lab import Lab, fingerprint, plain
+from partikel.studies.page import index, page
+from partikel.studies.reproduce import reproduce
 from partikel.training.fit import Interrupted
 
 
@@ -147,7 +149,7 @@ def test_an_interruption_stops_all_items(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted("stopped", 130)
 
-    monkeypatch.setattr("partikel.reproduce._measured", interrupted)
+    monkeypatch.setattr("partikel.studies.reproduce._measured", interrupted)
     with pytest.raises(Interrupted):
         reproduce(["fig7a", "fig7b"], "smoke", out=tmp_path, runs=tmp_path)
 

@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from partikel.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.gallery import interpolated
+from partikel.app.runs import Run
+from partikel.app.show.latent_paths import interpolate
 from partikel.data import open_dataset
-from partikel.gallery import interpolated
-from partikel.interpolation import interpolate
 from partikel.models import GeneratorModel, ParticleModel
-from partikel.reproduce import a1, claim1, fig4, fig6
-from partikel.reproduce.fig6 import held_losses
-from partikel.reproduce.item import SCALES, Scale
-from partikel.reproduce.lab import Lab
-from partikel.reproduce.models import BENCHES, SCORE_GAN, score_flow
-from partikel.runs import Run
+from partikel.studies.benches import BENCHES, SCALES, SCORE_GAN, Scale, score_flow
+from partikel.studies.items import a1, claim1, fig4, fig6
+from partikel.studies.items.fig6 import held_losses
+from partikel.studies.lab import Lab
 from partikel.training.checkpoint import latest_checkpoint, load_weights
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 
-from partikel.config import make_recipe
+from partikel.app.config import make_recipe
+from partikel.app.runs import train_run
 from partikel.data import BatchStream, Dataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError, NumericsError
 from partikel.fields import LossValue
 from partikel.recipes import Recipe
-from partikel.runs import train_run
 from partikel.training import (
     Phase,
     Trainer,

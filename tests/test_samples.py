@@ -14,10 +14,10 @@ from conftest import GAUSSIAN, MIXTURE, assert_mean, randn, seeded, slope, tenso
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields import Context, Field
-from partikel.fields.drift import DriftField
-from partikel.fields.mmd import MMDField
-from partikel.fields.samples import SampleField
-from partikel.fields.transport import SinkhornField, SlicedWassersteinField
+from partikel.fields.samples.base import SampleField
+from partikel.fields.samples.drift import DriftField
+from partikel.fields.samples.mmd import MMDField
+from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
 from partikel.kernels import LaplaceKernel, MultiRBFKernel, RBFKernel, RieszKernel
 from partikel.metrics import energy_distance, mode_statistics
 from partikel.models import GeneratorModel, ParticleModel

@@ -14,11 +14,10 @@ from conftest import GAUSSIAN, MIXTURE, OTHER, assert_mean, randn, seeded, tenso
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError, NumericsError
 from partikel.fields import Context, ExactScoreField, Field, LossValue, Perturbed, TrainingBatch
-from partikel.fields.stein import SteinField
-from partikel.generators import kernel_operator, ntk_operator
+from partikel.fields.samples.stein import SteinField
 from partikel.kernels import IMQKernel, Kernel, LaplaceKernel, MultiRBFKernel, RBFKernel
 from partikel.metrics import energy_distance, mode_statistics
-from partikel.models import GeneratorModel, ParticleModel
+from partikel.models import GeneratorModel, ParticleModel, kernel_operator, ntk_operator
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.schedules import KarrasLaw

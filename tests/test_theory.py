@@ -14,8 +14,7 @@ from partikel.diffflow import PRESETS, DiffFlow
 from partikel.errors import ConfigError, NumericsError
 from partikel.fields import ExactScoreField
 from partikel.schedules import ConstantSchedule, SubVPSchedule, VESchedule, VPSchedule
-from partikel.targets import Gaussian, gaussian_kl
-from partikel.theory import (
+from partikel.studies.gaussian_laws import (
     convergence,
     gaussian_fisher,
     gaussian_marginals,
@@ -23,6 +22,7 @@ from partikel.theory import (
     path_marginals,
     stationary_law,
 )
+from partikel.targets import Gaussian, gaussian_kl
 
 IDENTITY = torch.eye(2, dtype=torch.float64)
 SHORT = VESchedule(3.0, 0.2)

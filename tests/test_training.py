@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from partikel.config import make_recipe
+from partikel.app.config import make_recipe
+from partikel.app.runs import train_run
 from partikel.data import open_dataset
 from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import Loss, LossValue
 from partikel.models import GeneratorModel
 from partikel.objectives import GradientPenalty, exact
 from partikel.recipes import RECIPES, Recipe
-from partikel.runs import train_run
 from partikel.training import (
     EMA,
     AdamSettings,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-import partikel.fields.transport
+import partikel.fields.samples.transport
 from conftest import GAUSSIAN, MIXTURE, OTHER, assert_mean, randn, seeded, slope, tensor
 from partikel.errors import ConfigError
 from partikel.fields import Context, Field
-from partikel.fields.transport import SinkhornField, SlicedWassersteinField, _barycentres
+from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField, _barycentres
 from partikel.metrics import wasserstein2
 
 POT: Any = ot  # whose functions return more types than are of use
@@ -118,7 +118,7 @@ def test_particles_that_coincide() -> None:
 def test_blocks_of_lines_do_not_matter(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, real = randn(60, 3), randn(count, 3, seed=1)
     whole = velocity(SlicedWassersteinField(10), x, real)
-    monkeypatch.setattr(partikel.fields.transport, "PAIRS", 150)
+    monkeypatch.setattr(partikel.fields.samples.transport, "PAIRS", 150)
     assert_close(velocity(SlicedWassersteinField(10), x, real), whole, rtol=1e-12, atol=1e-14)
 
 
@@ -295,7 +295,7 @@ def test_a_bound_cloud_drives_by_the_mean_of_its_halves() -> None:
 def test_blocks_of_rows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, real = randn(40, 3), randn(30, 3, seed=1) + 1
     whole = velocity(SinkhornField(0.7), x, real)
-    monkeypatch.setattr(partikel.fields.transport, "PAIRS", 100)
+    monkeypatch.setattr(partikel.fields.samples.transport, "PAIRS", 100)
     assert_close(velocity(SinkhornField(0.7), x, real), whole, rtol=1e-9, atol=1e-12)
 
 

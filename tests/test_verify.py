@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from conftest import GAUSSIAN, MIXTURE, OTHER, randn, seeded, tensor
-from partikel import verify as room
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
 from partikel.fields import Field
 from partikel.fields.terms import LogRatioField
 from partikel.metrics import energy_distance
 from partikel.schedules import VESchedule
+from partikel.studies import theory as room
+from partikel.studies.gaussian_laws import gaussian_fisher, stationary_law
+from partikel.studies.theory import Check, OwnScore, energy_quantile, propagated, verify
 from partikel.targets import Gaussian, gaussian_kl
-from partikel.theory import gaussian_fisher, stationary_law
-from partikel.verify import Check, OwnScore, energy_quantile, propagated, verify
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from partikel.app.export import load_generator
+    from partikel.app.runs import Run, load, train_run
     from partikel.errors import (
         CheckpointError,
         ConfigError,
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
         NumericsError,
         PartikelError,
     )
-    from partikel.export import load_generator
     from partikel.fields import (
         Context,
         DiscriminatorField,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     )
     from partikel.models import GeneratorModel, ParticleModel
     from partikel.priors import GaussianPrior
-    from partikel.runs import Run, load, train_run
     from partikel.training import AdamSettings, Phase, fit
 
 __all__ = [
@@ -77,13 +77,13 @@ _HOMES = {
     "PartikelError": "partikel.errors",
     "Perturbed": "partikel.fields",
     "Phase": "partikel.training",
-    "Run": "partikel.runs",
+    "Run": "partikel.app.runs",
     "ScoreField": "partikel.fields",
     "WhiteNoise": "partikel.fields",
     "fit": "partikel.training",
-    "load": "partikel.runs",
-    "load_generator": "partikel.export",
-    "train_run": "partikel.runs",
+    "load": "partikel.app.runs",
+    "load_generator": "partikel.app.export",
+    "train_run": "partikel.app.runs",
 }
 
 

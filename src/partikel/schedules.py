@@ -481,3 +481,24 @@ def _check_lowest(schedule: Schedule, sigma_min: float) -> None:
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ConfigError(f"a sampler needs at least 1 step, got {steps}.")
+
+
+@dataclass(frozen=True)
+class LogUniformLaw(NoiseLaw):
+    """ln σ uniform: the law whose "likelihood" weighting has no weights to even out."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ConfigError(
+                f"noise levels need 0 < sigma_min < sigma_max, got {self.sigma_min} and "
+                f"{self.sigma_max}."
+            )
+
+    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """(n,) independent levels."""
+        place = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
+        return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * place).exp()

@@ -24,6 +24,11 @@ def derive_seed(seed: int, *path: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def seeded(seed: int, *path: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for one use of randomness, which ``path`` names (see :func:`derive_seed`)."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *path))
+
+
 class Streams:
     """One ``torch.Generator`` for each purpose of training.
 

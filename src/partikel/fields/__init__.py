@@ -10,16 +10,16 @@ from partikel.fields.base import (
     TrainingBatch,
 )
 from partikel.fields.discriminator import DiscriminatorField
-from partikel.fields.dmmd import DeepMMDField
-from partikel.fields.drift import DriftField
 from partikel.fields.guidance import Guided, LabelDropout
-from partikel.fields.mmd import MMDField
 from partikel.fields.perturbed import Perturbed, WhiteNoise
 from partikel.fields.ratio import DensityRatioField, FDivergenceField, KernelScoreField
+from partikel.fields.samples.dmmd import DeepMMDField
+from partikel.fields.samples.drift import DriftField
+from partikel.fields.samples.mmd import MMDField
+from partikel.fields.samples.stein import SteinField
+from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
 from partikel.fields.score import ExactScoreField, ScoreField
-from partikel.fields.stein import SteinField
 from partikel.fields.terms import AtScale, Linear, LogRatioField
-from partikel.fields.transport import SinkhornField, SlicedWassersteinField
 
 __all__ = [
     "AtScale",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from partikel.data import Batch
 from partikel.errors import ConfigError
-from partikel.particles import Particles
+from partikel.fields.particles import Particles
 from partikel.streams import Streams
 from partikel.tensors import expand_like
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from partikel.data import Batch
 from partikel.errors import ConfigError
 from partikel.fields.base import Context, Field, Loss, LossValue, TrainingBatch, Weight
-from partikel.particles import Particles
+from partikel.fields.particles import Particles
 from partikel.tensors import expand_like, shared
 
 _Points = TypeVar("_Points", Batch | None, Particles | None)

@@ -18,7 +18,7 @@ from partikel.divergences import CLIP, DivergenceLike, get_divergence, weight
 from partikel.errors import ConfigError, DataError
 from partikel.fields.base import Context, Field, Loss
 from partikel.fields.discriminator import DiscriminatorField
-from partikel.fields.samples import check_cloud
+from partikel.fields.samples.base import check_cloud
 from partikel.fields.score import ExactScoreField
 from partikel.kernels import squared_distances
 from partikel.objectives import objective_name

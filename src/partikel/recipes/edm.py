@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from partikel.data import Dataset
-from partikel.denoising import EDMDenoiser, LogUniformLaw
+from partikel.denoising import EDMDenoiser
 from partikel.errors import ConfigError
 from partikel.fields import ScoreField
 from partikel.models import Carrier, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.recipes.base import MLP, Recipe, System, hiding_labels
-from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw
+from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw, LogUniformLaw
 from partikel.solvers import SOLVERS, Heun
 from partikel.training import AdamSettings, Phase
 

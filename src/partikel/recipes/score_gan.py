@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from partikel.data import Dataset
-from partikel.ddpm import load_diffusers
 from partikel.denoising import EDMDenoiser, Weighting
+from partikel.denoising.diffusers import load_diffusers
 from partikel.errors import ConfigError
 from partikel.fields import Field, Guided, Perturbed, ScoreField, WhiteNoise
 from partikel.models import Carrier, GeneratorModel, ParticleModel

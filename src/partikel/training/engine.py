@@ -8,6 +8,7 @@ come from ``accelerate launch`` or torchrun; each holds whole networks and works
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -151,6 +152,18 @@ def networks_of(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
     return walk(model)
+
+
+@contextlib.contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """One thread, in which small networks are fastest; the number from before afterwards."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def processes() -> PartialState:

@@ -13,16 +13,14 @@ import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import cast
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from partikel.data import Dataset
 from partikel.errors import CheckpointError, PartikelError
@@ -36,6 +34,9 @@ from partikel.training.phases import Phase
 
 Evaluate = Callable[[Carrier, int], dict[str, float]]
 """(model with averaged weights in evaluation mode, iteration) -> figures to log."""
+
+Progress = Callable[[Trainer], AbstractContextManager[Callable[[dict[str, float]], None]]]
+"""Made for a trainer, it is entered for the time of training and called with the figures so far."""
 
 
 class Interrupted(PartikelError):
@@ -63,8 +64,7 @@ def fit(
     checkpoint_every: int = 1000,
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
-    console: Console | None = None,
-    title: str = "training",
+    progress: Progress | None = None,
 ) -> Trainer:
     """Train a model; with a folder, resume what is there and leave checkpoints and a log.
 
@@ -82,8 +82,8 @@ def fit(
             whatever the engine) and the iteration.
         evaluate_every: iterations between evaluations; the last iteration is evaluated too. None
             for no evaluation.
-        console: where progress is shown; None shows nothing.
-        title: of the progress line.
+        progress: what shows it, such as :func:`partikel.app.show.progress.progress_bar`; None shows
+            nothing.
 
     Returns:
         The trainer, whose ``model`` has its raw weights; averaged ones are in ``average``.
@@ -127,8 +127,8 @@ def fit(
 
     if found is None and evaluate_every is not None:
         log.write(trainer, on_main(evaluated))
-    shown = console if main else None
-    with _stop_signals(alone) as stop, _progress(shown, title, trainer) as show:
+    shown = progress if main and progress is not None else _silent
+    with _stop_signals(alone) as stop, shown(trainer) as show:
         for done in trainer.run():
             last = done.step == iterations
             due = evaluate_every is not None and (last or done.step % evaluate_every == 0)
@@ -155,6 +155,10 @@ def fit(
                 )
     log.close()
     return trainer
+
+
+def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, float]], None]]:
+    return nullcontext(lambda figures: None)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -247,48 +251,3 @@ def _stop_signals(alone: bool) -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _progress(
-    console: Console | None, title: str, trainer: Trainer
-) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A progress bar on a terminal, a line now and then elsewhere, nothing without a console."""
-    if console is None:
-        yield lambda figures: None
-        return
-    started, begun = time.monotonic(), trainer.step
-    shown = {"text": "", "at": 0.0}
-
-    def describe(figures: dict[str, float]) -> str:
-        measured = {k: v for k, v in figures.items() if "/" not in k}
-        if measured:
-            shown["text"] = "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
-        rate = (trainer.step - begun) / max(1e-9, time.monotonic() - started)
-        return f"{rate:.1f} it/s  {shown['text']}"
-
-    if not console.is_terminal:
-
-        def line(figures: dict[str, float]) -> None:
-            last = trainer.step == trainer.iterations
-            text = describe(figures)
-            if last or time.monotonic() - float(shown["at"]) > 10:
-                shown["at"] = time.monotonic()
-                console.print(f"{title}: {trainer.step}/{trainer.iterations}  {text}")
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(
-            title, total=trainer.iterations, completed=trainer.step, figures=""
-        )
-        yield lambda figures: progress.update(
-            task, completed=trainer.step, figures=describe(figures)
-        )

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from partikel.data import Batch, BatchStream, Dataset
 from partikel.errors import ConfigError, DataError, NumericsError, nearest
 from partikel.fields import Loss, TrainingBatch
+from partikel.fields.particles import Particles
 from partikel.models import Carrier
-from partikel.particles import Particles
 from partikel.streams import Streams
 from partikel.training.ema import EMA, averaged_model
 from partikel.training.engine import (

@@ -1,0 +1,1 @@
+"""The application: configurations, runs, the command line, what is shown."""

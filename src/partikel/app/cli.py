@@ -1,0 +1,1004 @@
+"""The command line, made from typed functions.
+
+Every command is a function of this module; its signature gives the options, its docstring the help.
+What a user can mend ends in one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from partikel.errors import ConfigError, DataError, PartikelError, nearest
+
+SolverName: TypeAlias = Literal[
+    "euler",
+    "heun",
+    "ddim",
+    "dpmpp-2m",
+    "adaptive",
+    "euler-maruyama",
+    "stochastic-heun",
+    "sra1",
+    "predictor-corrector",
+]
+"""The keys of :data:`partikel.solvers.SOLVERS`, which this module does not import: it loads PyTorch."""
+
+
+def train(preset: str, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
+    """Train a preset or a YAML configuration; the same command resumes.
+
+    With several processes, start 'accelerate launch -m partikel train PRESET' (docs/cluster.md). Any
+    setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
+    'partikel train PRESET --help' lists them.
+
+    Args:
+        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file.
+        out: the run's folder; runs/PRESET unless given.
+        dry_run: print the resolved configuration and stop.
+        settings: the recipe's settings.
+    """
+    from partikel.app.config import dump_config, load_preset, make_recipe
+    from partikel.data import open_dataset
+
+    loaded = load_preset(preset)
+    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    if dry_run:
+        dataset = open_dataset(recipe.data)
+        required = None if recipe.required is None else recipe.required.compose(dataset).model
+        system = recipe.compose(dataset, required)
+        print(dump_config(recipe, loaded.name), end="")
+        count = sum(p.numel() for p in system.model.parameters())
+        phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
+        print(f"# {type(system.model).__name__}, {count:,} weights; an iteration runs {phases}")
+        return
+    from partikel.app.gallery import write_run_page
+    from partikel.app.runs import train_run
+    from partikel.training.engine import all_done, processes
+
+    folder = Path(out or f"runs/{loaded.name}")
+    main_process = processes().is_main_process
+    try:
+        run = train_run(recipe, folder, preset=loaded.name, console=_console())
+    except PartikelError as error:
+        if main_process or isinstance(error, DataError):  # data may be missing on one node only
+            raise
+        sys.exit(getattr(error, "exit_code", 2))  # the main process says why
+    all_done()
+    if not main_process:
+        return
+    page = write_run_page(run)
+    print(f"trained {run.preset} for {run.step} iterations in {run.cpu_seconds:.0f} CPU seconds")
+    print(f"run: {run.path}   page: {page}")
+
+
+def sample(
+    run: str,
+    n: int | None = None,
+    out: str | None = None,
+    label: str | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: SolverName | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw samples of a run into a .npz or .png file.
+
+    Args:
+        run: folder of a run.
+        n: number of samples; 64 unless given, or 8 of each of several labels.
+        out: file to write; RUN/samples.png unless given.
+        label: class of the samples of a conditional model; several (0,3,7), or all, in equal shares
+            and a row of images for each. Drawn at the data's frequencies unless given.
+        guidance: weight of the labels (free particles only): 0 ignores them, 1 takes them as
+            trained, more makes samples more typical of their class.
+        steps: sampling steps instead of the run's own (free particles only).
+        stop: stop after so many steps (free particles only).
+        solver: another solver (free particles only).
+        seed: of the samples.
+    """
+    import torch
+
+    from partikel.app.runs import classes_in, load
+    from partikel.app.show.plots import image_grid, is_images, save_image, save_picture
+    from partikel.solvers import SOLVERS
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / "samples.png"
+    if path.suffix not in (".npz", ".png"):
+        raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
+    chosen = None if solver is None else SOLVERS[solver]()
+    generator = torch.Generator().manual_seed(seed)
+    rows = 1 if label is None else len(classes_in(loaded.model, label))
+    if n is None:
+        n = 64 if rows == 1 else 8 * rows
+    cond = None if n < 1 else loaded.labels(n, label, generator=generator)
+    x = loaded.sample(
+        n, generator=generator, cond=cond, guidance=guidance, steps=steps, stop=stop, solver=chosen
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        _save_npz(path, x=x.numpy(), **({} if cond is None else {"cond": cond.numpy()}))
+    elif rows > 1 and is_images(x):
+        save_image(image_grid(x, columns=n // rows), path)
+    else:
+        data = loaded.dataset.draw(min(n, 1000), "validation", generator=generator).x
+        save_picture(x, path, data=data, title=f"{loaded.preset}: {n} samples")
+    print(path)
+
+
+def evaluate(
+    run: str,
+    n: int = 10_000,
+    split: Literal["test", "validation", "train"] = "test",
+    features: str | None = None,
+    baselines: bool = False,
+    curve: Literal["nfe", "stop"] | None = None,
+    at: list[int] | None = None,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: SolverName | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Measure a run's samples against the test data, beside the data against themselves.
+
+    Under 'accelerate launch -m partikel evaluate RUN' the processes share the work.
+
+    Args:
+        run: folder of a run.
+        n: samples, and reference points; images are at most as many as the split has.
+        split: the reference; train is the convention of FID on 50,000 images.
+        features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
+            inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
+        baselines: measure noise and the mean image too (images only).
+        curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
+            RUN/curve-NAME.json and .png (free particles only).
+        at: the numbers of steps of the curve, as in [4,8,16].
+        steps: sampling steps instead of the run's own (free particles only).
+        stop: stop after so many steps (free particles only).
+        solver: another solver (free particles only).
+        guidance: weight of the labels (free particles only).
+        seed: of samples and reference.
+        json: print JSON instead of a table.
+    """
+    from partikel.app.gallery import curve_run, evaluate_run, launched
+    from partikel.app.runs import load
+    from partikel.solvers import SOLVERS
+
+    loaded = load(run)
+    chosen = None if solver is None else SOLVERS[solver]()
+    accelerator = launched()
+    quiet = accelerator is not None and not accelerator.is_main_process
+    if curve is None:
+        if at is not None:
+            raise ConfigError(
+                "--at names the numbers of steps of a curve: add --curve nfe or stop."
+            )
+        result = evaluate_run(
+            loaded,
+            n=n,
+            seed=seed,
+            split=split,
+            features=features,
+            baselines=baselines,
+            steps=steps,
+            stop=stop,
+            solver=chosen,
+            guidance=guidance,
+            accelerator=accelerator,
+        )
+        if not quiet:
+            _show_evaluation(f"{loaded.preset}, iteration {loaded.step}", result, json)
+        return
+    if baselines or steps is not None or stop is not None:
+        raise ConfigError(
+            "a curve sets the steps itself: leave out --baselines, --steps and --stop."
+        )
+    path = curve_run(
+        loaded,
+        curve,
+        at=at,
+        n=n,
+        seed=seed,
+        split=split,
+        features=features,
+        solver=chosen,
+        guidance=guidance,
+        accelerator=accelerator,
+    )
+    if not quiet:
+        record = jsonlib.loads(path.read_text())
+        _show_curve(f"{loaded.preset}, iteration {loaded.step}", record, json)
+        print(path.with_suffix(".png"), file=sys.stderr if json else sys.stdout)
+
+
+def neighbours(
+    run: str,
+    n: int = 500,
+    k: int = 5,
+    rows: int = 8,
+    out: str | None = None,
+    features: str | None = None,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: SolverName | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Draw samples beside their nearest training images, and count those that are copies.
+
+    A sample is memorised if its nearest training image is less than a third as far as the next one;
+    the same share of test images stands beside it.
+
+    Args:
+        run: folder of a run of images.
+        n: samples to look at.
+        k: neighbours of each.
+        rows: samples to show, those that look most like copies.
+        out: picture to write, with a .json file beside it; RUN/neighbours.png unless given.
+        features: feature network in whose space images are near, see 'partikel evaluate --help';
+            pixels compares the images themselves.
+        steps: sampling steps instead of the run's own (free particles only).
+        stop: stop after so many steps (free particles only).
+        solver: another solver (free particles only).
+        guidance: weight of the labels (free particles only).
+        seed: of the samples.
+        json: print JSON instead of a table.
+    """
+    from partikel.app.gallery import neighbours_run
+    from partikel.app.runs import load
+    from partikel.solvers import SOLVERS
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / "neighbours.png"
+    found = neighbours_run(
+        loaded,
+        path,
+        n=n,
+        k=k,
+        rows=rows,
+        seed=seed,
+        features=features,
+        steps=steps,
+        stop=stop,
+        solver=None if solver is None else SOLVERS[solver](),
+        guidance=guidance,
+    )
+    if json:
+        print(jsonlib.dumps({"figures": found.figures, "protocol": found.protocol}, indent=1))
+        return
+    title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
+    kinds = [name.removeprefix("memorised ") for name in found.figures if "memorised" in name]
+    measures = {"memorised": "memorised {}", "median distance": "distance of {}"}
+    _table(
+        title,
+        ["measure", *kinds],
+        [
+            [name, *(_number(found.figures[key.format(kind)]) for kind in kinds)]
+            for name, key in measures.items()
+        ],
+    )
+    print(", ".join(f"{k}: {v}" for k, v in found.protocol.items()))
+    print(path)
+
+
+def interpolate(
+    run: str,
+    method: Literal[
+        "linear", "spherical", "cauchy-linear", "spherical-cauchy-linear"
+    ] = "spherical-cauchy-linear",
+    pairs: int = 8,
+    points: int = 9,
+    out: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw what lies between pairs of latents (generators) or of prior points (particles).
+
+    Args:
+        run: folder of a run.
+        method: path between the latents.
+        pairs: number of rows.
+        points: points of a row, ends included.
+        out: picture to write; RUN/interpolation-METHOD.png unless given.
+        seed: of the latents.
+    """
+    from partikel.app.gallery import interpolate_run
+    from partikel.app.runs import load
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
+    interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
+    print(path)
+
+
+def animate(
+    run: str,
+    out: str | None = None,
+    frames: int = 40,
+    fps: int = 12,
+    n: int | None = None,
+    parts: bool = False,
+    seed: int = 0,
+) -> None:
+    """Animate a run: particles along generation, or a generator along its training.
+
+    Shows particles, the field's arrows, and a discriminator's potential as the background.
+
+    Args:
+        run: folder of a run.
+        out: .gif or .mp4 file; RUN/animation.gif unless given.
+        frames: number of frames, at most (a generator has those recorded in training).
+        fps: frames a second.
+        n: number of particles.
+        parts: show the two scores of a Score GAN apart, at perturbed points.
+        seed: of the particles.
+    """
+    from partikel.app.gallery import animate_run
+    from partikel.app.runs import load
+
+    loaded = load(run)
+    path = Path(out) if out else loaded.path / "animation.gif"
+    animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
+    print(path)
+
+
+def compare(runs: list[str], out: str = "comparison", n: int = 10_000, seed: int = 0) -> None:
+    """Put runs side by side: a table, one picture, one page.
+
+    Args:
+        runs: folders of runs of the same data.
+        out: folder for comparison.png, comparison.json and index.html.
+        n: samples of the evaluation.
+        seed: of samples and reference.
+    """
+    from partikel.app.gallery import compare_runs
+    from partikel.app.runs import load
+
+    rows, page = compare_runs([load(run) for run in runs], Path(out), n=n, seed=seed)
+    _comparison_table(rows)
+    print(page)
+
+
+def export(run: str, out: str | None = None) -> None:
+    """Write a run's generator into a folder to publish: weights, configuration, model card, picture.
+
+    partikel.load_generator(FOLDER) reads it back, without the run. Free particles have no generator:
+    a Score GAN distils them.
+
+    Args:
+        run: folder of a run of a generator model.
+        out: folder to write, new or empty; RUN/export unless given.
+    """
+    from partikel.app.export import export_run
+    from partikel.app.runs import load
+
+    loaded = load(run)
+    print(export_run(loaded, Path(out) if out else loaded.path / "export"))
+
+
+def presets(name: str | None = None) -> None:
+    """List the presets with their measured results, or show one whole.
+
+    Args:
+        name: a preset to show, or a part of those to list (mnist, score-gan, paper).
+    """
+    from partikel.app.config import dump_config, load_preset, make_recipe, preset_names
+
+    listed = [each for each in preset_names() if name is None or name in each]
+    if name is not None and (name in listed or not listed):
+        loaded = load_preset(name)
+        print(f"# {loaded.about}")
+        print(dump_config(make_recipe(loaded.recipe, loaded.settings), loaded.name), end="")
+        if loaded.measured:
+            print(f"# measured: {jsonlib.dumps(loaded.measured)}")
+        return
+    rows = []
+    for each in listed:
+        loaded = load_preset(each)
+        rows.append([loaded.name, _measured(loaded.measured), loaded.about])
+    _table("presets", ["name", "measured", "about"], rows, cut=True)
+
+
+def verify(out: str = "verify", samples: int = 10_000, seed: int = 0) -> None:
+    """Check DiffFlow's theory by measurement: invariances, convergence rates, equivalences.
+
+    Args:
+        out: folder for verify.json and kl.png.
+        samples: particles of each simulation.
+        seed: of all random draws.
+    """
+    from partikel.studies.theory import verify as run_checks
+
+    checks = run_checks(Path(out), samples=samples, seed=seed)
+    _table(
+        "DiffFlow's theory",
+        ["claim", "measured", "", "expected", "holds"],
+        [
+            [
+                c.claim,
+                _number(c.measured),
+                c.relation,
+                _number(c.expected),
+                "yes" if c.holds else "NO",
+            ]
+            for c in checks
+        ],
+    )
+    failed = [c.claim for c in checks if not c.holds]
+    print(f"{len(checks) - len(failed)} of {len(checks)} claims hold; see {out}/kl.png")
+    if failed:
+        raise SystemExit(1)
+
+
+def draw_map(
+    out: str | None = None,
+    run: str | None = None,
+    samples: int = 10_000,
+    steps: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw the plane from GANs to diffusion (DiffFlow's Figure 1), with samples at its points.
+
+    With exact fields; with --run with what a run has learned, at the points that its networks reach.
+
+    Args:
+        out: folder for map.png and map.json; map, or RUN/map, unless given.
+        run: folder of a run of edm or diffflow on points of the plane.
+        samples: particles at each point.
+        steps: of the solver; 240, or 120 with a run, unless given.
+        seed: of all random draws.
+    """
+    from partikel.studies.plane import draw_map as run_map
+    from partikel.studies.plane import learned_fields
+
+    options: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed}
+    folder = Path(out or "map")
+    if run is not None:
+        from partikel.app.runs import load
+        from partikel.recipes import PlanePoint
+
+        loaded = load(run)
+        folder = Path(out) if out else loaded.path / "map"
+        score, critic, path = learned_fields(loaded.model)
+        label = f"Learned: the score of '{loaded.preset}', iteration {loaded.step}"
+        if critic is not None and isinstance(loaded.recipe, PlanePoint):
+            place, n = f"({loaded.recipe.g2:g}, {loaded.recipe.lambda2:g})", loaded.recipe.steps
+            label += f"; the discriminator, trained on particles of {n} steps at {place}"
+        fields = {"score": score, "critic": critic, "schedule": path, "label": label}
+        options |= {"dataset": loaded.dataset, **fields}
+    print(run_map(folder, **options))
+
+
+def draw_matrix(
+    out: str = "matrix",
+    target: str = "gaussians",
+    rows: list[str] | None = None,
+    seeds: list[int] | None = None,
+    cap: float = 30.0,
+) -> None:
+    """Run every field with free particles and with a generator: pictures, measures, CPU seconds.
+
+    The same command continues: cells that are in OUT/matrix.json already are not run again.
+
+    Args:
+        out: folder for matrix.json, matrix.png and the samples.
+        target: two-dimensional data with a density: gaussians, unequal, ring, grid25.
+        rows: the fields, as in [svgd,sliced]; all of them unless given.
+        seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
+        cap: CPU seconds at which a cell's training stops.
+    """
+    from partikel.studies.catalogue import HEADER, reasons, run_matrix, table
+
+    cells = run_matrix(
+        Path(out), target=target, rows=rows, seeds=seeds or [0], cap=cap, console=_console()
+    )
+    _table(
+        f"Fields and carriers on {target} (SW2: sliced Wasserstein-2)", HEADER, table(cells, target)
+    )
+    for (row, carrier), reason in reasons(cells).items():
+        print(f"{row}, {carrier}: {reason}")
+    print(Path(out) / "matrix.png")
+
+
+def demo(out: str = "demo", seed: int = 0) -> None:
+    """Train the four models on Gaussians and one on digits, and make a page of them (5 minutes).
+
+    Args:
+        out: folder for the runs and the page.
+        seed: of all runs.
+    """
+    from partikel.app.demo import run_demo
+
+    rows, page = run_demo(Path(out), seed=seed, console=_console())
+    _comparison_table(rows)
+    print(f"\nOpen this page: {page.resolve()}")
+
+
+def likelihood(
+    run: str,
+    data: Literal["test", "validation", "train"] = "test",
+    method: Literal["ode", "elbo", "map"] = "ode",
+    bits: bool = False,
+    n: int | None = None,
+    labels: bool = False,
+    divergence: Literal["auto", "exact", "rademacher", "gaussian"] = "auto",
+    probes: int = 1,
+    solver: Literal["dopri5", "dopri8", "rk4", "heun"] = "dopri5",
+    tolerance: float = 1e-5,
+    steps: int = 100,
+    draws: int = 32,
+    inference: Literal["linear", "tight"] = "linear",
+    batch: int = 100,
+    agree: int | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Measure the log-likelihood of data under a run of free particles; the same command resumes.
+
+    Exact for the probability-flow ODE (ode), a lower bound for the SDE (elbo), or exact for the steps of
+    Euler's method that a Discriminator Flow takes (map). A figure that has not converged is refused, and
+    one of an ODE whose samples are not the run's is marked.
+
+    Args:
+        run: folder of a run.
+        data: the split that is measured.
+        method: ode, elbo or map.
+        bits: bits per dimension of bytes; an error where the data are none.
+        n: points; all of the split, or 1000 fresh ones, unless given.
+        labels: give a conditional model the labels of the data.
+        divergence: exact, or by Hutchinson's rademacher or gaussian probes; what suits D unless given.
+        probes: of Hutchinson's estimator.
+        solver: of the ODE; dopri5 and dopri8 follow the tolerance, rk4 and heun take steps.
+        tolerance: of an adaptive solver.
+        steps: of a fixed solver, or of tight inference.
+        draws: times for each point (elbo).
+        inference: linear, which is tight on the rows g² = 2λ², or tight, which simulates (elbo).
+        batch: points at once.
+        agree: samples by which the ODE and the run's own sampler are compared; 1000 for points, 0 for
+            images, unless given.
+        seed: of points, noise and probes.
+        json: print JSON instead of a table.
+    """
+    import torch
+    from rich.progress import Progress
+
+    from partikel.app.runs import load
+    from partikel.likelihood import (
+        Integrator,
+        agreement,
+        dataset_likelihood,
+        generative_sde,
+        probability_flow,
+    )
+
+    loaded = load(run)
+    points = len(loaded.dataset.shape) == 1
+    dtype = torch.float64 if points else torch.float32
+    model = loaded.model.to(dtype)
+    integrator = Integrator(solver, tolerance, steps)
+    context = loaded.context()
+    real = None if context is None else context.to(dtype)
+    flow = probability_flow(model, real=real)
+    asked: Any = flow
+    if method == "elbo":
+        at = getattr(loaded.recipe, "flow", None)
+        asked = generative_sde(model, at, sigma_data=loaded.dataset.sigma_data)
+    elif method == "map":
+        asked = model
+    with Progress(console=_console(), transient=True) as shown:
+        task = shown.add_task("likelihood", total=None)
+        report = dataset_likelihood(
+            asked,
+            loaded.dataset,
+            n=n,
+            split=data,
+            seed=seed,
+            batch=batch,
+            bits=bits or None,
+            labels=labels,
+            divergence=divergence,
+            probes=probes,
+            integrator=integrator,
+            draws=draws,
+            inference=inference,
+            steps=steps,
+            real=real,
+            dtype=dtype,
+            about=f"{loaded.preset} at iteration {loaded.step}",
+            folder=loaded.path / "likelihood",
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
+        )
+        record = report.as_dict()
+        agree = (1000 if points else 0) if agree is None else agree
+        if method == "ode" and agree:
+            generator = torch.Generator().manual_seed(seed)
+            cond = loaded.labels(agree, generator=generator)
+            own = loaded.sample(agree, generator=generator, cond=cond)
+            found = agreement(flow, own, generator=generator, cond=cond, integrator=integrator)
+            record |= {
+                "ode_to_sampler": found.distance,
+                "same_law_quantile": found.quantile,
+                "agrees": found.agrees,
+            }
+    path = loaded.path / f"likelihood-{method}.json"
+    path.write_text(jsonlib.dumps(record, indent=1))
+    if json:
+        print(jsonlib.dumps(record, indent=1))
+        return
+    title = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SDE"}
+    rows = [["nats per point", _number(report.log_prob), _number(report.standard_error)]]
+    if report.bits_per_dim is not None:
+        rows.append(["bits/dim", f"{report.bits_per_dim:.4f}", _number(report.bits_error)])
+    if report.solver_error is not None:
+        rows.append(["error of the solver", _number(report.solver_error), "-"])
+    if "agrees" in record:
+        limit = _number(record["same_law_quantile"])
+        rows.append(["ODE to sampler", _number(record["ode_to_sampler"]), f"limit {limit}"])
+    name = title.get(method, "log-likelihood of the sampler's own steps")
+    _table(f"{loaded.preset}, iteration {loaded.step}: {name}", ["", "value", "±"], rows)
+    print(", ".join(f"{k}: {v}" for k, v in report.protocol.items() if k in _SHORT_LIKELIHOOD))
+    if record.get("agrees") is False:
+        print(
+            "NOTE: the ODE's samples are not those of this run's sampler, so that this is the "
+            "likelihood of another model; --method map is that of a sampler by Euler's method."
+        )
+    print(path)
+
+
+def reproduce(
+    items: list[str],
+    scale: Literal["smoke", "cpu", "paper"] = "cpu",
+    out: str | None = None,
+    runs: str = "runs/reproduce",
+    again: bool = False,
+) -> None:
+    """Reproduce tables, figures and claims of the papers, and set them beside what was measured.
+
+    'partikel reproduce list' names the items; all stands for every one. Interrupted, the same command goes
+    on; what has a result of the same plan is not measured again.
+
+    Args:
+        items: names of items, or all.
+        scale: smoke runs in seconds and decides nothing; cpu takes minutes to an hour an item; paper
+            has the papers' settings, for a GPU.
+        out: folder of results, with README.md as their list; reproduce/SCALE unless given.
+        runs: folder of trained runs, which items share.
+        again: measure items that have a result too.
+    """
+    from partikel.studies.items import ITEMS
+    from partikel.studies.reproduce import reproduce as run_items
+
+    if items == ["list"]:
+        _table(
+            "The papers' items",
+            ["item", "paper", "what"],
+            [[name, item.source, item.title] for name, item in ITEMS.items()],
+        )
+        return
+    folder = Path(out or f"reproduce/{scale}")
+    names = list(ITEMS) if items == ["all"] else items
+    results, errors = run_items(
+        names, scale, out=folder, runs=Path(runs), again=again, console=_console()
+    )
+    for result in results:
+        print(f"{result['item']}: {result['title']}")
+        for finding in result["findings"]:
+            print(f"  {finding['claim']} ({finding['source']})")
+            print(f"    {finding['where']}: {finding['measured']}")
+            print(f"    {finding['verdict']}")
+    if results:
+        print(f"pages: {folder}/README.md")
+    if errors:
+        raise ConfigError("; ".join(f"{name}: {error}" for name, error in errors.items()))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "neighbours": neighbours,
+    "interpolate": interpolate,
+    "animate": animate,
+    "compare": compare,
+    "export": export,
+    "likelihood": likelihood,
+    "presets": presets,
+    "verify": verify,
+    "map": draw_map,
+    "matrix": draw_matrix,
+    "reproduce": reproduce,
+    "demo": demo,
+}
+
+_ALIASES = {"-n": "--n", "-o": "--out"}
+_SHORT_LIKELIHOOD = (
+    "data",
+    "points",
+    "split",
+    "seed",
+    "method",
+    "divergence",
+    "inference",
+    "draws",
+)
+_SHORT_PROTOCOL = (
+    *("data", "samples", "split", "seed", "features"),
+    *("steps", "stop", "solver", "guidance", "nfe"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 0, with 2 after a mistake, with 130 or 143 when stopped."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    # before PyTorch is imported: threads that spin slow a busy machine down many times
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        _run(tokens)
+    except PartikelError as error:
+        print(f"partikel: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    except KeyboardInterrupt:
+        print("partikel: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"partikel: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(tokens: list[str]) -> None:
+    if not tokens or tokens[0] in ("-h", "--help"):
+        _overview()
+        return
+    if tokens[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"partikel {version('partikel')}")
+        return
+    name, rest = tokens[0], tokens[1:]
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no command '{name}': {nearest(name, list(COMMANDS))}")
+    if name == "train":
+        rest, settings = _split_settings(rest)
+    else:
+        settings = {}
+    values = _parse(name, rest)
+    COMMANDS[name](**values, **settings)
+
+
+def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
+    command = COMMANDS[name]
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"partikel {name}", description=_summary(command))
+    listed = {"compare": "runs", "reproduce": "items"}.get(name)
+    skip: set[str | int] = {"settings"} if listed is None else {listed}
+    if listed is not None:
+        about = {"runs": "folders of runs of the same data", "items": "names of items, or all"}
+        parser.add_argument(listed, nargs="+", type=str, help=about[listed])
+    parser.add_function_arguments(command, as_positional=True, skip=skip, fail_untyped=False)
+    for group in parser._action_groups:  # titled by the docstring's first line, which stands above
+        if group.title and group.title.startswith(_summary(command).splitlines()[0].rstrip(".")):
+            group.title = "arguments"
+    if name == "presets":  # an optional argument that reads well without its dashes
+        tokens = [*(["--name"] if tokens and not tokens[0].startswith("-") else []), *tokens]
+    tokens = [_ALIASES.get(token, token) for token in tokens]
+    tokens = [
+        token.replace("-", "_").replace("__", "--", 1) if token.startswith("--") else token
+        for token in tokens
+    ]
+    if "--help" in tokens or "-h" in tokens:
+        print(_dashed(parser.format_help()))
+        if name == "train":
+            _train_help(tokens)
+        sys.exit(0)
+    given = dict(
+        zip(reversed(_parameters(command)), reversed(command.__defaults__ or ()), strict=False)
+    )
+    flags = {key for key, default in given.items() if default is False}
+    tokens = [f"{t}=true" if t.lstrip("-") in flags and t.startswith("--") else t for t in tokens]
+    known = [o for action in parser._actions for o in action.option_strings]
+    for token in tokens:
+        option = token.split("=")[0]
+        if option.startswith("--") and option not in known:
+            names = [_dashed(o) for o in known if o.startswith("--")]
+            raise ConfigError(
+                f"'partikel {name}' has no option {_dashed(option)}: "
+                f"{nearest(_dashed(option), names)}"
+            )
+    parser.exit_on_error = False  # type: ignore[assignment]
+    try:
+        parsed = parser.parse_args(tokens)
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ConfigError(_complaint(name, str(error))) from error
+    values = parsed.as_dict()
+    return {key: value for key, value in values.items() if key in _parameters(command)}
+
+
+def _split_settings(tokens: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Options of the command itself, and settings of the recipe."""
+    from partikel.app.config import parse_overrides
+
+    own: list[str] = []
+    others: list[str] = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        option = token.split("=")[0]
+        if option in ("--out", "-o"):
+            own.append(token)
+            if "=" not in token and rest:
+                own.append(rest.pop(0))
+        elif option in ("--dry-run", "--dry_run", "--help", "-h") or (
+            not token.startswith("-") and not own
+        ):
+            own.append(token)
+        else:
+            others.append(token)
+            if token.startswith("--") and "=" not in token and rest:
+                others.append(rest.pop(0))
+    return own, parse_overrides(others)
+
+
+def _train_help(tokens: list[str]) -> None:
+    from partikel.app.config import load_preset, recipe_parser
+    from partikel.recipes import RECIPES
+
+    names = [token for token in tokens if not token.startswith("-")]
+    if not names:
+        print("Name a preset to see its recipe's settings: partikel train edm-gaussians --help")
+        return
+    loaded = load_preset(names[0])
+    print(f"Settings of the recipe '{loaded.recipe}':\n")
+    print(recipe_parser(RECIPES[loaded.recipe], prog="").format_help().split("\n\n", 1)[-1])
+
+
+def _overview() -> None:
+    print("usage: partikel COMMAND [options]\n")
+    print("A generative model is a field and something that carries it: free particles, or a")
+    print("generator. Partikel trains, samples, measures and shows such models.\n\ncommands:")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<12} {_summary(command).splitlines()[0]}")
+    print("\n'partikel COMMAND --help' tells more. Start with 'partikel demo'.")
+
+
+def _summary(command: Callable[..., None]) -> str:
+    return (command.__doc__ or "").split("Args:")[0].strip()
+
+
+def _parameters(command: Callable[..., None]) -> list[str]:
+    code = command.__code__
+    return list(code.co_varnames[: code.co_argcount])
+
+
+def _dashed(text: str) -> str:
+    return "".join(
+        part.replace("_", "-") if part.startswith("--") else part for part in _words(text)
+    )
+
+
+def _words(text: str) -> list[str]:
+    import re
+
+    return re.split(r"(--[a-z_]+)", text)
+
+
+def _complaint(name: str, message: str) -> str:
+    import re
+
+    found = re.search(r'[Kk]ey "([^"]+)"', message)
+    value = re.search(r"(?:Got value|Given value|value): (\S+)", message)
+    if "required" in message:
+        return f"'partikel {name}' needs more: see 'partikel {name} --help'."
+    if found is None:
+        return " ".join(message.split())
+    got = f", got {value.group(1)}" if value else ""
+    return f"the option '{found.group(1)}' of 'partikel {name}' has a wrong value{got}."
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _save_npz(path: Path, **arrays: Any) -> None:
+    import numpy as np
+
+    temporary = path.with_name(f".writing-{path.name}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    temporary.replace(path)
+
+
+def _measured(measured: dict[str, Any]) -> str:
+    if not measured:
+        return "-"
+    name, value = next(iter(measured.items()))
+    return f"{name} {_number(value)}, {measured['cpu_seconds']} s"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _table(title: str, header: list[str], rows: list[list[str]], cut: bool = False) -> None:
+    """Print a table; sentences in it wrap, or are ``cut`` to one line where the terminal is narrow."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    names = max((len(row[0]) for row in rows), default=0) <= 44  # names stay whole, sentences wrap
+    table.add_column(header[0], no_wrap=names)
+    for column in header[1:]:
+        table.add_column(column, no_wrap=cut or not names)
+    if cut:  # what is cut is the last column
+        for column, cells in zip(table.columns[:-1], zip(*rows, strict=True), strict=False):
+            column.min_width = max(map(len, cells))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _comparison_table(summaries: Sequence[Any]) -> None:
+    """A table for each data set: a column for each run, and one for the data themselves."""
+    for data in dict.fromkeys(s.protocol["data"] for s in summaries):
+        those = [s for s in summaries if s.protocol["data"] == data]
+        rows = [
+            ["field", *(s.field for s in those), ""],
+            ["carrier", *(s.carrier for s in those), ""],
+            ["CPU seconds", *(f"{s.cpu_seconds:.0f}" for s in those), ""],
+        ]
+        for name in dict.fromkeys(key for s in those for key in s.metrics):
+            values = [s.metrics.get(name) for s in those]
+            values.append(those[0].protocol["reference"].get(name))
+            rows.append([name, *(_number(value) for value in values)])
+        titles = [s.title for s in those]
+        names = [s.title if titles.count(s.title) == 1 else s.name for s in those]
+        _table(data, ["", *names, "data vs data"], rows)
+
+
+def _show_evaluation(title: str, result: Any, json: bool) -> None:
+    if json:
+        print(jsonlib.dumps(result.as_dict(), indent=1))
+        return
+    columns = {
+        "model": result.metrics,
+        "data vs data": result.reference,
+        **result.baselines,
+    }
+    rows = [[k, *(_number(row.get(k)) for row in columns.values())] for k in result.metrics]
+    _table(title, ["measure", *columns], rows)
+    print(", ".join(f"{k}: {v}" for k, v in result.protocol.items() if k in _SHORT_PROTOCOL))
+
+
+def _show_curve(title: str, record: dict[str, Any], json: bool) -> None:
+    if json:
+        print(jsonlib.dumps(record, indent=1))
+        return
+    along, names = record["along"], list(record["reference"])
+    value = {"nfe": "steps", "stop": "stop"}[along]
+    rows = [
+        [f"{p[value]}", f"{p['nfe']}", *(_number(p["metrics"][k]) for k in names)]
+        for p in record["points"]
+    ]
+    rows.append(["data", "", *(_number(record["reference"][k]) for k in names)])
+    _table(title, [value, "nfe", *names], rows)
+    shown = {k: v for k, v in record["protocol"].items() if k in _SHORT_PROTOCOL}
+    print(", ".join(f"{k}: {v}" for k, v in shown.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Export: a run's generator as a folder that can be published, and read back without the run.
+
+FOLDER/
+generator.safetensors   weights, the moving average where the run keeps one
+config.json             what builds the network: its settings, latents, shape, labels, range
+README.md               the model card: what, data, training, measured figures, how to use
+samples.png             samples
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from partikel.app.config import settings_of
+from partikel.app.runs import Run, draw_samples
+from partikel.app.show.plots import save_picture
+from partikel.errors import CheckpointError, ConfigError
+from partikel.fields import Linear
+from partikel.models import GeneratorModel
+from partikel.networks import NetworkSettings, build_network
+from partikel.priors import GaussianPrior
+from partikel.streams import derive_seed
+
+SCHEMA = 1
+KIND = "partikel one-step generator"
+_WEIGHTS, _CONFIG, _CARD, _PICTURE = (
+    "generator.safetensors",
+    "config.json",
+    "README.md",
+    "samples.png",
+)
+
+
+class OneStepGenerator(nn.Module):
+    """x = g(z): an exported generator, ready to use.
+
+    Args:
+        network: g, called as ``network(z, None, cond)``.
+        latent: the law of z.
+        config: what ``config.json`` holds.
+
+    Attributes:
+        shape: of a sample; images are (C, H, W) in [-1, 1].
+        classes: number of labels, or None.
+        config: as passed.
+    """
+
+    def __init__(self, network: nn.Module, latent: GaussianPrior, config: dict[str, Any]) -> None:
+        super().__init__()
+        shares = config["label_weights"]
+        still = Linear(0.0)  # the field that moved it is not needed any more
+        self.model = GeneratorModel(
+            still,
+            network,
+            latent,
+            label_weights=None if shares is None else torch.tensor(shares),
+        )
+        self.shape = tuple(config["shape"])
+        self.classes: int | None = config["classes"]
+        self.config = config
+
+    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Latents (B, latent), and labels (B,) of a conditional model -> samples (B, ...)."""
+        return self.model.generator(z, None, cond)
+
+    def sample(self, n: int, *, generator: torch.Generator, cond: Tensor | None = None) -> Tensor:
+        """Draw samples: those that the run itself draws.
+
+        Args:
+            n: how many, at least 1.
+            generator: source of all randomness, on the weights' device.
+            cond: (n,) labels of a conditional model; drawn as often as in its data unless given.
+
+        Returns:
+            (n, ...) samples, without gradients.
+
+        Raises:
+            ConfigError: for an impossible n, or labels that the model does not know.
+        """
+        if cond is not None and self.classes is None:
+            raise ConfigError("this generator knows no labels: leave out cond.")
+        return draw_samples(self.model, n, generator, cond=cond)
+
+
+def export_run(run: Run, out: Path | str) -> Path:
+    """Write a generator model's generator into a new folder, whole or not at all.
+
+    Args:
+        run: a trained run of a generator model.
+        out: the folder; it must not exist yet, or be empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: for a run of free particles, or a folder that holds something.
+        CheckpointError: if the folder cannot be written.
+    """
+    out, model = Path(out), run.model
+    if not isinstance(model, GeneratorModel):
+        raise ConfigError(
+            f"the run {run.path} ({run.recipe.title}) is of free particles, which follow a field step "
+            "by step, and only generators are exported: distil an EDM into one with a Score GAN "
+            "(partikel train SCORE-GAN-PRESET --data-score RUN), and export that."
+        )
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty: choose another --out.")
+    config = _config(run, model)
+    temporary = out.with_name(f".writing-{out.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        weights = model.generator.state_dict()
+        save_file(
+            {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()},
+            temporary / _WEIGHTS,
+        )
+        (temporary / _CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        exported = load_generator(temporary)  # what cannot be read back is not handed out
+        generator = torch.Generator().manual_seed(derive_seed(0, "export"))
+        images = len(run.dataset.shape) == 3
+        samples = exported.sample(64 if images else 1000, generator=generator)
+        save_picture(samples, temporary / _PICTURE)
+        (temporary / _CARD).write_text(_card(run, out.name, config))
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"could not write the export {out} ({error}): free some space or choose another --out."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def load_generator(path: Path | str) -> OneStepGenerator:
+    """Load an exported generator; no code is run, and the run is not needed.
+
+    Args:
+        path: the folder that 'partikel export' wrote.
+
+    Returns:
+        The generator, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: if the folder is no export, is damaged, or of another version.
+    """
+    path = Path(path)
+    try:
+        config = json.loads((path / _CONFIG).read_text())
+        kind, schema = config["kind"], config["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} holds no exported generator ({_CONFIG} cannot be read): name a folder that "
+            "'partikel export' made."
+        ) from error
+    if (kind, schema) != (KIND, SCHEMA):
+        raise CheckpointError(
+            f"{path} holds a '{kind}' of schema {schema}, this version reads a '{KIND}' of schema "
+            f"{SCHEMA}: use the version of partikel that wrote it."
+        )
+    try:
+        settings: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config["network"].items()
+        }
+        size = config["latent"]["size"]
+        network = build_network(
+            NetworkSettings(**settings),
+            "generator",
+            shape=tuple(config["shape"]),
+            latent=size,
+            classes=config["classes"],
+            generator=torch.Generator().manual_seed(0),
+        )
+        network.load_state_dict(load_file(path / _WEIGHTS))
+        latent = GaussianPrior((size,), std=config["latent"]["std"])
+        exported = OneStepGenerator(network, latent, config)
+    except (
+        OSError, SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError,
+        ConfigError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the exported generator in {path} is damaged, or of another version of partikel "
+            f"({reason[:200]}): export it again."
+        ) from error
+    return exported.eval().requires_grad_(False)
+
+
+def _config(run: Run, model: GeneratorModel) -> dict[str, Any]:
+    network: NetworkSettings = run.recipe.generator  # type: ignore[attr-defined]
+    chosen = {k: v for k, v in dataclasses.asdict(network).items() if v is not None}
+    shares = model.label_weights
+    (size,) = model.latent.shape
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "partikel": metadata.version("partikel"),
+        "network": chosen,
+        "latent": {"law": "normal", "size": size, "std": model.latent.std},
+        "shape": list(run.dataset.shape),
+        "range": [-1, 1] if len(run.dataset.shape) == 3 else None,
+        "classes": None if shares is None else len(shares),
+        "label_weights": None if shares is None else shares.tolist(),
+        "recipe": run.recipe.name,
+        "preset": run.preset,
+        "data": run.dataset.name,
+        "iteration": run.step,
+    }
+
+
+def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
+    """The model card, in Markdown."""
+    recipe, shape = run.recipe, " x ".join(map(str, run.dataset.shape))
+    images = config["range"] is not None
+    what = f"{shape} images in [-1, 1]" if images else f"points of {shape} numbers"
+    labels = "" if config["classes"] is None else f", of {config['classes']} classes"
+    call = "64" if not labels else "64, cond=torch.full((64,), 3)"
+    assert isinstance(run.model, GeneratorModel)
+    count = sum(p.numel() for p in run.model.generator.parameters())
+    average = "no average" if recipe.ema is None else f"a moving average of decay {recipe.ema}"
+    settings = yaml.safe_dump(_public(settings_of(recipe)), sort_keys=False).strip()
+    return f"""---
+library_name: partikel
+# license: fill in before you publish
+---
+# {name}
+
+A one-step generator of {what}{labels}: one call of a network of {count:,} weights turns
+{config["latent"]["size"]} standard normal numbers into a sample. Trained with Partikel as a {recipe.title}.
+
+![samples]({_PICTURE})
+
+## Use
+
+```python
+import torch
+from partikel import load_generator
+
+generator = load_generator("{name}")
+x = generator.sample({call}, generator=torch.Generator().manual_seed(0))
+x = generator(torch.randn(8, {config["latent"]["size"]}){", torch.arange(8)" if labels else ""})
+```
+
+## Training
+
+- model: {recipe.title}, field {recipe.symbol}, preset `{run.preset}`
+- data: {run.dataset.name}, {shape}
+- iterations: {run.step}, {run.cpu_seconds:.0f} CPU seconds
+- weights: {average}
+- partikel {config["partikel"]}
+
+```yaml
+{settings}
+```
+
+## Measured
+
+{_measured(run)}
+
+## Licence
+
+Licence: (fill in before you publish; the licence of the data may bind it)
+"""
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set, without where files lie on this machine."""
+    shown: dict[str, Any] = {}
+    for key, value in settings.items():
+        if value is None or key in ("root", "cache"):
+            continue
+        if isinstance(value, Mapping):
+            value = _public(value)
+        elif key in ("data_score", "path"):
+            value = Path(value).name
+        shown[key] = value
+    return shown
+
+
+def _measured(run: Run) -> str:
+    """The table of the run's evaluation of this iteration, if it has one."""
+    try:
+        result = json.loads((run.path / "evaluation.json").read_text())
+        if result["protocol"]["iteration"] != run.step:
+            raise ValueError("of another iteration")
+        rows = [
+            f"| {key} | {_number(value)} | {_number(result['reference'].get(key))} |"
+            for key, value in result["metrics"].items()
+        ]
+        protocol = ", ".join(f"{k} {v}" for k, v in result["protocol"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "Not measured: `partikel evaluate` measures a run."
+    return "\n".join(
+        ["| measure | model | data vs data |", "|---|---|---|", *rows, "", f"Protocol: {protocol}."]
+    )
+
+
+def _number(value: Any) -> str:
+    finite = isinstance(value, (int, float)) and math.isfinite(value)
+    return f"{value:.3g}" if finite else "-"

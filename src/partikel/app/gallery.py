@@ -1,0 +1,588 @@
+"""What is made of trained runs: figures, pictures, animations, pages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+
+from partikel.app.config import settings_of
+from partikel.app.runs import Run
+from partikel.app.show import plots
+from partikel.app.show.animation import (
+    Frame,
+    generation_frames,
+    load_frame,
+    render,
+)
+from partikel.app.show.latent_paths import interpolate
+from partikel.app.show.pages import RunSummary, write_page
+from partikel.data import FiniteDataset
+from partikel.errors import CheckpointError, ConfigError
+from partikel.metrics.evaluation import (
+    Evaluation,
+    Memorisation,
+    Sampler,
+    chunk_size,
+    evaluate,
+    find_memorised,
+)
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.solvers import Solver
+from partikel.streams import derive_seed
+from partikel.training.engine import processes
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    n: int = 10_000,
+    seed: int = 0,
+    split: str = "test",
+    features: str | None = None,
+    baselines: bool = False,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: Solver | None = None,
+    guidance: float | None = None,
+    accelerator: Accelerator | None = None,
+) -> Evaluation:
+    """Measure a run's samples; see :func:`partikel.metrics.evaluation.evaluate`.
+
+    The protocol also names the iteration, the number of function evaluations of a sample, and how
+    sampling departed from the run's settings. It runs on the accelerator where there is one.
+    """
+    options: dict[str, Any] = {
+        "steps": steps,
+        "stop": stop,
+        "solver": solver,
+        "guidance": guidance,
+    }
+    with on_device(run, accelerator) as device:
+        result = evaluate(
+            _sampler(run, options),
+            run.dataset,
+            n=n,
+            seed=seed,
+            split=split,
+            features=features,
+            baselines=baselines,
+            device=device,
+            accelerator=accelerator,
+        )
+    result.protocol.update(_departures(options))
+    result.protocol["iteration"] = run.step
+    result.protocol["nfe"] = evaluations(
+        run, steps=steps, stop=stop, solver=solver, guidance=guidance
+    )
+    return result
+
+
+def launched() -> Accelerator | None:
+    """The processes that ``accelerate launch`` started, to share an evaluation; None for one."""
+    return Accelerator() if processes().num_processes > 1 else None
+
+
+def evaluations(
+    run: Run,
+    *,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: Solver | None = None,
+    guidance: float | None = None,
+) -> int:
+    """How often the field (or the generator, once) is evaluated to draw a sample: the NFE."""
+    model = run.model
+    if not isinstance(model, ParticleModel):
+        return 1
+    generator = torch.Generator().manual_seed(0)
+    start = model.prior.sample(2, generator=generator)
+    *_, last = model.stream(
+        start,
+        generator=generator,
+        steps=steps,
+        stop=stop,
+        solver=solver,
+        cond=model.labels(2, generator=generator),
+        guidance=guidance,
+        real=run.context(),
+    )
+    return last.evaluations
+
+
+def curve_run(
+    run: Run,
+    along: Literal["nfe", "stop"],
+    *,
+    at: Sequence[int] | None = None,
+    n: int = 10_000,
+    seed: int = 0,
+    split: str = "test",
+    features: str | None = None,
+    solver: Solver | None = None,
+    guidance: float | None = None,
+    accelerator: Accelerator | None = None,
+) -> Path:
+    """Measure free particles at several numbers of steps, or stopped early after several.
+
+    Args:
+        run: a trained run.
+        along: "nfe" for the number of steps, "stop" for early stopping.
+        at: the numbers; a sixteenth to twice the run's own steps, or eighths of them, unless given.
+        n: samples of each evaluation.
+        seed: of samples and reference.
+        split: reference split.
+        features: feature network for images.
+        solver: another solver.
+        guidance: weight of the labels.
+        accelerator: several processes that share the work.
+
+    Returns:
+        ``curve-nfe.json`` or ``curve-stop.json`` in the run's folder; its picture is beside it.
+
+    Raises:
+        ConfigError: for a generator, which has no steps, or impossible numbers.
+    """
+    model = run.model
+    if not isinstance(model, ParticleModel):
+        raise ConfigError(
+            "a generator makes samples in one call: only free particles have a curve of quality "
+            f"against {'their number of steps' if along == 'nfe' else 'early stopping'}."
+        )
+    own = model.steps
+    if at is None:
+        shares = [2.0**k for k in range(-4, 2)] if along == "nfe" else [k / 8 for k in range(1, 9)]
+        at = [max(1, round(own * share)) for share in shares]
+    values = sorted(set(at))
+    most = own if along == "stop" else None
+    if not values or values[0] < 1 or (most is not None and values[-1] > most):
+        raise ConfigError(
+            f"a curve along {along} is measured at numbers of steps of at least 1"
+            f"{f' and at most {most}' if most else ''}, got {', '.join(map(str, at)) or 'none'}."
+        )
+    measured: list[dict[str, Any]] = []
+    result: Evaluation | None = None
+    for value in values:
+        result = evaluate_run(
+            run,
+            n=n,
+            seed=seed,
+            split=split,
+            features=features,
+            steps=value if along == "nfe" else None,
+            stop=value if along == "stop" else None,
+            solver=solver,
+            guidance=guidance,
+            accelerator=accelerator,
+        )
+        point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
+        measured.append({**point, "metrics": result.metrics})
+    assert result is not None
+    path = run.path / f"curve-{along}.json"
+    if accelerator is not None and not accelerator.is_main_process:
+        return path
+    common = {k: v for k, v in result.protocol.items() if k not in ("steps", "stop", "nfe")}
+    record = {
+        "along": along,
+        "points": measured,
+        "reference": result.reference,
+        "protocol": common,
+    }
+    with plots.replacing(path) as part:
+        part.write_text(json.dumps(record, indent=1))
+    images = len(run.dataset.shape) > 1
+    measure = "frechet" if images else "energy"
+    label = "Fréchet distance" if images else "energy distance"
+    figure = plots.quality_figure(
+        run.recipe.title,
+        [(p["nfe" if along == "nfe" else "stop"], p["metrics"][measure]) for p in measured],
+        "function evaluations per sample" if along == "nfe" else f"steps taken, of {own}",
+        label + (f" on {common['features']}" if images else ""),
+        level=("data vs data", result.reference[measure]),
+        doubling=along == "nfe",
+    )
+    plots.save_figure(figure, path.with_suffix(".png"))
+    return path
+
+
+def neighbours_run(
+    run: Run,
+    path: Path,
+    *,
+    n: int = 500,
+    k: int = 5,
+    rows: int = 8,
+    seed: int = 0,
+    features: str | None = None,
+    steps: int | None = None,
+    stop: int | None = None,
+    solver: Solver | None = None,
+    guidance: float | None = None,
+) -> Memorisation:
+    """Draw samples beside their nearest training images, and count copies.
+
+    Args:
+        run: a trained run of images.
+        path: picture to write; the figures go into a .json file beside it. It shows the samples
+            that look most like copies.
+        n: samples to look at.
+        k: neighbours, at least 2.
+        rows: samples to show.
+        seed: of the samples.
+        features: see :func:`partikel.metrics.evaluation.find_memorised`.
+        steps: sampling steps instead of the run's own (free particles only).
+        stop: stop after so many steps (free particles only).
+        solver: another solver (free particles only).
+        guidance: weight of the labels (free particles only).
+
+    Returns:
+        Neighbours and figures.
+    """
+    if rows < 1:
+        raise ConfigError(f"a picture of neighbours needs rows >= 1, got {rows}.")
+    options: dict[str, Any] = {
+        "steps": steps,
+        "stop": stop,
+        "solver": solver,
+        "guidance": guidance,
+    }
+    with on_device(run) as device:
+        found = find_memorised(
+            _sampler(run, options),
+            run.dataset,
+            n=n,
+            k=k,
+            seed=seed,
+            features=features,
+            device=device,
+        )
+    found.protocol.update(_departures(options))
+    found.protocol["iteration"] = run.step
+    assert isinstance(run.dataset, FiniteDataset)
+    distances = found.neighbours.distances
+    nearness = distances[:, 0] / distances[:, 1].clamp(min=1e-30)
+    shown = nearness.argsort()[:rows].cpu()
+    near = found.neighbours.indices.cpu()[shown]
+    images = run.dataset.take(near.flatten()).x.unflatten(0, near.shape)
+    notes = [f"{first:.3g}, {second:.3g}" for first, second in distances[shown, :2].tolist()]
+    plots.save_figure(plots.neighbours_figure(found.samples[shown], images, notes), path)
+    record = {"figures": found.figures, "protocol": found.protocol}
+    with plots.replacing(path.with_suffix(".json")) as part:
+        part.write_text(json.dumps(record, indent=1))
+    return found
+
+
+def _sampler(run: Run, options: dict[str, Any]) -> Sampler:
+    return lambda count, generator: run.sample(count, generator=generator, **options)
+
+
+def _departures(options: dict[str, Any]) -> dict[str, Any]:
+    """How sampling departs from a run's own settings, for a protocol."""
+    return {
+        key: type(value).__name__ if isinstance(value, Solver) else value
+        for key, value in options.items()
+        if value is not None
+    }
+
+
+@contextlib.contextmanager
+def on_device(run: Run, accelerator: Accelerator | None = None) -> Iterator[torch.device]:
+    """Moves a run's model to the accelerator, or the one device, for the time of a measurement."""
+    weights = next(iter(run.model.parameters()), None)
+    home = torch.device("cpu") if weights is None else weights.device
+    device = processes().device if accelerator is None else accelerator.device
+    assert device is not None
+    try:
+        run.model.to(device)
+        yield device
+    finally:
+        run.model.to(home)
+
+
+def interpolate_run(
+    run: Run,
+    path: Path,
+    *,
+    method: str = "spherical-cauchy-linear",
+    pairs: int = 8,
+    points: int = 9,
+    seed: int = 0,
+) -> Tensor:
+    """Interpolate between latents or prior points, and draw the samples row by row.
+
+    Args:
+        run: a trained run.
+        path: picture to write.
+        method: see :func:`partikel.app.show.latent_paths.interpolate`.
+        pairs: rows.
+        points: points of a row, ends included; at least 2.
+        seed: of the latents.
+
+    Returns:
+        (pairs · points, ...) samples, row by row.
+    """
+    if pairs < 1 or points < 2:
+        raise ConfigError(
+            f"an interpolation needs pairs >= 1 and points >= 2, got {pairs} and {points}."
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "interpolation"))
+    samples = interpolated(run, method, pairs, points, generator=generator).flatten(0, 1)
+    title = f"{run.preset}: {method}"
+    if plots.is_images(samples):
+        plots.save_image(plots.image_grid(samples, columns=points), path)
+    elif plots.is_planar(samples):
+        data = run.dataset.draw(1000, "validation", generator=generator).x
+        figure = plots.scatter_figure(samples, data, title)
+        for row in samples.view(pairs, points, 2).cpu().unbind():
+            figure.axes[0].plot(*row.unbind(1), color=plots.GENERATED, linewidth=0.8)
+        plots.save_figure(figure, path)
+    else:
+        plots.save_picture(samples, path, title=title)
+    return samples
+
+
+def interpolated(
+    run: Run, method: str, pairs: int, points: int, *, generator: torch.Generator
+) -> Tensor:
+    """Samples between pairs of latents, or of points of the prior where there is no generator.
+
+    Args:
+        run: a trained run.
+        method: see :func:`partikel.app.show.latent_paths.interpolate`.
+        pairs: how many paths.
+        points: points of a path at even fractions, ends included.
+        generator: of the ends, on the CPU.
+
+    Returns:
+        (pairs, points, ...) samples, on the model's device.
+    """
+    model = run.model
+    assert isinstance(model, (GeneratorModel, ParticleModel))
+    law = model.latent if isinstance(model, GeneratorModel) else model.prior
+    a, b = law.sample(pairs, generator=generator), law.sample(pairs, generator=generator)
+    between = interpolate(a, b, torch.linspace(0, 1, points), method, std=law.std)
+    cond = model.labels(pairs, generator=generator)  # one for each path
+    cond = None if cond is None else cond.repeat_interleave(points)
+    device = next(model.parameters()).device
+    if device.type != "cpu":  # samplers with noise draw it where the points are
+        generator = torch.Generator(device).manual_seed(generator.initial_seed())
+    name = "z" if isinstance(model, GeneratorModel) else "x"
+    real = run.context()
+    size = chunk_size(run.dataset.shape)
+    parts: list[Tensor] = []
+    for start in range(0, pairs * points, size):
+        some = between.flatten(0, 1)[start : start + size]
+        given: dict[str, Any] = {name: some.to(device)}
+        if cond is not None:
+            given["cond"] = cond[start : start + size].to(device)
+        parts.append(model.sample(len(some), generator=generator, real=real, **given))
+    return torch.cat(parts).unflatten(0, (pairs, points))
+
+
+def animate_run(
+    run: Run,
+    path: Path,
+    *,
+    frames: int = 40,
+    fps: int = 12,
+    n: int | None = None,
+    parts: bool = False,
+    size: int = 360,
+    title: bool = True,
+    seed: int = 0,
+) -> None:
+    """Animate generation (free particles) or training (a generator) as .gif or .mp4.
+
+    Args:
+        run: a trained run of points in the plane or of images.
+        path: file to write.
+        frames: at most so many.
+        fps: frames a second.
+        n: particles; 400 points or 64 images unless given.
+        parts: show a Score GAN's field from inside, its two scores at perturbed points (GPM Figure
+            12).
+        size: width in pixels.
+        title: whether to write the preset's name above.
+        seed: of the particles.
+    """
+    if frames < 2 or fps < 1:
+        raise ConfigError(f"an animation needs frames >= 2 and fps >= 1, got {frames} and {fps}.")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "animation"))
+    data = run.dataset.draw(1000, "validation", generator=generator).x if _planar(run) else None
+    made = run_frames(run, generator=generator, frames=frames, n=n, parts=parts)
+    render(made, path, data=data, title=run.preset if title else None, fps=fps, size=size)
+
+
+def run_frames(
+    run: Run,
+    *,
+    generator: torch.Generator,
+    frames: int = 40,
+    n: int | None = None,
+    parts: bool = False,
+) -> list[Frame]:
+    """Moments of generation (free particles), or those recorded in training (a generator).
+
+    Args:
+        run: a trained run of points in the plane or of images.
+        generator: of the particles.
+        frames: at most so many.
+        n: particles; 400 points or 64 images unless given.
+        parts: a Score GAN's field from inside.
+
+    Raises:
+        CheckpointError: where training recorded no such frames.
+    """
+    model = run.model
+    if isinstance(model, ParticleModel):
+        count = n or (400 if _planar(run) else 64)
+        data = run.dataset.draw(
+            min(1000, run.dataset.size("validation") or 1000), "validation", generator=generator
+        ).x
+        return generation_frames(
+            model,
+            data,
+            generator=generator,
+            frames=frames,
+            n=count,
+            real=run.context(),
+            cond=model.labels(count, generator=generator),
+        )
+    kind = "parts" if parts else "step"
+    recorded = sorted((run.path / "frames").glob(f"{kind}-*.npz"))
+    if not recorded:
+        raise CheckpointError(
+            f"the run {run.path} recorded no such frames of its training: train it with "
+            "evaluate_every set (and use --parts for a Score GAN on points only)."
+        )
+    stride = math.ceil(len(recorded) / frames)
+    chosen = recorded[::-1][::stride][::-1]
+    return [load_frame(path) for path in chosen]
+
+
+def summarise(
+    run: Run, *, out: Path | None = None, n: int = 10_000, seed: int = 0, animation: bool = True
+) -> RunSummary:
+    """Everything a page shows of a run: measures it and makes its picture and animation.
+
+    Args:
+        run: a trained run.
+        out: folder for evaluation.json, samples.png and animation.gif; the run's own unless given.
+        n: samples of the evaluation.
+        seed: of samples and reference.
+        animation: whether to make the animation.
+    """
+    out = out or run.path
+    out.mkdir(parents=True, exist_ok=True)
+    result = evaluate_run(run, n=n, seed=seed)
+    (out / "evaluation.json").write_text(json.dumps(result.as_dict(), indent=1))
+    picture = out / "samples.png"
+    generator = torch.Generator().manual_seed(derive_seed(seed, "picture"))
+    count = 1000 if len(run.dataset.shape) == 1 else 100
+    samples = run.sample(count, generator=generator)
+    data = None
+    if len(run.dataset.shape) == 1:
+        data = run.dataset.draw(count, "validation", generator=generator).x
+    plots.save_picture(samples, picture, data=data)
+    moving = out / "animation.gif"
+    drawable = _planar(run) or len(run.dataset.shape) == 3
+    moves = isinstance(run.model, ParticleModel) or any((run.path / "frames").glob("step-*"))
+    if animation and drawable and moves:
+        animate_run(run, moving, size=480, title=False)
+    curve_name = "energy" if len(run.dataset.shape) == 1 else "frechet"
+    curve = [
+        (float(line["cpu_seconds"]), float(line[curve_name]))
+        for line in run.log
+        if curve_name in line
+    ]
+    return RunSummary(
+        name=run.path.name,
+        title=run.recipe.title,
+        field=run.recipe.symbol,
+        carrier="generator" if isinstance(run.model, GeneratorModel) else "particles",
+        metrics=result.metrics,
+        protocol={**result.protocol, "reference": result.reference},
+        curve=curve,
+        curve_name=curve_name,
+        cpu_seconds=run.cpu_seconds,
+        iterations=run.step,
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        samples=picture,
+        animation=moving if moving.exists() else None,
+        planar=_planar(run),
+        settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
+    )
+
+
+def write_run_page(run: Run, *, n: int = 10_000, seed: int = 0) -> Path:
+    """Evaluate a run, draw it, and write ``report.html`` in its folder."""
+    summary = summarise(run, n=n, seed=seed)
+    path = run.path / "report.html"
+    write_page(path, run.preset, [summary], command=f"partikel train {run.preset} --out {run.path}")
+    return path
+
+
+def compare_runs(
+    runs: Sequence[Run], out: Path, *, n: int = 10_000, seed: int = 0
+) -> tuple[list[RunSummary], Path]:
+    """Measure runs of the same data alike and put them side by side.
+
+    Args:
+        runs: trained runs.
+        out: folder for comparison.png, comparison.json and index.html.
+        n: samples of the evaluation.
+        seed: of samples and reference.
+
+    Returns:
+        The runs' summaries, and the page.
+
+    Raises:
+        ConfigError: if the runs are of different data, or there are none.
+    """
+    data = {run.dataset.name for run in runs}
+    if len(data) != 1:
+        raise ConfigError(
+            f"only runs of the same data compare, these are of {', '.join(sorted(data)) or 'none'}."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    names = [run.path.name for run in runs]
+    folders = [x if names.count(x) == 1 else f"{i}-{x}" for i, x in enumerate(names, start=1)]
+    summaries = [
+        summarise(run, out=out / folder, n=n, seed=seed)
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+    draw_comparison(runs, out / "comparison.png", seed=seed)
+    record = {
+        folder: {"recipe": s.title, "metrics": s.metrics, "protocol": s.protocol}
+        for folder, s in zip(folders, summaries, strict=True)
+    }
+    (out / "comparison.json").write_text(json.dumps(record, indent=1))
+    page = out / "index.html"
+    command = "partikel compare " + " ".join(str(run.path) for run in runs)
+    write_page(page, f"Comparison on {data.pop()}", summaries, command=command)
+    return summaries, page
+
+
+def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
+    """One picture of all runs' samples."""
+    panels: dict[str, Tensor] = {}
+    count = 1000 if len(runs[0].dataset.shape) == 1 else 64
+    for run in runs:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "comparison"))
+        label = run.recipe.title if run.recipe.title not in panels else run.path.name
+        panels[label] = run.sample(count, generator=generator)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "comparison data"))
+    data = runs[0].dataset.draw(count, "validation", generator=generator).x
+    plots.save_figure(plots.comparison_figure(panels, data), path)
+
+
+def _planar(run: Run) -> bool:
+    return run.dataset.shape == (2,)

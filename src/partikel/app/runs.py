@@ -1,0 +1,546 @@
+"""Runs: a folder that explains itself, made by training and read back by everything else.
+
+run/
+config.yaml        resolved configuration: the same command, or this file, makes it again
+environment.json   versions, machine, git state
+metrics.jsonl      one line per logged iteration
+checkpoints/       all state, newest last
+frames/            what the animation of a generator's training needs
+samples/           pictures along the way
+required/          the run of the model that this one builds on, if it had to be trained
+report.html        the run on one page
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import yaml
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
+from partikel.app.show.animation import save_frame, training_frame
+from partikel.app.show.plots import save_picture
+from partikel.app.show.progress import progress_bar
+from partikel.data import Dataset, open_dataset
+from partikel.errors import CheckpointError, ConfigError, DataError
+from partikel.fields import Perturbed
+from partikel.fields.base import Weight
+from partikel.metrics.evaluation import chunk_size, quick_evaluation
+from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.recipes import Recipe, System
+from partikel.streams import derive_seed
+from partikel.training import Engine, fit, latest_checkpoint
+from partikel.training.checkpoint import has_average, load_weights, read_step
+from partikel.training.ema import averaged_model
+from partikel.training.engine import on_main, processes
+from partikel.training.fit import write_whole
+
+CONTEXT = 256
+"""Real samples that a field is bound to, where it compares particles with data."""
+
+FRAMES = 48
+"""Frames recorded while a generator is trained."""
+
+PARTS_SIGMA = 0.5
+"""Noise level at which a score difference's two parts are recorded for animations."""
+
+Labels: TypeAlias = int | Sequence[int] | str
+"""Classes to sample: one, several (a string has commas between them), or "all"."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to use.
+
+    Attributes:
+        path: its folder.
+        preset: what it was started from.
+        recipe: its settings.
+        dataset: its data.
+        system: the model, with averaged weights where there are any, in evaluation mode.
+        step: iterations done.
+    """
+
+    path: Path
+    preset: str
+    recipe: Recipe
+    dataset: Dataset
+    system: System
+    step: int
+
+    @property
+    def model(self) -> Carrier:
+        """The carrier with its field."""
+        return self.system.model
+
+    def context(self, seed: int = 0) -> Tensor | None:
+        """Real samples for a field that compares particles with data, or None."""
+        return context_for(self.model, self.dataset, seed)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        label: Labels | None = None,
+        guidance: Weight | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """(n, ...) samples, drawn in chunks; options as in :meth:`ParticleModel.sample`.
+
+        Args:
+            n: how many.
+            generator: source of all randomness.
+            label: a class, several or "all", see :meth:`labels`.
+            guidance: weight of the labels, see :class:`~partikel.fields.Guided`.
+            options: of the sampler.
+
+        Raises:
+            ConfigError: for an impossible n or label, options that a generator model does not have,
+                or guidance of a model that was not trained for it.
+        """
+        if guidance is not None:
+            _check_guidance(self.recipe)
+        if label is not None:
+            options["cond"] = self.labels(n, label, generator=generator)
+        return draw_samples(self.model, n, generator, self.context(), guidance=guidance, **options)
+
+    def labels(
+        self, n: int, label: Labels | None = None, *, generator: torch.Generator
+    ) -> Tensor | None:
+        """(n,) labels to sample, or None for a model without.
+
+        Args:
+            n: how many.
+            label: a class, several or "all", one after the other in equal shares; drawn at the
+                training data's frequencies unless given.
+            generator: source of the draws.
+
+        Raises:
+            ConfigError: for a label that the model does not have, or an n that cannot be shared.
+        """
+        if label is None:
+            return self.model.labels(n, generator=generator)
+        classes = classes_in(self.model, label)
+        if n % len(classes):
+            raise ConfigError(
+                f"{n} samples cannot be shared equally by {len(classes)} labels: make their number "
+                "a multiple of that."
+            )
+        chosen = torch.tensor(classes, device=generator.device)
+        return chosen.repeat_interleave(n // len(classes))
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Process time of training, evaluation excluded."""
+        return float(self.log[-1]["cpu_seconds"]) if self.log else 0.0
+
+
+def draw_samples(
+    model: Carrier,
+    n: int,
+    generator: torch.Generator,
+    real: Tensor | None = None,
+    *,
+    cond: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """(n, ...) samples in chunks, so that memory does not grow with n.
+
+    Args:
+        model: a carrier.
+        n: how many.
+        generator: source of all randomness.
+        real: samples of the data, for a field that compares with them.
+        cond: (n,) labels; those of a conditional model are drawn unless given.
+        options: of the sampler, as in :meth:`ParticleModel.sample`.
+
+    Raises:
+        ConfigError: for n < 1, or ``steps``, ``stop``, ``solver`` or ``guidance`` with a generator
+            model.
+    """
+    if n < 1:
+        raise ConfigError(f"the number of samples must be at least 1, got {n}.")
+    options = {key: value for key, value in options.items() if value is not None}
+    if options and isinstance(model, GeneratorModel):
+        trained = " (a Score GAN learns it in training)" if "guidance" in options else ""
+        raise ConfigError(
+            f"a generator makes samples in one call: leave out {', '.join(sorted(options))}{trained}."
+        )
+    if cond is None:
+        cond = model.labels(n, generator=generator)
+    # a generator's latents do not tell the size of its outputs
+    chunk = chunk_size(model.prior.shape) if isinstance(model, ParticleModel) else 1000
+    parts = [
+        model.sample(
+            min(chunk, n - start),
+            generator=generator,
+            cond=None if cond is None else cond[start : start + chunk],
+            real=real,
+            **options,
+        )
+        for start in range(0, n, chunk)
+    ]
+    return torch.cat(parts)
+
+
+def classes_in(model: Carrier, label: Labels) -> list[int]:
+    """The classes that a label asks for: one, several, or "all".
+
+    Raises:
+        ConfigError: for a model without labels, or a label that it does not have.
+    """
+    if model.label_weights is None:
+        raise ConfigError("this model was trained without labels: leave out label.")
+    count = len(model.label_weights)
+    if label == "all":
+        return list(range(count))
+    try:
+        given = label.split(",") if isinstance(label, str) else label
+        chosen = [given] if isinstance(given, int) else [int(each) for each in given]
+    except ValueError:
+        chosen = []
+    if not chosen or not all(0 <= each < count for each in chosen):
+        raise ConfigError(
+            f"label is a class of this model, 0 to {count - 1}, several (0,{count - 1}), or all; "
+            f"got {label}."
+        )
+    return chosen
+
+
+def _check_guidance(recipe: Recipe) -> None:
+    """Refuse guidance of a model whose field never saw points without labels."""
+    for part, setting in ((recipe, ""), (getattr(recipe, "score", None), "score.")):
+        if recipe.conditional and getattr(part, "label_dropout", None) == 0:
+            raise ConfigError(
+                f"guidance needs a model that was trained without labels too: train one with "
+                f"{setting}label_dropout above 0."
+            )
+
+
+def context_for(model: Carrier, dataset: Dataset, seed: int = 0) -> Tensor | None:
+    """:data:`CONTEXT` real samples if the model's field needs them to be asked, else None."""
+    if "real" not in model.field.requires:
+        return None
+    generator = torch.Generator().manual_seed(derive_seed(seed, "context"))
+    size = dataset.size("train")
+    n = CONTEXT if size is None else min(CONTEXT, size)
+    device = next(model.parameters()).device
+    return dataset.draw(n, "train", generator=generator, device=device).x
+
+
+def train_run(
+    recipe: Recipe, out: Path | str, *, preset: str = "", console: Console | None = None
+) -> Run:
+    """Train a recipe in a folder, or resume what is there, and load the result.
+
+    Args:
+        recipe: the settings.
+        out: the run's folder.
+        preset: the name it was started from, for the record.
+        console: where progress is shown; None shows nothing.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: if the folder holds a run of other settings, or the settings cannot work.
+        DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
+    """
+    out = Path(out)
+    recipe, required_path = _with_required(recipe, out)
+    text = dump_config(recipe, preset)
+    on_main(lambda: _check_folder(out, text))
+    with processes().main_process_first():  # which prepares what the others then find
+        dataset = open_dataset(recipe.data)
+    _check_batches(recipe, dataset)
+    required = None
+    if recipe.required is not None:
+        assert required_path is not None
+        if (required_path / "config.yaml").exists() and required_path != out / "required":
+            required = load(required_path).model
+        else:
+            first = recipe.required
+            if first.engine == Engine():
+                first = dataclasses.replace(first, engine=recipe.engine)
+            required = train_run(first, required_path, console=console).model
+    system = recipe.compose(dataset, required)
+    on_main(lambda: _describe(out, text))
+    checkpoint = latest_checkpoint(out / "checkpoints")
+    if checkpoint is not None:
+        _check_classes(system.model, dataset, checkpoint)
+    watch = _Watch(recipe, dataset, out)
+    fit(
+        system.model,
+        dataset,
+        system.phases,
+        iterations=recipe.iterations,
+        seed=recipe.seed,
+        ema=recipe.ema,
+        engine=recipe.engine,
+        folder=out,
+        checkpoint_every=recipe.checkpoint_every,
+        evaluate=watch,
+        evaluate_every=recipe.evaluate_every,
+        progress=progress_bar(console, preset or recipe.name),
+    )
+    return load(out)
+
+
+def load(path: Path | str) -> Run:
+    """Load a run's newest checkpoint.
+
+    Args:
+        path: the run's folder.
+
+    Returns:
+        The run; weights are read without executing code.
+
+    Raises:
+        CheckpointError: if the folder is no run, has no checkpoint yet, or is damaged.
+    """
+    path = Path(path)
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path} is no run folder (it has no config.yaml): name a folder that "
+            "'partikel train' made."
+        )
+    try:
+        config = load_preset(file)
+        recipe = make_recipe(config.recipe, config.settings)
+    except ConfigError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    checkpoint = latest_checkpoint(path / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(
+            f"the run {path} has no checkpoint yet: run 'partikel train' with --out {path} first."
+        )
+    dataset = open_dataset(recipe.data)
+    required = None
+    if recipe.required is not None:  # its weights are part of this run's checkpoint
+        required = recipe.required.compose(dataset).model
+    system = recipe.compose(dataset, required)
+    _check_classes(system.model, dataset, checkpoint)
+    load_weights(system.model, checkpoint, "model")
+    if has_average(checkpoint):
+        average = averaged_model(system.model.sampled, 0.5)
+        load_weights(average, checkpoint, "average")
+        system.model.sampled.load_state_dict(average.module.state_dict())
+    system.model.eval()
+    preset = yaml.safe_load(file.read_text()).get("preset") or recipe.name
+    return Run(path, preset, recipe, dataset, system, read_step(checkpoint))
+
+
+class _Watch:
+    """Evaluates, and records pictures and frames, while a run is trained."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, out: Path) -> None:
+        self._recipe = recipe
+        self._dataset = dataset
+        self._out = out
+        every = recipe.evaluate_every or recipe.iterations
+        # evaluations become frames, thinned out where there are many
+        self._stride = max(1, recipe.iterations // every // FRAMES)
+
+    def __call__(self, model: Carrier, step: int) -> dict[str, float]:
+        recipe, dataset = self._recipe, self._dataset
+        real = context_for(model, dataset)  # now, since training has moved the model to its device
+
+        def sampler(n: int, generator: torch.Generator) -> Tensor:
+            return draw_samples(model, n, generator, real)
+
+        device = next(model.parameters()).device
+        figures = quick_evaluation(sampler, dataset, n=recipe.evaluate_samples, device=device)
+        generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "pictures"))
+        few = 400 if len(dataset.shape) == 1 else 64
+        picture = self._out / "samples" / f"step-{step:08d}.png"
+        data = dataset.draw(few, "validation", generator=generator).x
+        if isinstance(model, GeneratorModel):
+            z = model.latent.sample(few, generator=generator)
+            cond = model.labels(few, generator=generator)
+            samples = model.sample(few, generator=generator, z=z, cond=cond)
+            if (step // (recipe.evaluate_every or 1)) % self._stride == 0:
+                self._record(model, z, cond, step, data)
+        else:
+            samples = sampler(few, generator)
+        save_picture(samples, picture, data=data, title=f"iteration {step}")
+        return figures
+
+    def _record(
+        self, model: GeneratorModel, z: Tensor, cond: Tensor | None, step: int, data: Tensor
+    ) -> None:
+        """Keep what an animation of the training needs, for points of the plane and images."""
+        if data.ndim == 2 and data.shape[1] != 2:
+            return
+        frames: dict[str, float | None] = {"step": None}
+        if isinstance(model.field, Perturbed) and data.ndim == 2:  # GPM Figure 12
+            frames["parts"] = PARTS_SIGMA
+        for kind, sigma in frames.items():
+            generator = torch.Generator(data.device)
+            generator.manual_seed(derive_seed(self._recipe.seed, "frames"))
+            frame = training_frame(
+                model,
+                z,
+                step=step,
+                generator=generator,
+                view=data,
+                real=context_for(model, self._dataset),
+                sigma=sigma,
+                cond=cond,
+            )
+            save_frame(frame, self._out / "frames" / f"{kind}-{step:08d}.npz")
+
+
+def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
+    """The recipe with the settings of the trained model it names, and that model's folder."""
+    if recipe.required is None:
+        return recipe, None
+    named = getattr(recipe, "data_score", None)
+    if named is None:
+        return recipe, out / "required"
+    other = load(named)
+    if not isinstance(other.recipe, type(recipe.required)):
+        raise ConfigError(
+            f"data_score names a run of '{other.recipe.name}', but a run of "
+            f"'{recipe.required.name}' is needed."
+        )
+    if other.recipe.data != recipe.data:
+        raise ConfigError(
+            f"the run {named} is of other data ({other.recipe.data}): train on the same data."
+        )
+    return dataclasses.replace(recipe, score=other.recipe), Path(named)  # type: ignore[call-arg]
+
+
+def _describe(out: Path, text: str) -> None:
+    """Write what the run is; a full disk leaves what was there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "config.yaml", text)
+        write_whole(out / "environment.json", json.dumps(_environment(), indent=1))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to {out} ({error.strerror}): free some space or choose another --out."
+        ) from error
+
+
+def _check_folder(out: Path, text: str) -> None:
+    file = out / "config.yaml"
+    if not file.exists():
+        if out.is_file():
+            raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
+        if (out / "checkpoints").exists():
+            raise ConfigError(f"{out} holds checkpoints but no config.yaml: choose another --out.")
+        return
+    old, new = yaml.safe_load(file.read_text()), yaml.safe_load(text)
+    if not isinstance(old, dict):
+        raise ConfigError(f"{file} is no configuration: choose another --out.")
+    if old.get("recipe") != new["recipe"]:
+        raise ConfigError(
+            f"{out} holds a run of '{old.get('recipe')}', not of '{new['recipe']}': "
+            "choose another --out."
+        )
+    settings = old.get("settings") or {}
+    with contextlib.suppress(ConfigError):  # settings younger than the run have their defaults
+        settings = settings_of(make_recipe(old["recipe"], settings))
+    differing = sorted(
+        sentence
+        for path, sentence in _differences(settings, new["settings"])
+        if "engine" not in path  # how it is computed may change
+    )
+    if differing:
+        raise ConfigError(
+            f"{out} holds a run with other settings ({', '.join(differing)}): choose another --out, "
+            "or repeat its settings to resume it."
+        )
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key in {*old, *new}:
+        a, b, here = old.get(key), new.get(key), (*path, key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, here)
+        elif a != b:
+            yield here, f"{'.'.join(here)}: {a} there, {b} now"
+
+
+def _check_classes(model: Carrier, dataset: Dataset, checkpoint: Path) -> None:
+    """Refuse data whose classes are not as many as those that a checkpoint was trained on."""
+    try:
+        with safe_open(checkpoint / "model.safetensors", "pt") as file:
+            names = set(file.keys())
+            known = file.get_slice("label_weights").get_shape() if "label_weights" in names else []
+    except (OSError, SafetensorError):  # which loading explains
+        return
+    if model.label_weights is not None and known not in ([], [len(model.label_weights)]):
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} is of {known[0]} classes, but '{dataset.name}' now has "
+            f"{len(model.label_weights)}: give the run the data it was trained on."
+        )
+
+
+def _check_batches(recipe: Recipe, dataset: Dataset) -> None:
+    size = dataset.size("train")
+    batch = getattr(recipe, "batch", 1)
+    if size is not None and batch > size:
+        raise DataError(
+            f"a batch of {batch} is larger than the training split of '{dataset.name}' "
+            f"({size} points): lower batch."
+        )
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("partikel", "torch", "numpy", "accelerate", "safetensors")
+    versions: dict[str, str] = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the package's checkout, and whether it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,145 @@
+"""Files: written whole or not at all, JSON that is kept, fingerprints. The one place that does each.
+
+What is written goes under a temporary name beside its place, is flushed to the disk, and is then renamed,
+so that a crash or a full disk at any moment leaves either the new file or what was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from partikel.errors import CheckpointError, PartikelError
+
+T = TypeVar("T")
+
+_PART = ".writing-"
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, with its suffix, that takes its place when the block succeeds.
+
+    The block writes a file there, or makes a folder and fills it. The folder around it is created where it
+    is missing; nothing half-written stays behind, of earlier processes that were killed neither.
+
+    Args:
+        path: the file or folder to make or to replace.
+
+    Yields:
+        Where to write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{_PART}{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield part
+        for made in (*(sorted(part.rglob("*")) if part.is_dir() else ()), part):
+            _flush(made)
+        if part.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        os.replace(part, path)
+        _flush(path.parent)
+    finally:
+        _remove(part)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what processes that were killed left half-written in a folder."""
+    for part in folder.glob(f"{_PART}*"):
+        _remove(part)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file (text in UTF-8) so that it is there whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any) -> Any:
+    """Write a value as JSON, whole or not at all.
+
+    Returns:
+        The value as it will be read back (lists for tuples, words for keys).
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_whole(path, text + "\n")
+    return json.loads(text)
+
+
+def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
+    """The JSON value in a file; computed by ``work()`` and written, where the file is not there."""
+    path = Path(path)
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return write_json(path, work())
+
+
+@contextlib.contextmanager
+def writing_to(
+    place: str | Path | None,
+    mend: str = "free some space or choose another --out",
+    error: type[PartikelError] = CheckpointError,
+) -> Iterator[None]:
+    """A block whose failure to write (a full disk, say) ends in one sentence.
+
+    Args:
+        place: what is written, for the sentence.
+        mend: what the user can do.
+        error: what is raised.
+
+    Raises:
+        PartikelError: of the given class, for an OSError inside of the block.
+    """
+    try:
+        yield
+    except OSError as fault:
+        named = place if place is not None else fault.filename
+        raise error(f"cannot write to {named} ({fault.strerror or fault}): {mend}.") from fault
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as JSON has them.
+
+    Raises:
+        TypeError: for a value that JSON has not.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"plain values are kept, not {type(value).__name__}")
+
+
+def fingerprint(value: Any, digits: int = 12) -> str:
+    """Hexadecimal digits that change with any part of a value (bytes, or what :func:`plain` takes)."""
+    if not isinstance(value, bytes):
+        value = json.dumps(plain(value), sort_keys=True).encode()
+    return hashlib.sha256(value).hexdigest()[:digits]
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)

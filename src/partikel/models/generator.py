@@ -1,0 +1,168 @@
+"""A generator that follows a field in training time (GPM Definition 2, eqs. 10-11)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from partikel.errors import ConfigError
+from partikel.fields import Field, Loss, LossValue, TrainingBatch
+from partikel.fields.base import unique_losses
+from partikel.fields.particles import Particles
+from partikel.models.base import Carrier
+from partikel.priors import GaussianPrior
+from partikel.streams import Streams
+from partikel.tensors import flat_sum
+
+
+def surrogate_loss(x: Tensor, velocity: Tensor) -> Tensor:
+    """-⟨g_θ(z), stopgrad ∇h(g_θ(z))⟩ for each sample: its gradient is -J_θ g(z)ᵀ ∇h (GPM eq. 11).
+
+    Args:
+        x: (B, ...) generated points, with a graph to the generator's weights.
+        velocity: (B, ...) the field there; detached here.
+
+    Returns:
+        (B,) losses. Their value means nothing, their gradient does.
+    """
+    return -flat_sum(x * velocity.detach())
+
+
+def generate(generator: nn.Module, z: Tensor, cond: Tensor | None = None) -> Tensor:
+    """g(z), without gradients."""
+    with torch.no_grad():
+        return generator(z, None, cond)
+
+
+class GeneratorModel(Carrier):
+    """A generator g_θ whose outputs follow the field as θ is trained (GPM Definition 2).
+
+    Args:
+        field: what moves the outputs.
+        generator: g_θ, called as ``generator(z, None, cond)``.
+        latent: the law p_z.
+        horizon: the generation time at which the field is asked about outputs, which are samples.
+        eta: None descends the surrogate loss. A number η moves the outputs one step along the field,
+            x' = x + η ∇h(x), and fits the generator to x' by least squares (DiffFlow Algorithm 1); one
+            SGD step of rate lr/η on the same latents is the surrogate's step of rate lr, several
+            (a phase with ``repeats``, ``reuse`` and ``same``) are another model.
+        annealing: how many draws of particles generation time takes from 0 to the horizon: time is
+            training time (GPM Definition 2), so that a discriminator with a schedule compares with
+            data whose noise falls as training goes on (DiffFlow §3.3.2). 0 stays at the horizon.
+        conditional: whether the generator takes labels.
+        label_weights: (K,) shares of the classes, of a conditional model.
+    """
+
+    draws: Tensor
+
+    def __init__(
+        self,
+        field: Field,
+        generator: nn.Module,
+        latent: GaussianPrior,
+        *,
+        horizon: float = 1.0,
+        eta: float | None = None,
+        annealing: int = 0,
+        conditional: bool = False,
+        label_weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(conditional, label_weights)
+        if annealing < 0:
+            raise ConfigError(f"annealing takes a number of draws >= 0, got {annealing}.")
+        if eta is not None and not eta > 0:
+            raise ConfigError(f"outputs are moved by a step eta > 0 (or null), got {eta}.")
+        self.eta = eta
+        self.field = field
+        self.generator = generator
+        self.latent = latent
+        self.horizon = horizon
+        self.annealing = annealing
+        if annealing:  # a buffer: a checkpoint knows how far it is
+            self.register_buffer("draws", torch.tensor(0))
+
+    @property
+    def sampled(self) -> nn.Module:
+        """The generator."""
+        return self.generator
+
+    def losses(self) -> tuple[Loss, ...]:
+        """The field's, then the generator's surrogate loss."""
+        needs = frozenset(self.field.requires & {"real"})
+        if self.conditional:
+            needs |= {"real"}  # whose labels the generated points share
+        compute = self._surrogate
+        if self.eta is not None:
+            needs, compute = needs | {"particles", "moved"}, self._fit
+        own = Loss("generator", self.generator, needs, compute)
+        return unique_losses([*self.field.losses(), own])
+
+    def particles(
+        self,
+        n: int,
+        streams: Streams,
+        *,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Particles:
+        """g(z) for fresh latents, as the generator stands."""
+        z = self._latents(n, streams.latent)
+        x = generate(self.generator, z, cond)
+        particles = Particles(x=x, t=self._time(x), cond=cond, latent=z)
+        if self.annealing:
+            self.draws += 1
+        return particles
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+        z: Tensor | None = None,
+    ) -> Tensor:
+        """Draw samples: one call of the generator (on given latents ``z``, if any)."""
+        cond = self._labels(n, cond, generator)
+        z = self._latents(n, generator) if z is None else z
+        return generate(self.generator, z, cond)
+
+    def _surrogate(self, batch: TrainingBatch) -> LossValue:
+        z = self._latents(batch.size, batch.streams.latent)
+        real = batch.real
+        cond = None if real is None else real.cond
+        x = self.generator(z, None, cond)
+        field = self._bound(None if real is None else real.x, batch.streams.noise)
+        with torch.no_grad():
+            velocity = field(x.detach(), self._time(x), None, cond)
+        rms = velocity.square().mean().sqrt()
+        return LossValue(surrogate_loss(x, velocity), {"field_rms": rms})
+
+    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+        """The same particles, with ``moved`` = x + η ∇h(x)."""
+        assert self.eta is not None
+        field = self._bound(real, streams.noise)
+        with torch.no_grad():
+            velocity = field(particles.x, particles.t, None, particles.cond)
+        return replace(particles, moved=particles.x + self.eta * velocity)
+
+    def _fit(self, batch: TrainingBatch) -> LossValue:
+        """½‖g(z) - x'‖² for each sample."""
+        particles = batch.particles
+        assert particles is not None
+        assert particles.latent is not None
+        assert particles.moved is not None
+        x = self.generator(particles.latent, None, particles.cond)
+        return LossValue(flat_sum((x - particles.moved).square()) / 2)
+
+    def _time(self, x: Tensor) -> Tensor:
+        time = x.new_tensor(self.horizon)
+        if self.annealing:
+            time = time * (self.draws / self.annealing).clamp(max=1).to(time)
+        return time.expand(len(x))
+
+    def _latents(self, n: int, generator: torch.Generator) -> Tensor:
+        like = next(self.generator.parameters())
+        return self.latent.sample(n, generator=generator, dtype=like.dtype)

@@ -1,0 +1,101 @@
+"""Free particles that are trained node by node (DiffFlow Algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partikel.errors import ConfigError
+from partikel.fields import Field
+from partikel.fields.particles import Particles
+from partikel.models.particle import ParticleModel
+from partikel.priors import GaussianPrior
+from partikel.solvers import brownian_increments
+from partikel.streams import Streams
+
+
+class StagedParticleModel(ParticleModel):
+    """Free particles that are trained node by node, as DiffODE-GAN's are (DiffFlow Algorithm 2).
+
+    A pool of particles stands at one node while the field is trained there; then it takes one step
+    along the field as it has become, and training goes on at the next node. Pool and stage are
+    buffers, so that a checkpoint holds them. Sampling is that of a :class:`ParticleModel`. Particles
+    of a conditional model keep the labels that they are drawn with, at the data's frequencies.
+
+    Args:
+        field: what moves the particles; a field whose nodes share weights forgets earlier ones.
+        prior: the law at t = 0.
+        pool: number of particles in the pool.
+        stage_draws: how often particles are drawn at a node before the pool moves on.
+        options: as for :class:`ParticleModel`.
+    """
+
+    pool: Tensor
+    pool_labels: Tensor | None
+    stage: Tensor
+    draws: Tensor
+
+    def __init__(
+        self,
+        field: Field,
+        prior: GaussianPrior,
+        *,
+        pool: int,
+        stage_draws: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(field, prior, **options)
+        if pool < 1 or stage_draws < 1:
+            raise ConfigError(
+                f"training node by node needs a pool and stage_draws of at least 1, "
+                f"got {pool} and {stage_draws}."
+            )
+        if self.solver.multistep:
+            raise ConfigError("a multistep solver cannot move a pool that stops at every node.")
+        if self.conditional and self.label_weights is None:
+            raise ConfigError("a pool of labelled particles needs the shares of the classes.")
+        self.stage_draws = stage_draws
+        self.register_buffer("pool", torch.zeros(pool, *prior.shape))
+        labels = torch.zeros(pool, dtype=torch.int64) if self.conditional else None
+        self.register_buffer("pool_labels", labels)
+        self.register_buffer("stage", torch.tensor(-1))
+        self.register_buffer("draws", torch.tensor(0))
+
+    def particles(
+        self,
+        n: int,
+        streams: Streams,
+        *,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Particles:
+        """Draws from the pool, which stands at one node."""
+        times = self.grid.nodes(self.steps).tolist()
+        stage = int(self.stage)
+        if stage < 0:
+            self.pool.copy_(self._start(len(self.pool), streams.latent))
+            labels = self.labels(len(self.pool), generator=streams.latent)
+            if self.pool_labels is not None and labels is not None:
+                self.pool_labels.copy_(labels)
+            stage = 0
+        elif int(self.draws) >= self.stage_draws and stage < self.steps - 1:
+            dynamics = self.dynamics(self.pool_labels, self._bound(real, streams.noise))
+            brownian = brownian_increments(streams.noise)
+            solver = self.solver.prepared(self.steps)
+            with torch.no_grad():
+                moved = solver.step(
+                    dynamics, self.pool, times[stage], times[stage + 1], brownian, False
+                )
+            self.pool.copy_(moved)
+            stage += 1
+            self.draws.zero_()
+        self.stage.fill_(stage)
+        self.draws += 1
+        device = self.pool.device
+        rows = torch.randint(len(self.pool), (n,), generator=streams.time, device=device)
+        t = self.pool.new_tensor(times[stage]).expand(n)
+        sigma = None if self.schedule is None else self.schedule.sigma(t)
+        labels = None if self.pool_labels is None else self.pool_labels[rows]
+        return Particles(self.pool[rows], t, sigma, labels)

@@ -1,0 +1,1 @@
+"""What is done with the library: theory checked, maps, catalogues, the papers' items."""

@@ -1,0 +1,1142 @@
+"""The matrix: every field of the catalogue in both carriers, on points of the plane (framework §1-2).
+
+A row of :data:`CATALOGUE` is a field; free particles carry it, and a generator does. Each cell is a small
+composition of public parts with settings that were found on the paper's five Gaussians: lengths are those
+of data about four units across. A pair that cannot work is a cell too, with the reason, and is run and
+measured like all others.
+
+Fields that learn nothing need no network where particles carry them: such cells are samplers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+
+from partikel.app.show import plots
+from partikel.data import Dataset, DataSettings, open_dataset
+from partikel.denoising import EDMDenoiser
+from partikel.divergences import DivergenceLike
+from partikel.errors import CheckpointError, ConfigError, NumericsError, nearest
+from partikel.fields import (
+    DeepMMDField,
+    DensityRatioField,
+    DiscriminatorField,
+    DriftField,
+    ExactScoreField,
+    FDivergenceField,
+    Field,
+    KernelScoreField,
+    LogRatioField,
+    Loss,
+    LossValue,
+    MMDField,
+    Perturbed,
+    ScoreField,
+    SinkhornField,
+    SlicedWassersteinField,
+    SteinField,
+    Sum,
+    TrainingBatch,
+    WhiteNoise,
+)
+from partikel.fields.particles import Particles
+from partikel.kernels import (
+    IMQKernel,
+    Kernel,
+    LaplaceKernel,
+    MultiRBFKernel,
+    NTKKernel,
+    RBFKernel,
+    RieszKernel,
+)
+from partikel.metrics import energy_distance, mode_statistics, sliced_wasserstein2
+from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.networks import MLP, NetworkSettings, build_network, initialise
+from partikel.objectives import GradientPenalty
+from partikel.priors import GaussianPrior
+from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, LogNormalLaw, VESchedule
+from partikel.solvers import Heun
+from partikel.streams import derive_seed
+from partikel.targets import GaussianMixture, Target
+from partikel.training import AdamSettings, Phase, Trainer
+from partikel.training.ema import swapped_in
+
+CarrierName = Literal["particles", "generator"]
+CARRIERS: tuple[CarrierName, ...] = ("particles", "generator")
+
+SAMPLES = 1000
+"""Samples of a cell; a field of samples is bound to as many of the data."""
+REFERENCE = 10_000
+"""Fresh points of the data that they are compared with."""
+LIMIT = 0.05
+"""Energy distance up to which a cell is said to have reached the data."""
+
+WIDTH, LATENT = 128, 8
+LAW = KarrasLaw(0.1, 6.0)
+"""σ of fields that are asked at noised points."""
+
+
+class Bench:
+    """What the fields of one data set are built with.
+
+    Args:
+        dataset: points of the plane with a density.
+        carrier: what will carry the field; ρ moves along t where particles do.
+        seed: of initial weights.
+        score: gives the trained, frozen s_p.
+    """
+
+    def __init__(
+        self, dataset: Dataset, carrier: CarrierName, seed: int, score: Callable[[], ScoreField]
+    ) -> None:
+        assert dataset.target is not None
+        self.dataset = dataset
+        self.target: Target = dataset.target
+        self.timed = carrier == "particles"
+        self.seed = seed
+        self._score = score
+
+    @property
+    def exact(self) -> ExactScoreField:
+        """The exact score of the target."""
+        return ExactScoreField(self.target)
+
+    @property
+    def score(self) -> ScoreField:
+        """s_p, learned by denoising score matching and frozen."""
+        return self._score()
+
+    def network(
+        self, role: Literal["logit", "denoiser", "generator"], scalars: int = 0, part: str = ""
+    ) -> nn.Module:
+        """A multilayer perceptron with weights of its own seed."""
+        conditioned = {"fourier_scale": 1.0, "embedding_features": 16} if scalars else {}
+        return build_network(
+            NetworkSettings(
+                kind="mlp",
+                width=WIDTH,
+                depth=3,
+                activation={"logit": "leaky_relu", "denoiser": "silu", "generator": "relu"}[role],
+                init="he",
+                **conditioned,  # type: ignore[arg-type]
+            ),
+            role,
+            shape=(2,),
+            scalars=scalars,
+            latent=LATENT if role == "generator" else None,
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, "matrix", part or role)),
+        )
+
+    def critic(
+        self, objective: str = "non-saturating", *penalties: GradientPenalty, noised: bool = False
+    ) -> DiscriminatorField:
+        """A discriminator, conditional on t along particles' paths, and on σ where points are noised."""
+        told = (*(("t",) if self.timed else ()), *(("log sigma",) if noised else ()))
+        return DiscriminatorField(
+            self.network("logit", len(told)),
+            objective,
+            conditions=told,  # type: ignore[arg-type]
+            penalties=penalties,
+        )
+
+    def features(self, count: int = 64) -> nn.Module:
+        """A multilayer perceptron of features at a noise level."""
+        network = MLP(
+            (2,),
+            (count,),
+            width=WIDTH,
+            depth=3,
+            activation="silu",
+            scalars=1,
+            embedding_features=16,
+            fourier_scale=1.0,
+        )
+        seed = derive_seed(self.seed, "matrix", "features")
+        return initialise(network, "he", generator=torch.Generator().manual_seed(seed))
+
+    def own_score(self) -> ScoreField:
+        """s_ρ, to be learned from the carrier's particles."""
+        network = self.network("denoiser", 1 + self.timed, "own score")
+        denoiser = EDMDenoiser(network, self.dataset.sigma_data, timed=self.timed)
+        return ScoreField(denoiser, LAW, of="particles", name="own score")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cell to run.
+
+    Attributes:
+        model: the carrier with its field.
+        phases: of its training; empty where nothing learns.
+        iterations: of its training.
+        ema: decay of the average of the weights that are sampled.
+    """
+
+    model: Carrier
+    phases: tuple[Phase, ...] = ()
+    iterations: int = 0
+    ema: float = 0.995
+
+
+Build = Callable[[Bench], Plan]
+MakeField = Callable[[Bench], Field]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A field of the catalogue.
+
+    Attributes:
+        name: what ``--rows`` calls it.
+        formula: ∇h(x).
+        paper: where it comes from.
+        learns: which networks the field trains.
+        particles: composes it with free particles.
+        generator: composes it with a generator.
+        misses: why a carrier cannot work, by carrier.
+    """
+
+    name: str
+    formula: str
+    paper: str
+    learns: str
+    particles: Build
+    generator: Build
+    misses: Mapping[str, str] = field(default_factory=dict)
+
+
+def flow(
+    make: MakeField,
+    *,
+    eta: float,
+    steps: int,
+    start: float = 2.0,
+    temperature: float = 0.0,
+    phases: tuple[Phase, ...] = (),
+    iterations: int = 0,
+) -> Build:
+    """Free particles from N(0, start² I); a field that learns is trained along their paths.
+
+    Args:
+        make: the field.
+        eta: η, the time that the flow runs for.
+        steps: N.
+        start: standard deviation of the particles at t = 0.
+        temperature: τ of the noise √(2τη) dW.
+        phases: of the field's training.
+        iterations: of its training.
+    """
+
+    def build(bench: Bench) -> Plan:
+        model = ParticleModel(
+            make(bench),
+            GaussianPrior((2,), std=start),
+            steps=steps,
+            eta=eta,
+            temperature=temperature,
+            times_per_path=steps // 2 if phases else 1,
+        )
+        return Plan(model, phases, iterations)
+
+    return build
+
+
+def trained(
+    make: MakeField,
+    *,
+    iterations: int,
+    lr: float = 2e-3,
+    batch: int = 256,
+    eta: float | None = None,
+    phases: tuple[Phase, ...] = (),
+) -> Build:
+    """A generator that follows the field, after the phases of the field's own training.
+
+    Args:
+        make: the field.
+        iterations: of training.
+        lr: learning rate of the generator, which falls linearly.
+        batch: samples of an update of the generator.
+        eta: step of the outputs, where they are fitted to moved ones.
+        phases: of the field's training.
+    """
+    adam = AdamSettings(lr=lr, beta1=0.5, beta2=0.99, decay="linear")
+
+    def build(bench: Bench) -> Plan:
+        network = bench.network("generator")
+        model = GeneratorModel(make(bench), network, GaussianPrior((LATENT,)), eta=eta)
+        return Plan(model, (*phases, Phase("generator", adam, batch)), iterations)
+
+    return build
+
+
+# --- the catalogue
+
+_ADAM = AdamSettings(lr=2e-3, decay="linear")
+_SLOW = AdamSettings(lr=1e-3, decay="linear")
+_NOISING = KarrasLaw(0.1, 3.0)
+_NOISE = math.sqrt(2 / 2e-3)  # in a step of the learning rate η, √(2/η) ξ stands for √2 dW
+_CRITIC = AdamSettings(lr=1e-3, beta1=0.5, beta2=0.99, decay="linear")
+_FAR = "a generator starts in one place, where this field does not show it the far modes"
+
+
+def _adversarial(
+    name: str,
+    formula: str,
+    paper: str,
+    objective: str,
+    eta: float,
+    *penalties: GradientPenalty,
+) -> Row:
+    """A discriminator's potential."""
+
+    def make(bench: Bench) -> Field:
+        return bench.critic(objective, *penalties)
+
+    return Row(
+        name,
+        formula,
+        paper,
+        "discriminator",
+        flow(
+            make,
+            eta=eta,
+            steps=16,
+            start=1.0,
+            phases=(Phase("discriminator", AdamSettings(lr=2e-3, beta1=0.5, decay="linear"), 512),),
+            iterations=1200,
+        ),
+        trained(
+            make,
+            iterations=2500,
+            lr=5e-4,
+            batch=128,
+            phases=(Phase("discriminator", _CRITIC, 128),),
+        ),
+    )
+
+
+def _divergence(
+    name: str,
+    formula: str,
+    eta: float,
+    clip: float,
+    divergence: DivergenceLike | None = None,
+    paper: str = "GPM Table 2",
+) -> Row:
+    """An f-divergence over kernel densities."""
+
+    def at(bandwidth: float) -> Field:
+        laws = KernelScoreField(bandwidth, "data"), KernelScoreField(bandwidth)
+        return FDivergenceField(DensityRatioField(*laws), divergence or name, clip=clip)
+
+    return Row(
+        f"{name}-kernels",
+        formula,
+        paper,
+        "nothing",
+        flow(lambda bench: at(0.4), eta=eta, steps=60),
+        trained(lambda bench: 4.0 * at(2.0) + at(1.0) + 0.25 * at(0.5), iterations=500),
+    )
+
+
+def _mmd(
+    name: str, formula: str, kernel: Kernel, eta: float, steps: int, *, iterations: int = 1000
+) -> Row:
+    """½ MMD² of a kernel."""
+
+    def make(bench: Bench) -> Field:
+        return MMDField(kernel)
+
+    return Row(
+        f"mmd-{name}",
+        formula,
+        "Arbel et al. 2019",
+        "nothing",
+        flow(make, eta=eta, steps=steps, start=1.0),
+        trained(make, iterations=iterations),
+    )
+
+
+def _stein(bench: Bench) -> Field:
+    return SteinField(bench.exact, RBFKernel(0.5))
+
+
+def _stein_levels(bench: Bench) -> Field:
+    levels = [
+        Perturbed(
+            SteinField(bench.exact, RBFKernel(max(sigma, 0.5))),
+            KarrasLaw(sigma, 1.01 * sigma),
+            power=0.5,
+        )
+        for sigma in (0.05, 0.3, 1.0, 2.0)
+    ]
+    return Sum(tuple(levels))
+
+
+def _difference(bench: Bench) -> Field:
+    return Perturbed(bench.score - bench.own_score(), LAW)
+
+
+def _distilled(bench: Bench) -> Field:
+    gradient = bench.score - bench.own_score()
+    critic = bench.critic(noised=True)
+    return Perturbed(FDivergenceField(critic, "jensen-shannon", gradient=gradient, clip=3), LAW)
+
+
+def _noised_critic(bench: Bench) -> Field:
+    return Perturbed(bench.critic(noised=True), KarrasLaw(0.1, 2.0))
+
+
+def _noisy_mmd(bench: Bench) -> Field:
+    noise = (lambda t: 2 * (1 - t)) if bench.timed else 1.0
+    return MMDField(RBFKernel(1.0), noise=noise)
+
+
+def _tangent_mmd(bench: Bench) -> Field:
+    return MMDField(NTKKernel(bench.network("logit", part="kernel")))
+
+
+def _to_density(bench: Bench) -> Field:
+    return FDivergenceField(DensityRatioField(bench.target, KernelScoreField(0.2)), "kl")
+
+
+def _deep_mmd(bench: Bench) -> Field:
+    """A generator asks about all levels at once; large features then repel its outputs."""
+    if bench.timed:
+        return DeepMMDField(bench.features(), _NOISING)
+    levels = (0.1, 0.3, 1.0, 2.0, 3.0)
+    return DeepMMDField(bench.features(), _NOISING, levels=levels, l2_penalty=0.0)
+
+
+def _deep_mmd_flow(bench: Bench) -> Plan:
+    model = ParticleModel(
+        _deep_mmd(bench),
+        GaussianPrior((2,), std=_NOISING.sigma_max),
+        steps=60,
+        eta=30,
+        schedule=VESchedule(_NOISING.sigma_max, _NOISING.sigma_min),
+    )
+    return Plan(model, (Phase("features", _ADAM, 512),), 1000)
+
+
+class _Blurred(ExactScoreField):
+    """A score that is wrong: of the data with noise of standard deviation ``BLUR``, for no noise."""
+
+    BLUR = 1.0
+
+    def forward(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        assert sigma is not None
+        return self.target.score(x, (sigma.square() + self.BLUR**2).sqrt())
+
+
+class _AgainstSamples(Field):
+    """∇log(p_σ/q_σ), learned from noised data and noised samples of a model, drawn once."""
+
+    def __init__(self, ratio: LogRatioField, samples: Tensor) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.samples = samples
+
+    def forward(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        return self.ratio(x, t, sigma, cond)
+
+    def losses(self) -> tuple[Loss, ...]:
+        (loss,) = Perturbed(self.ratio, KarrasLaw(0.02, 40.0, 7.0)).losses()
+
+        def compute(batch: TrainingBatch) -> LossValue:
+            generator = batch.streams.latent
+            rows = torch.randint(len(self.samples), (batch.size,), generator=generator)
+            drawn = self.samples[rows]
+            particles = Particles(drawn, drawn.new_ones(len(drawn)))
+            return loss.compute(replace(batch, particles=particles))
+
+        return (replace(loss, needs=frozenset({"real"}), compute=compute, adds_noise=True),)
+
+
+def _guided(bench: Bench) -> Field:
+    score = _Blurred(bench.target)
+    drawn = _diffused(score).sample(10 * SAMPLES, generator=_stream(bench.seed, "wrong samples"))
+    critic = DiscriminatorField(bench.network("logit", 1), conditions=("log sigma",))
+    return score + _AgainstSamples(LogRatioField(critic), drawn)
+
+
+def _entropic(bench: Bench) -> Field:
+    return MMDField(RieszKernel()) - 0.02 * KernelScoreField(0.2)
+
+
+def _two_batches(bench: Bench) -> Field:
+    return SinkhornField(0.5, iterations=5, tolerance=1e-2, halves=True)
+
+
+def _le_cam(u: Tensor) -> Tensor:
+    return (u - 1).square() / (u + 1)
+
+
+def _diffused(score: Field) -> ParticleModel:
+    """The probability flow of a score."""
+    schedule = EDMSchedule(40.0)
+    return ParticleModel(
+        schedule.half_rate * score,
+        GaussianPrior((2,), std=40.0),
+        steps=18,
+        schedule=schedule,
+        grid=KarrasGrid(schedule),
+        solver=Heun(),
+    )
+
+
+_OWN = Phase("own score", _ADAM, 256)
+_R1 = GradientPenalty(0.05, at="real")
+_STRONG = GradientPenalty(1.0, at="real")
+
+_ROWS = (
+    _adversarial("non-saturating", "∇ log sigmoid d", "Goodfellow 2014", "non-saturating", 20, _R1),
+    _adversarial("saturating", "∇ softplus d", "Goodfellow 2014", "saturating", 15, _R1),
+    _adversarial("least-squares", "-∇ (d - 1)²", "Mao et al. 2017", "lsgan", 15, _STRONG),
+    _adversarial("hinge", "∇d, hinge loss", "Lim & Ye 2017", "hinge", 8, GradientPenalty(0.05)),
+    _adversarial(
+        "ipm", "∇d, E_ρ d - E_p d + penalty", "Arjovsky 2017", "ipm", 8, GradientPenalty(1.0)
+    ),
+    _adversarial("relativistic", "∇d, paired", "Huang et al. 2024", "relativistic", 15, _R1),
+    _adversarial("kl-critic", "∇d = ∇ log r", "GPM Table 2", "logit", 5, _R1),
+    Row(
+        "noised-critic",
+        "E σ ∇ log sigmoid d(x + σε, σ)",
+        "GPM §B.1.2",
+        "discriminator",
+        flow(
+            _noised_critic,
+            eta=20,
+            steps=16,
+            start=1.0,
+            phases=(Phase("discriminator", _ADAM, 512),),
+            iterations=1200,
+        ),
+        trained(
+            _noised_critic,
+            iterations=2000,
+            lr=5e-4,
+            phases=(Phase("discriminator", _CRITIC, 256),),
+        ),
+    ),
+    _divergence("kl", "∇ log r", 5, 3),
+    _divergence("reverse-kl", "r ∇ log r", 10, 3),
+    _divergence("jensen-shannon", "r/(1+r) ∇ log r", 10, 3),
+    _divergence("non-saturating", "1/(1+r) ∇ log r", 10, 3),
+    _divergence("pearson", "2/r ∇ log r", 5, 1),
+    _divergence("hellinger", "√r/2 ∇ log r", 10, 3),
+    _divergence("jeffreys", "(1+r) ∇ log r", 4, 1),
+    _divergence("le-cam", "h(r) ∇ log r, f = (u-1)²/(u+1)", 10, 3, _le_cam, "f by autodiff"),
+    Row(
+        "kl-density",
+        "s_p - ∇ log ρ̂",
+        "GPM eqs. 2-3",
+        "nothing",
+        flow(_to_density, eta=5, steps=100),
+        trained(_to_density, iterations=600),
+        {"generator": _FAR},
+    ),
+    Row(
+        "score",
+        "|σ'|σ s_p(x, σ)",
+        "Karras et al. 2022",
+        "data score",
+        lambda bench: Plan(_diffused(bench.score)),
+        trained(lambda bench: Perturbed(bench.score, LAW), iterations=600),
+        {"generator": "nothing repels: without s_ρ the outputs crowd where p is high"},
+    ),
+    Row(
+        "guidance",
+        "|σ'|σ (s + ∇ log p_σ/q_σ)",
+        "Kim et al. 2023",
+        "discriminator",
+        lambda bench: Plan(_diffused(_guided(bench)), (Phase("discriminator", _ADAM, 512),), 2000),
+        trained(
+            lambda bench: Perturbed(_guided(bench), LAW),
+            iterations=600,
+            phases=(Phase("discriminator", _ADAM, 512),),
+        ),
+        {"generator": "nothing repels: without s_ρ the outputs crowd in one place"},
+    ),
+    Row(
+        "score-difference",
+        "E σ (s_p - s_ρ)(x + σε)",
+        "GPM Algorithm 1",
+        "data score, own score",
+        flow(_difference, eta=10, steps=32, start=1.0, phases=(_OWN,), iterations=2000),
+        trained(_difference, iterations=1500, lr=1e-3, phases=(Phase("own score", _ADAM, 256, 3),)),
+    ),
+    Row(
+        "f-distill",
+        "E σ r/(1+r) (s_p - s_ρ)(x + σε)",
+        "Xu et al. 2025",
+        "data score, own score, discriminator",
+        flow(
+            _distilled,
+            eta=20,
+            steps=16,
+            start=1.0,
+            phases=(Phase("discriminator", _ADAM, 256), _OWN),
+            iterations=1000,
+        ),
+        trained(
+            _distilled,
+            iterations=1200,
+            lr=1e-3,
+            phases=(Phase("discriminator", _ADAM, 256, 2), Phase("own score", _ADAM, 256, 3)),
+        ),
+    ),
+    Row(
+        "langevin",
+        "s_p + √2 noise",
+        "GPM eq. 21",
+        "nothing",
+        flow(lambda bench: bench.exact, eta=4, steps=400, temperature=1.0),
+        trained(lambda bench: bench.exact + WhiteNoise(_NOISE), iterations=600),
+        {"generator": "noise averages out in the weights: what is left climbs to the modes"},
+    ),
+    Row(
+        "svgd",
+        "E_y [k s_p(y) + ∇_y k]",
+        "Liu & Wang 2016",
+        "nothing",
+        flow(_stein, eta=50, steps=200),
+        trained(_stein, iterations=600),
+        {"generator": _FAR},
+    ),
+    Row(
+        "svgd-levels",
+        "Σ_σ E [k s_p(y, σ) + ∇_y k]",
+        "Liu & Wang 2016",
+        "nothing",
+        flow(_stein_levels, eta=20, steps=150),
+        trained(_stein_levels, iterations=800),
+    ),
+    _mmd("rbf", "k = exp(-d²/2h²), h the median", RBFKernel(), 3000, 600, iterations=5000),
+    _mmd("multi-rbf", "k = mean of five widths", MultiRBFKernel(1.0), 150, 100),
+    _mmd("laplace", "k = exp(-d/2)", LaplaceKernel(2.0), 150, 150),
+    _mmd("imq", "k = (1 + d²)^(-1/2)", IMQKernel(1.0), 150, 150),
+    _mmd("energy", "k = -d", RieszKernel(), 60, 120),
+    Row(
+        "mmd-ntk",
+        "k = ⟨∂_w f(x), ∂_w f(y)⟩",
+        "Jacot et al. 2018",
+        "nothing",
+        flow(_tangent_mmd, eta=0.5, steps=300, start=1.0),
+        trained(_tangent_mmd, iterations=1000),
+        {
+            "generator": "two smooth kernels, this one and the generator's own: what tells points "
+            "within a mode apart does not get through (0.07 after 2,500 iterations, too)"
+        },
+    ),
+    Row(
+        "mmd-noise",
+        "k = exp(-d²/2), at x + βξ",
+        "Arbel et al. 2019, §4.1",
+        "nothing",
+        flow(_noisy_mmd, eta=150, steps=150),
+        trained(_noisy_mmd, iterations=1000),
+    ),
+    Row(
+        "mmd-entropy",
+        "k = -d, and -τ ∇ log ρ̂",
+        "GPM Table 2",
+        "nothing",
+        flow(_entropic, eta=60, steps=120, start=1.0),
+        trained(_entropic, iterations=1000),
+    ),
+    Row(
+        "dmmd",
+        "k = ⟨φ(x, σ), φ(y, σ)⟩",
+        "Galashov et al. 2025",
+        "features",
+        _deep_mmd_flow,
+        trained(_deep_mmd, iterations=1500, lr=1e-3, phases=(Phase("features", _SLOW, 128),)),
+    ),
+    Row(
+        "sliced",
+        "E_θ θ (T_θ⟨θ,x⟩ - ⟨θ,x⟩)",
+        "Bonneel et al. 2015",
+        "nothing",
+        flow(lambda bench: SlicedWassersteinField(32), eta=30, steps=60, start=1.0),
+        trained(lambda bench: SlicedWassersteinField(32), iterations=1000),
+    ),
+    Row(
+        "sinkhorn",
+        "T_ρp(x) - T_ρρ(x)",
+        "Feydy et al. 2019",
+        "nothing",
+        flow(
+            lambda bench: SinkhornField(0.5, iterations=5, tolerance=1e-2),
+            eta=10,
+            steps=12,
+            start=1.0,
+        ),
+        trained(lambda bench: SinkhornField(0.5, iterations=3, tolerance=1e-2), iterations=600),
+    ),
+    Row(
+        "w-flow",
+        "T_qp(x) - T_qq'(x)",
+        "Han et al. 2026",
+        "nothing",
+        flow(_two_batches, eta=10, steps=12, start=1.0),
+        trained(_two_batches, iterations=600, eta=1.0),
+    ),
+    Row(
+        "drifting",
+        "V_p⁺(x) - V_ρ⁻(x)",
+        "Deng et al. 2026",
+        "nothing",
+        flow(lambda bench: DriftField(0.5), eta=30, steps=40, start=1.0),
+        trained(lambda bench: DriftField(0.5), iterations=1000, eta=1.0),
+    ),
+)
+CATALOGUE: dict[str, Row] = {row.name: row for row in _ROWS}
+"""Every row by its name."""
+
+
+# --- running
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A field in a carrier, measured.
+
+    Attributes:
+        row: of :data:`CATALOGUE`.
+        carrier: "particles" or "generator".
+        seed: of initial weights and all random draws.
+        energy: energy distance to the data; None where there are no finite samples.
+        sliced_w2: sliced Wasserstein-2 distance.
+        modes: covered, where the target is a mixture.
+        cpu_seconds: of training and sampling, without those of s_p.
+        score_seconds: of training s_p, which rows share.
+        iterations: of training that were run.
+        stopped: whether the cap stopped it.
+        reason: why the pair cannot be.
+    """
+
+    row: str
+    carrier: CarrierName
+    seed: int
+    energy: float | None
+    sliced_w2: float | None
+    modes: int | None
+    cpu_seconds: float
+    score_seconds: float
+    iterations: int
+    stopped: bool
+    reason: str | None
+
+    def reaches(self, modes: int | None) -> bool:
+        """Whether it covers that many modes with an energy of at most :data:`LIMIT`."""
+        return self.energy is not None and self.energy <= LIMIT and self.modes == modes
+
+
+def run_matrix(
+    out: Path,
+    *,
+    target: str = "gaussians",
+    rows: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    cap: float = 30.0,
+    console: Console | None = None,
+) -> list[Cell]:
+    """Run the cells that are not in ``matrix.json`` yet, and draw all of them.
+
+    Args:
+        out: folder for ``matrix.json``, ``matrix.png`` and the cells' samples.
+        target: name of two-dimensional data with a density.
+        rows: names in :data:`CATALOGUE`; all of them unless given.
+        seeds: each cell is run with each of them.
+        cap: CPU seconds at which the training of a cell (or its flow, where nothing learns) stops.
+        console: where progress is shown.
+
+    Returns:
+        The chosen cells, in the catalogue's order.
+
+    Raises:
+        ConfigError: for an unknown row, data without a density in the plane, a cap that is not
+            positive, no seeds, or a folder with a matrix of another target or cap.
+        CheckpointError: if ``matrix.json`` cannot be read.
+    """
+    chosen = _chosen(rows)
+    dataset = _opened(target)
+    if not cap > 0 or not seeds:
+        raise ConfigError(
+            f"a matrix needs a cap of CPU seconds > 0 and a seed, got {cap} and {list(seeds)}."
+        )
+    protocol = {
+        "data": dataset.name,
+        "cap": cap,
+        "samples": SAMPLES,
+        "reference": REFERENCE,
+        "limit": LIMIT,
+    }
+    folder = _Folder(out, protocol)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small for more to pay
+    try:
+        for seed in seeds:
+            scores = _Scores(dataset, seed, cap)
+            for row in chosen:
+                for carrier in CARRIERS:
+                    if folder.done(row.name, carrier, seed):
+                        continue
+                    cell, samples = _run(row, carrier, dataset, seed, cap, scores)
+                    folder.add(cell, samples)
+                    if console is not None:
+                        console.print(_line(cell), highlight=False)
+    finally:
+        torch.set_num_threads(threads)
+    cells = [
+        folder.cells[row.name, carrier, seed]
+        for row in chosen
+        for carrier in CARRIERS
+        for seed in seeds
+    ]
+    shown = [cell for cell in cells if cell.seed == seeds[0]]
+    data = dataset.draw(SAMPLES, generator=_stream(0, "picture")).x
+    clouds = {(c.row, c.carrier): folder.samples(c) for c in shown}
+    figure = matrix_figure(shown, clouds, data, modes_of(dataset.target), _caption(protocol, seeds))
+    plots.save_figure(figure, out / "matrix.png", dpi=110)
+    return cells
+
+
+def modes_of(target: Target | None) -> int | None:
+    """Number of components of a mixture; None of another law."""
+    return len(target.weights) if isinstance(target, GaussianMixture) else None
+
+
+HEADER = ["field", "carrier", "energy", "SW2", "modes", "CPU s", "note"]
+"""Of :func:`table`."""
+
+
+def table(cells: Sequence[Cell], target: str) -> list[list[str]]:
+    """A line for each pair: the worst figures of its seeds, their mean CPU seconds, and a note.
+
+    The note is "cannot" where the catalogue or the run has a reason (:func:`reasons`), "misses" where a
+    seed leaves out a mode or ends above :data:`LIMIT`, "capped" where the cap stopped one.
+
+    Args:
+        cells: of one target.
+        target: its name.
+    """
+    modes, lines = modes_of(_opened(target).target), []
+    for name, carrier in dict.fromkeys((cell.row, cell.carrier) for cell in cells):
+        those = [cell for cell in cells if (cell.row, cell.carrier) == (name, carrier)]
+        notes = ["capped"] if any(cell.stopped for cell in those) else []
+        if not all(cell.reaches(modes) for cell in those):
+            notes.insert(0, "cannot" if any(cell.reason for cell in those) else "misses")
+        lines.append(
+            [
+                name,
+                carrier,
+                _worst([cell.energy for cell in those], max, "{:.3f}"),
+                _worst([cell.sliced_w2 for cell in those], max, "{:.2f}"),
+                _worst([cell.modes for cell in those], min, "{}"),
+                f"{sum(cell.cpu_seconds for cell in those) / len(those):.0f}",
+                ", ".join(notes),
+            ]
+        )
+    return lines
+
+
+def reasons(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """Why pairs cannot be, by row and carrier."""
+    return {(cell.row, cell.carrier): cell.reason for cell in cells if cell.reason}
+
+
+def _worst(values: Sequence[float | None], worst: Callable[..., float], shape: str) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    return shape.format(worst(known)).replace("-0.000", "0.000")
+
+
+def _line(cell: Cell) -> str:
+    energy = "-" if cell.energy is None else f"{cell.energy:.4f}"
+    modes = "" if cell.modes is None else f", {cell.modes} modes"
+    stopped = ", stopped at the cap" if cell.stopped else ""
+    return (
+        f"{cell.row}, {cell.carrier}, seed {cell.seed}: energy {energy}{modes}, "
+        f"{cell.cpu_seconds:.1f} s{stopped}"
+    )
+
+
+def _chosen(rows: Sequence[str] | None) -> list[Row]:
+    for name in rows or ():
+        if name not in CATALOGUE:
+            raise ConfigError(f"the matrix has no row '{name}': {nearest(name, list(CATALOGUE))}")
+    return [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+
+
+def _opened(name: str) -> Dataset:
+    dataset = open_dataset(DataSettings(name))
+    if dataset.shape != (2,) or dataset.target is None:
+        raise ConfigError(
+            f"the matrix needs points of the plane with a known density, which '{name}' are not: "
+            "choose 'gaussians', 'unequal', 'ring' or 'grid25'."
+        )
+    return dataset
+
+
+class _Folder:
+    """``matrix.json`` and the samples of its cells, written cell by cell."""
+
+    def __init__(self, out: Path, protocol: dict[str, Any]) -> None:
+        self.out = out
+        self.protocol = protocol
+        self.cells: dict[tuple[str, str, int], Cell] = {}
+        path = out / "matrix.json"
+        if not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            cells = [Cell(**each) for each in found["cells"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is not a matrix that can be read: remove it, or choose another folder."
+            ) from error
+        if found["protocol"] != protocol:
+            raise ConfigError(
+                f"{path} is a matrix of other settings ({found['protocol']}): give the same target "
+                "and cap to continue it, or choose another folder."
+            )
+        self.cells = {(cell.row, cell.carrier, cell.seed): cell for cell in cells}
+
+    def done(self, row: str, carrier: str, seed: int) -> bool:
+        """Whether a cell was run, and its samples are there."""
+        cell = self.cells.get((row, carrier, seed))
+        return cell is not None and (cell.energy is None or self._path(cell).exists())
+
+    def add(self, cell: Cell, samples: Tensor | None) -> None:
+        """Keep a cell: its samples, then its line."""
+        if samples is not None:
+            with plots.replacing(self._path(cell)) as part:
+                np.save(part, samples.numpy().astype(np.float32))
+        self.cells[cell.row, cell.carrier, cell.seed] = cell
+        record = {
+            "protocol": self.protocol,
+            "cells": [asdict(each) for each in self.cells.values()],
+        }
+        with plots.replacing(self.out / "matrix.json") as part:
+            part.write_text(
+                json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+
+    def samples(self, cell: Cell) -> Tensor | None:
+        """What was kept."""
+        return None if cell.energy is None else torch.from_numpy(np.load(self._path(cell)))
+
+    def _path(self, cell: Cell) -> Path:
+        return self.out / "samples" / f"{cell.row}-{cell.carrier}-{cell.seed}.npy"
+
+
+class _Scores:
+    """s_p of a data set and seed, trained when it is first asked for."""
+
+    def __init__(self, dataset: Dataset, seed: int, cap: float) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.cap = cap
+        self.seconds = 0.0
+        self.asked = False
+        self._field: ScoreField | None = None
+
+    def __call__(self) -> ScoreField:
+        self.asked = True
+        if self._field is None:
+            bench = Bench(self.dataset, "generator", self.seed, self)
+            denoiser = EDMDenoiser(bench.network("denoiser", 1), self.dataset.sigma_data)
+            score = ScoreField(denoiser, LogNormalLaw(-0.4, 1.2))
+            model = ParticleModel(score, GaussianPrior((2,)), steps=1)
+            plan = Plan(model, (Phase("score", _ADAM, 256),), 4000, 0.999)
+            trainer, _ = _train(plan, self.dataset, self.seed, self.cap)
+            with swapped_in(model.sampled, trainer.average):
+                self._field = copy.deepcopy(score)
+            self._field.freeze()
+            self.seconds = trainer.cpu_seconds
+        return self._field
+
+
+def _run(
+    row: Row, carrier: CarrierName, dataset: Dataset, seed: int, cap: float, scores: _Scores
+) -> tuple[Cell, Tensor | None]:
+    """Train, sample and measure one cell."""
+    scores.asked = False
+    build = row.particles if carrier == "particles" else row.generator
+    plan = build(Bench(dataset, carrier, seed, scores))
+    started, iterations, stopped = time.process_time(), 0, False
+    samples, reason = None, row.misses.get(carrier)
+    try:
+        if plan.phases:
+            trainer, stopped = _train(plan, dataset, seed, cap)
+            iterations = trainer.step
+            with swapped_in(plan.model.sampled, trainer.average):
+                samples, _ = _sampled(plan.model, dataset, seed, math.inf)
+        else:
+            samples, stopped = _sampled(plan.model.eval(), dataset, seed, cap)
+        if not samples.isfinite().all():
+            raise NumericsError("particles left the finite numbers.")
+    except NumericsError as error:
+        samples, reason = None, str(error)
+    seconds = time.process_time() - started
+    figures: dict[str, Any] = {"energy": None, "sliced_w2": None, "modes": None}
+    if samples is not None:
+        figures |= _measured(samples, dataset)
+    cell = Cell(
+        row.name,
+        carrier,
+        seed,
+        **figures,
+        cpu_seconds=round(seconds, 2),
+        score_seconds=round(scores.seconds, 2) if scores.asked else 0.0,
+        iterations=iterations,
+        stopped=stopped,
+        reason=reason,
+    )
+    return cell, samples
+
+
+def _train(plan: Plan, dataset: Dataset, seed: int, cap: float) -> tuple[Trainer, bool]:
+    """Train until the end or the cap, and say which."""
+    trainer = Trainer(
+        plan.model, dataset, plan.phases, iterations=plan.iterations, seed=seed, ema=plan.ema
+    )
+    for _ in trainer.run():
+        if trainer.cpu_seconds > cap and trainer.step < plan.iterations:
+            return trainer, True
+    return trainer, False
+
+
+def _sampled(model: Carrier, dataset: Dataset, seed: int, cap: float) -> tuple[Tensor, bool]:
+    """Samples, and whether the cap stopped the flow."""
+    generator = _stream(seed, "samples")
+    real = dataset.draw(SAMPLES, generator=_stream(seed, "real")).x
+    if not isinstance(model, ParticleModel):
+        return model.sample(SAMPLES, generator=generator, real=real), False
+    x = model.prior.sample(SAMPLES, generator=generator)
+    started, state = time.process_time(), None
+    for state in model.stream(x, generator=generator, real=real):
+        if time.process_time() - started > cap and state.t < model.horizon:
+            return state.x, True
+    assert state is not None
+    return state.x, False
+
+
+def _measured(samples: Tensor, dataset: Dataset) -> dict[str, Any]:
+    reference = dataset.draw(REFERENCE, generator=_stream(0, "reference")).x
+    figures: dict[str, Any] = {
+        "energy": round(energy_distance(samples, reference), 5),
+        "sliced_w2": round(sliced_wasserstein2(samples, reference), 4),
+    }
+    target = dataset.target
+    if isinstance(target, GaussianMixture):
+        modes = mode_statistics(samples, target.means, target.stds, target.weights)
+        figures["modes"] = modes.covered
+    return figures
+
+
+def _stream(seed: int, *path: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "matrix", *path))
+
+
+# --- the picture
+
+_SIDE, _HEAD, _FOOT, _GAP = 1.42, 0.42, 0.2, 0.22
+"""Inches of a panel, over and under it, and between pairs."""
+_ACROSS = 4
+"""Pairs in a line."""
+_MISS = plots.SERIES[0]
+
+
+def matrix_figure(
+    cells: Sequence[Cell],
+    samples: Mapping[tuple[str, str], Tensor | None],
+    data: Tensor,
+    modes: int | None,
+    caption: str,
+) -> Figure:
+    """Small scatters, each field's two carriers side by side, with what was measured below.
+
+    Args:
+        cells: one for each row and carrier.
+        samples: (n, 2) by row and carrier; None where there are none.
+        data: (m, 2).
+        modes: of the target.
+        caption: under the picture.
+    """
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    across = min(_ACROSS, len(names))
+    lines = math.ceil(len(names) / across)
+    wide, high = 2 * _SIDE + _GAP, _HEAD + _SIDE + _FOOT
+    foot = 0.5
+    figure = plots.new_figure(across * wide + _GAP / 2, lines * high + foot)
+    width, height = figure.get_size_inches()
+    view = plots.view_of(data)
+    for cell in cells:
+        line, column = divmod(names.index(cell.row), across)
+        left = _GAP / 2 + column * wide + (cell.carrier == "generator") * _SIDE
+        bottom = foot + (lines - 1 - line) * high + _FOOT
+        axes = plots.add_panel(figure, (left, bottom), _SIDE)
+        _draw(axes, samples[cell.row, cell.carrier], data, view)
+        at = (left + plots.MARGIN) / width
+        row, under = CATALOGUE[cell.row], (bottom - 0.07) / height
+        if cell.carrier == "particles":
+            above = bottom + _SIDE
+            figure.text(at, (above + 0.17) / height, row.name, color=plots.INK, size=9.5)
+            figure.text(at, (above + 0.02) / height, row.formula, color=plots.MUTED, size=7)
+            end = (left + 2 * _SIDE - plots.MARGIN) / width
+            style = {"color": plots.MUTED, "size": 6, "ha": "right"}
+            figure.text(end, (above + 0.17) / height, row.paper, **style)
+        color = plots.MUTED if cell.reaches(modes) else _MISS
+        figure.text(at, under, _measures(cell), color=color, size=7, va="center")
+    figure.text(_GAP / width, 0.12 / height, caption, color=plots.MUTED, size=7.5)
+    return figure
+
+
+def _draw(
+    axes: Axes, samples: Tensor | None, data: Tensor, view: tuple[float, float, float, float]
+) -> None:
+    plots.frame_axes(axes, view)
+    empty = data[:0]
+    plots.draw_clouds(axes, empty if samples is None else samples, data, _SIDE)
+    if samples is not None:
+        plots.note_outside(axes, samples, view)
+
+
+def _measures(cell: Cell) -> str:
+    seconds = f"{cell.cpu_seconds:.0f} s" + ("*" if cell.stopped else "")
+    if cell.energy is None:
+        return f"no samples · {seconds}"
+    energy = f"{cell.energy:.3f}" if cell.energy < 100 else f"{cell.energy:.0e}"
+    modes = "" if cell.modes is None else f"{cell.modes} modes · "
+    return f"{energy.replace('-0.000', '0.000').replace('-', '−')} · {modes}{seconds}"
+
+
+def _caption(protocol: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    return (
+        "Each field carried by free particles (left) and by a generator (right). Below: energy distance, "
+        f"modes covered, CPU seconds.\nData: {protocol['data']}; {SAMPLES} samples, seed {seeds[0]}. "
+        f"Red: a mode is missing, or energy > {LIMIT:g}. *: stopped at the cap of {protocol['cap']:g} s."
+    )

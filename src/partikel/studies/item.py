@@ -1,0 +1,135 @@
+"""What an item is: a plan for each scale, a measurement, and findings beside the papers' claims.
+
+An item's file says in its docstring what the paper shows, holds one plan for each scale, and a function
+``measure(plan, lab)`` that trains through the lab, measures, draws, and returns an :class:`Outcome`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from partikel.studies.benches import Scale
+from partikel.studies.lab import Lab
+
+HOLDS = "holds"
+FAILS = "does not hold"
+OPEN = "not decidable at this scale"
+Verdict: TypeAlias = Literal["holds", "does not hold", "not decidable at this scale"]
+
+P = TypeVar("P")
+Value: TypeAlias = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of a paper beside what was measured.
+
+    Attributes:
+        claim: what the paper says, in one sentence.
+        source: where it says so.
+        where: on what data and how many seeds it was measured.
+        measured: one sentence with the numbers.
+        verdict: whether it holds there.
+    """
+
+    claim: str
+    source: str
+    where: str
+    measured: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures for the page.
+
+    Attributes:
+        title: what it shows.
+        columns: their names.
+        rows: values in the order of the columns; numbers are rounded on the page only.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an item measured.
+
+    Attributes:
+        findings: claims with verdicts.
+        tables: figures for the page.
+        values: everything measured, seed by seed, as plain JSON.
+        protocol: how it was measured: samples, features, reference.
+        notes: what a reader must know besides, each in a sentence or two.
+    """
+
+    findings: Sequence[Finding]
+    tables: Sequence[Table] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Item(Generic[P]):
+    """A table, a figure or a theorem of the papers that one command reproduces.
+
+    Attributes:
+        name: what the command line calls it.
+        source: where it stands in the papers.
+        title: what it shows.
+        about: what the paper reports there, in a few sentences.
+        plans: what is trained and measured at each scale.
+        measure: trains, measures and draws.
+    """
+
+    name: str
+    source: str
+    title: str
+    about: str
+    plans: Mapping[Scale, P]
+    measure: Callable[[P, Lab], Outcome]
+
+
+def judged(effects: Sequence[float], least: float = 0.0) -> Verdict:
+    """The verdict that effects agree on, one for each seed; positive where the claim holds.
+
+    Args:
+        effects: the signed sizes, such as log ratios of two distances.
+        least: sizes up to this one are taken for noise.
+
+    Returns:
+        "holds" if all are above ``least``, "does not hold" if all are below -``least``, else
+        undecided.
+    """
+    if effects and min(effects) > least:
+        return HOLDS
+    if effects and max(effects) < -least:
+        return FAILS
+    return OPEN
+
+
+def log_ratio(a: float, b: float, floor: float) -> float:
+    """log(a/b) of two distances, where those below what data have are taken for that.
+
+    Args:
+        a: a distance.
+        b: another one.
+        floor: positive; estimates around zero say no more than this.
+    """
+    return math.log(max(a, floor) / max(b, floor))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range of values over seeds, for a sentence or a table: "1.96 (1.80 to 2.11)"."""
+    mean = f"{statistics.fmean(values):.3g}"
+    if min(values) == max(values):
+        return mean
+    return f"{mean} ({min(values):.3g} to {max(values):.3g})"

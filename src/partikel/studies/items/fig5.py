@@ -1,0 +1,203 @@
+"""GPM Figure 5: interpolations of latents, by four methods in four models.
+
+Smoothness is measured in a classifier's features: the perceptual path length, the largest step of a path
+as a share of the whole, and how often the predicted class changes. Particle models interpolate between
+points of their prior and sample without noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partikel.app.gallery import interpolated, on_device
+from partikel.app.runs import Run
+from partikel.app.show import plots
+from partikel.app.show.latent_paths import METHODS
+from partikel.metrics import class_changes, default_classifier, path_smoothness
+from partikel.metrics.evaluation import choose_features, chunk_size
+from partikel.studies.benches import EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench, benches
+from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.lab import Lab
+from partikel.studies.sheets import real_images
+
+SOURCE = "GPM §C.3, Figure 5"
+SHOWN = "spherical-cauchy-linear"
+"""The method of the paper's figure."""
+GENERATORS, PARTICLES = (GAN, SCORE_GAN), (EDM, FLOW)
+MEASURES = {
+    "length": "perceptual path length",
+    "largest": "largest step, as a share of the path",
+    "changes": "changes of class on a path",
+}
+LEAST = 0.1
+"""Of a log ratio: the standard error of a mean over a hundred paths is some three to five hundredths."""
+FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        benches: models and data, of images with a classifier.
+        pairs: paths of each model and method.
+        points: on a path, its ends included.
+        rows: paths shown.
+        columns: points shown of each, at even distances.
+        real: images that give the unit of length.
+    """
+
+    benches: tuple[Bench, ...]
+    pairs: int = 100
+    points: int = 17
+    rows: int = 4
+    columns: int = 9
+    real: int = 2000
+
+
+def measure(plan: Plan, lab: Lab) -> Outcome:
+    """Interpolate, measure and draw the sheets."""
+    findings: list[Finding] = []
+    tables: list[Table] = []
+    values: dict[str, Any] = {}
+    features = ""
+    for bench in plan.benches:
+        found: dict[str, dict[str, list[dict[str, float]]]] = {}
+        sheets: dict[str, Tensor] = {}
+        for name in FOUR:
+            runs = [lab.run(bench.models[name], seed) for seed in bench.seeds]
+            found[name] = {
+                method: [_of_paths(plan, lab, run, method) for run in runs] for method in METHODS
+            }
+            sheets[name] = _sheet(plan, lab, runs[0])
+            dataset = runs[0].dataset
+            features = choose_features(None, dataset).name
+        places = torch.linspace(0, 1, plan.columns)
+        lab.draw(
+            plots.strips_figure(sheets, {n: [f"{x:.3g}" for x in places] for n in sheets}),
+            f"{bench.data}: interpolations of latents ({SHOWN}), uncurated, first seed.",
+            bench.key,
+        )
+        findings += _findings(bench, found)
+        for key, title in MEASURES.items():
+            tables.append(
+                Table(
+                    f"{title[0].upper()}{title[1:]}, {bench.where}",
+                    ("method", *FOUR),
+                    tuple(
+                        (m, *(spread([each[key] for each in found[n][m]]) for n in FOUR))
+                        for m in METHODS
+                    ),
+                )
+            )
+        values[bench.key] = found
+    jump, even = plan.points - 1, 1 / (plan.points - 1)
+    return Outcome(
+        findings,
+        tables,
+        values,
+        {"paths": plan.pairs, "points of a path": plan.points, "features": features},
+        [
+            "The perceptual path length is 1 for a straight path at even speed between ends as far apart "
+            f"as two test images (root mean square), and {jump} for one that jumps there in one step. The "
+            f"largest step of an even path has the share {even:.3g}.",
+        ],
+    )
+
+
+def _of_paths(plan: Plan, lab: Lab, run: Run, method: str) -> dict[str, float]:
+    about = {"paths": plan.pairs, "points": plan.points, "method": method, "real": plan.real}
+
+    def work() -> dict[str, float]:
+        with on_device(run) as device:
+            data = run.dataset
+            network = choose_features(None, data, device)
+            classifier = default_classifier(data.name, data.shape, device)
+            generator = lab.generator(0, "pairs")
+            samples = interpolated(run, method, plan.pairs, plan.points, generator=generator)
+            real = real_images(data, plan.real, lab.generator(0, "real")).to(device)
+            with torch.no_grad():
+                parts = samples.flatten(0, 1).split(chunk_size(data.shape))
+                shape = samples.shape[:2]
+                paths = torch.cat([network(some) for some in parts]).unflatten(0, shape)
+                result = vars(path_smoothness(paths, network(real)))
+                if classifier is not None:
+                    logits = torch.cat([classifier.logits(some) for some in parts])
+                    result["changes"] = class_changes(logits.argmax(1).unflatten(0, shape))
+        return result
+
+    return lab.of_run(run, about, work)
+
+
+def _sheet(plan: Plan, lab: Lab, run: Run) -> Tensor:
+    with on_device(run):
+        generator = lab.generator(0, "sheet")
+        return interpolated(run, SHOWN, plan.rows, plan.columns, generator=generator).cpu()
+
+
+def _findings(
+    bench: Bench, found: Mapping[str, Mapping[str, list[dict[str, float]]]]
+) -> list[Finding]:
+    """One for each measure: the roughest generator beside the smoothest particle model."""
+    claims = {
+        "length": "Generators (GAN, Score GAN) interpolate more smoothly than particle models (EDM, "
+        "Discriminator Flow), whatever the method: their paths are shorter.",
+        "largest": "Particle models change abruptly between consecutive steps of an interpolation, "
+        "generators do not: their largest steps are smaller.",
+        "changes": "Digits change their identity more often along the interpolations of particle "
+        "models than of generators.",
+    }
+    findings = []
+    for key, claim in claims.items():
+        means = {
+            name: {m: [each[key] for each in found[name][m]] for m in METHODS} for name in FOUR
+        }
+        effects = [
+            min(
+                log_ratio(
+                    min(means[name][m][k] for name in PARTICLES),
+                    max(means[name][m][k] for name in GENERATORS),
+                    FLOOR,
+                )
+                for m in METHODS
+            )
+            for k in range(len(bench.seeds))
+        ]
+        said = ", ".join(f"{name} {spread(means[name][SHOWN])}" for name in FOUR)
+        agree = sum(
+            min(min(means[name][m]) for name in PARTICLES)
+            > max(max(means[name][m]) for name in GENERATORS)
+            for m in METHODS
+        )
+        findings.append(
+            Finding(
+                claim,
+                SOURCE,
+                bench.where,
+                f"{MEASURES[key].capitalize()} ({SHOWN}): {said}. Every particle model is above every "
+                f"generator by {agree} of the {len(METHODS)} methods.",
+                judged(effects, LEAST),
+            )
+        )
+    return findings
+
+
+ITEM = Item(
+    "fig5",
+    SOURCE,
+    "Interpolations of latents",
+    "Rows of samples between two latents of each of the four models on MNIST, by spherical Cauchy-linear "
+    "interpolation; linear, spherical and Cauchy-linear ones lead to the same conclusion. Generators show "
+    "smoother transitions, particle models abrupt changes of digit and shape.",
+    {
+        "smoke": Plan(benches("smoke", "digits"), 4, 5, 2, 5, 50),
+        "cpu": Plan(benches("cpu", "digits", "mnist")),
+        "paper": Plan(benches("paper", "mnist"), 500),
+    },
+    measure,
+)

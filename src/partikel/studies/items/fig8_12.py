@@ -1,0 +1,230 @@
+"""GPM Figures 8-12: the four models on Gaussians, with fields, potentials and both scores.
+
+For free particles a picture is a moment of generation, for a generator a moment of its training. Beside
+the pictures the energy distance is measured along the way.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from partikel.app.gallery import run_frames
+from partikel.app.runs import Run
+from partikel.app.show import plots
+from partikel.app.show.animation import Frame, film_strip, render
+from partikel.metrics import energy_distance
+from partikel.models import ParticleModel
+from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench
+from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
+from partikel.studies.lab import Lab
+
+CLAIM = "Discriminator Flows converge faster than EDM towards the data distribution."
+NEAR = 0.05
+"""Energy distance that counts as near: the data's own scatter is below .001, and one mode of five that
+gets all of another's points costs more than .1."""
+LEAST = 5.0
+"""Percent: one of a Discriminator Flow's twenty steps."""
+ARROWS = "arrows: the field at the particles, on a scale of their own in every picture"
+CAPTIONS = {
+    (EDM, False): f"Figure 8, sampling by EDM; {ARROWS}.",
+    (
+        FLOW,
+        False,
+    ): "Figure 9, sampling by Discriminator Flow; shaded: the discriminator's potential, darker "
+    "where the generator's loss is lower.",
+    (GAN, False): "Figure 10, training of a GAN; shaded: the discriminator's potential.",
+    (
+        SCORE_GAN,
+        False,
+    ): "Figure 11, training of a Score GAN; arrows: the mean of its perturbed field.",
+    (
+        SCORE_GAN,
+        True,
+    ): "Figure 12, the same training seen from inside: outputs perturbed by noise of one σ, "
+    "with the data score (blue) and minus the score of the generated law (brown).",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn and measured.
+
+    Attributes:
+        bench: the models, on Gaussians.
+        frames: of an animation, at most.
+        size: of it, in pixels.
+        samples: of each energy distance.
+    """
+
+    bench: Bench
+    frames: int = 32
+    size: int = 320
+    samples: int = 10_000
+
+
+def measure(plan: Plan, lab: Lab) -> Outcome:
+    """Draw the models of the first seed, and measure all."""
+    bench = plan.bench
+    curves: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in FOUR}
+    for name in FOUR:
+        for seed in bench.seeds:
+            run = lab.run(bench.models[name], seed)
+            if isinstance(run.model, ParticleModel):
+                key = f"generation-{name.lower().replace(' ', '-')}-seed-{seed}"
+                curve = lab.once(key, lambda run=run, seed=seed: generation(run, plan, lab, seed))
+            else:
+                curve = training(run)
+            curves[name].append([(percent, energy) for percent, energy in curve])
+    for number, (name, parts) in enumerate(CAPTIONS, start=8):
+        _draw(number, lab.run(bench.models[name], bench.seeds[0]), parts, plan, lab)
+    floor = lab.once("floor", lambda: _floor(lab.run(bench.models[EDM], bench.seeds[0]), plan, lab))
+    figure = plots.curves_figure(
+        {
+            f"{name}, {'training' if name in (GAN, SCORE_GAN) else 'sampling'}": _means(each)
+            for name, each in curves.items()
+        },
+        "percent of the steps of sampling, or of the iterations of training",
+        f"energy distance, {bench.where}",
+        log=True,
+        level=("near", NEAR),
+        floor=max(floor, 1e-4),
+    )
+    lab.draw(
+        figure, "Energy distance along generation and along training, mean over seeds.", "energy"
+    )
+    reached = {name: [arrival(curve) for curve in each] for name, each in curves.items()}
+    effects = [edm - flow for edm, flow in zip(reached[EDM], reached[FLOW], strict=True)]
+    finding = Finding(
+        CLAIM,
+        "GPM §C.6, Figures 8 and 9",
+        bench.where,
+        f"Share of the steps after which the energy distance stays below {NEAR:g}: "
+        f"{_percent(reached[FLOW])} for Discriminator Flow, {_percent(reached[EDM])} for EDM. "
+        f"At the end it is {_ends(curves[FLOW])} and {_ends(curves[EDM])}.",
+        judged(effects, LEAST) if all(map(math.isfinite, effects)) else judged([]),
+    )
+    table = Table(
+        f"Energy distance, {bench.where}",
+        ("model", "percent of", f"below {NEAR:g} after", "at the end"),
+        tuple(
+            (
+                name,
+                "training" if name in (GAN, SCORE_GAN) else "sampling",
+                _percent(reached[name]),
+                _ends(each),
+            )
+            for name, each in curves.items()
+        ),
+    )
+    steps = {
+        name: run.model.steps
+        for name in (EDM, FLOW)
+        if isinstance((run := lab.run(bench.models[name], bench.seeds[0])).model, ParticleModel)
+    }
+    notes = (
+        f"EDM samples by {steps[EDM]} steps of Heun's method, Discriminator Flow by {steps[FLOW]} of "
+        "Euler's, which cost half as much; percent are of each one's own steps.",
+        "A generator's percent are of its training and say nothing about sampling, which is one call.",
+    )
+    values = {"near": NEAR, "data vs data": floor, "reached": reached, "curves": curves}
+    protocol = {
+        "samples": plan.samples,
+        "reference": f"{plan.samples} fresh points",
+        "energy in training": "the runs' quick evaluations",
+    }
+    return Outcome((finding,), (table,), values, protocol, notes)
+
+
+def generation(run: Run, plan: Plan, lab: Lab, seed: int) -> list[tuple[float, float]]:
+    """(percent of the steps, energy distance) at every node of a particle model's path."""
+    model = run.model
+    assert isinstance(model, ParticleModel)
+    generator = lab.generator(seed, "generation")
+    data = run.dataset.draw(plan.samples, "test", generator=generator).x
+    start = model.prior.sample(plan.samples, generator=generator)
+    return [
+        (100 * state.step / model.steps, energy_distance(state.x, data))
+        for state in model.stream(start, generator=generator, real=run.context())
+    ]
+
+
+def training(run: Run) -> list[tuple[float, float]]:
+    """(percent of the iterations, energy distance) that a run's training logged."""
+    return [(100 * line["step"] / run.step, line["energy"]) for line in run.log if "energy" in line]
+
+
+def arrival(curve: Sequence[tuple[float, float]]) -> float:
+    """Percent after which the energy distance stays at most :data:`NEAR`; infinite where it does not."""
+    after = math.inf
+    for percent, energy in reversed(curve):
+        if not energy <= NEAR:
+            break
+        after = percent
+    return after
+
+
+def _floor(run: Run, plan: Plan, lab: Lab) -> float:
+    """Energy distance between two draws of the data."""
+    generator = lab.generator(0, "floor")
+    first, second = run.dataset.draw(2 * plan.samples, "test", generator=generator).x.chunk(2)
+    return abs(energy_distance(first, second))
+
+
+def _means(seeds: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    return [
+        (points[0][0], statistics.fmean(energy for _, energy in points))
+        for points in zip(*seeds, strict=True)
+    ]
+
+
+def _ends(seeds: Sequence[Sequence[tuple[float, float]]]) -> str:
+    return spread([points[-1][1] for points in seeds])
+
+
+def _percent(values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):
+        return f"never in {sum(map(math.isinf, values))} of {len(values)} seeds"
+    return f"{spread(values)} %"
+
+
+def _draw(number: int, run: Run, parts: bool, plan: Plan, lab: Lab) -> None:
+    """A film strip and an animation."""
+    generator = lab.generator(0, "pictures", number)
+    data = run.dataset.draw(1000, "validation", generator=generator).x
+    frames = run_frames(run, generator=generator, frames=plan.frames, parts=parts)
+    caption = CAPTIONS[run.recipe.title, parts]
+    shown = frames if isinstance(run.model, ParticleModel) else _earlier(frames, 8)
+    strip = film_strip(shown, data, columns=4, rows=2, inches=2.4)
+    lab.draw(strip, caption, f"{number}")
+    render(
+        frames,
+        lab.keep(f"{number}.gif", f"Figure {number}, animated."),
+        data,
+        fps=8,
+        size=plan.size,
+    )
+
+
+def _earlier(frames: Sequence[Frame], count: int) -> list[Frame]:
+    """Frames that are nearer to each other at the beginning of training, where more happens."""
+    last = len(frames) - 1
+    places = sorted({round(last * (k / (count - 1)) ** 1.6) for k in range(count)})
+    return [frames[place] for place in places]
+
+
+ITEM = Item(
+    "fig8-12",
+    "GPM Figures 8-12, §C.6",
+    "The four models on Gaussians: fields, potentials, both scores",
+    "EDM, Discriminator Flow, GAN and Score GAN on five Gaussians: moments of sampling or of training, "
+    "with the directions that particles follow. Discriminator Flows are seen to converge faster than EDM.",
+    {
+        "smoke": Plan(BENCHES["smoke"]["gaussians"], 3, 96, 200),
+        "cpu": Plan(BENCHES["cpu"]["gaussians"]),
+        "paper": Plan(BENCHES["paper"]["gaussians"]),
+    },
+    measure,
+)

@@ -1,0 +1,188 @@
+"""The papers' tables, figures and claims, each by one command.
+
+    partikel reproduce fig7a --scale cpu
+    partikel reproduce all --scale cpu
+
+An item is a file of :mod:`partikel.studies.items`: a plan for each scale, a measurement, and findings
+that set the paper's claim beside what was measured. A result is ``ITEM.json`` with its pictures and a page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from partikel.errors import CheckpointError, ConfigError, PartikelError, nearest
+from partikel.studies.benches import SCALES, Scale
+from partikel.studies.item import OPEN, Item
+from partikel.studies.items import ITEMS
+from partikel.studies.lab import Lab, fingerprint, plain
+from partikel.studies.page import index, page
+from partikel.training.fit import Interrupted, write_whole
+
+
+def reproduce(
+    names: Sequence[str],
+    scale: Scale = "cpu",
+    *,
+    out: Path,
+    runs: Path,
+    again: bool = False,
+    console: Console | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, PartikelError]]:
+    """Measure items, or read what was measured with the same plan.
+
+    Args:
+        names: of :data:`ITEMS`.
+        scale: "smoke" shows that an item runs, "cpu" takes minutes to an hour, "paper" a GPU.
+        out: folder of results; ``README.md`` there lists them.
+        runs: folder of trained runs and of parts of measurements, which all items share; an
+            interrupted call goes on from there.
+        again: measure what has a result too. Trained runs and kept parts stay: remove them from
+            ``runs`` to train again.
+        console: where progress is shown.
+
+    Returns:
+        The results of all items that could be measured, and the errors of the others by name.
+
+    Raises:
+        ConfigError: for an unknown item or scale.
+    """
+    for name in names:
+        if name not in ITEMS:
+            raise ConfigError(f"there is no item '{name}': {nearest(name, list(ITEMS))}")
+    if scale not in SCALES:
+        raise ConfigError(f"there is no scale '{scale}': {nearest(scale, list(SCALES))}")
+    results, errors = [], {}
+    for name in dict.fromkeys(names):
+        item = ITEMS[name]
+        if scale not in item.plans:
+            errors[name] = ConfigError(
+                f"'{name}' has no plan at the scale '{scale}': take {' or '.join(item.plans)}."
+            )
+            continue
+        found = None if again else _finished(item, scale, out)
+        if found is not None:
+            results.append(found)
+            continue
+        if console is not None:
+            console.print(f"[bold]{name}[/]: {item.title}", highlight=False)
+        try:
+            results.append(_measured(item, scale, out, runs, console))
+        except Interrupted:
+            raise
+        except PartikelError as error:  # such as data that are not there: others may go on
+            errors[name] = error
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write to {error.filename or out} ({error.strerror or error}): free some space "
+                "or choose another --out; the same command goes on from what is kept."
+            ) from error
+    _write_index(out, scale)
+    return results, errors
+
+
+def _measured(
+    item: Item[Any], scale: Scale, out: Path, runs: Path, console: Console | None
+) -> dict[str, Any]:
+    """Measure an item and write its files, the JSON last: it says that all are there."""
+    plan = item.plans[scale]
+    lab = Lab(item.name, scale, plan, out=out, runs=runs, console=console)
+    with _one_thread(scale):
+        outcome = item.measure(plan, lab)
+        threads = torch.get_num_threads()
+    trained = {
+        key: {
+            "preset": model.preset,
+            "changes": plain(model.changes),
+            "iterations": run.step,
+            "cpu_seconds": round(run.cpu_seconds, 1),
+        }
+        for key, (model, run) in sorted(lab.trained.items())
+    }
+    findings = [plain(finding) for finding in outcome.findings]
+    if scale == "smoke":  # a few iterations decide nothing
+        findings = [{**finding, "verdict": OPEN} for finding in findings]
+    result = {
+        "item": item.name,
+        "title": item.title,
+        "source": item.source,
+        "about": item.about,
+        "scale": scale,
+        "plan": fingerprint(plan),
+        "findings": findings,
+        "tables": [plain(each) for each in outcome.tables],
+        "pictures": dict(lab.pictures),
+        "notes": list(outcome.notes),
+        "protocol": plain(outcome.protocol),
+        "trained": trained,
+        "cpu_seconds": {
+            "training": round(sum(each["cpu_seconds"] for each in trained.values()), 1),
+            "measuring": round(lab.seconds, 1),
+        },
+        "machine": {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "threads": threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "partikel": metadata.version("partikel"),
+        },
+        "values": plain(outcome.values),
+    }
+    text = json.dumps(result, indent=1)
+    result = json.loads(text)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / f"{item.name}.md", page(result))
+    write_whole(out / f"{item.name}.json", text + "\n")
+    return result
+
+
+def _finished(item: Item[Any], scale: Scale, out: Path) -> dict[str, Any] | None:
+    """The result that is there, if it is of the same plan and scale."""
+    result = _read(out / f"{item.name}.json")
+    if result is None or result["scale"] != scale:
+        return None
+    return result if result["plan"] == fingerprint(item.plans[scale]) else None
+
+
+def _write_index(out: Path, scale: Scale) -> None:
+    results = [_read(out / f"{name}.json") for name in ITEMS]
+    found = [result for result in results if result is not None and result["scale"] == scale]
+    names = {result["item"] for result in found}
+    missing = [(n, i.title) for n, i in ITEMS.items() if n not in names and scale in i.plans]
+    if found:
+        write_whole(out / "README.md", index(found, missing))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        if not {"item", "scale", "plan", "findings", "trained"} <= set(result):
+            raise ValueError
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no result of 'partikel reproduce': remove it, or choose another --out."
+        ) from error
+    return result
+
+
+@contextlib.contextmanager
+def _one_thread(scale: Scale) -> Iterator[None]:
+    """One thread, in which small networks are fastest; the papers' settings may use all of them."""
+    threads = torch.get_num_threads()
+    if scale != "paper":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,1116 @@
+"""DiffFlow's theory, run: every claim as a number beside what the paper says it is (framework §6-7).
+
+On Gaussians laws are closed-form moments. Elsewhere particles are simulated with exact fields, and what
+they end in is compared with the law they should end in, by the energy distance and its own
+fluctuations between two draws of that law. Two cases have exact fields without being Gaussian: a matched
+flow towards a mixture, where the optimal discriminator is constant, and a flow from a mixture
+towards a Gaussian, where it is not (:func:`propagated`). :func:`trials` are all presets in any dimension,
+for tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor, nn
+
+from partikel.app.show import plots
+from partikel.data import Batch
+from partikel.diffflow import DiffFlow
+from partikel.errors import ConfigError
+from partikel.fields import DiscriminatorField, ExactScoreField, Field, TrainingBatch
+from partikel.fields.particles import Particles
+from partikel.fields.terms import AtScale, Potential
+from partikel.metrics import energy_distance, sliced_wasserstein2
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.networks import NetworkSettings, build_network
+from partikel.priors import GaussianPrior
+from partikel.schedules import (
+    ConstantSchedule,
+    EDMSchedule,
+    GeometricGrid,
+    KarrasGrid,
+    Schedule,
+    SubVPSchedule,
+    TimeGrid,
+    UniformGrid,
+    VESchedule,
+    VPSchedule,
+)
+from partikel.solvers import Heun, Solver, State, StochasticHeun
+from partikel.streams import Streams, derive_seed
+from partikel.studies.gaussian_laws import (
+    Convergence,
+    convergence,
+    gaussian_marginals,
+    log_sobolev_constant,
+    path_marginals,
+    stationary_law,
+)
+from partikel.targets import Gaussian, GaussianMixture, gaussian_kl
+
+CHANCE = 0.01
+"""Probability that any of the simulated laws is found to differ when all of them are right."""
+ERRORS = 4.5
+"""Standard errors that a mean may be off by."""
+FEWEST = 500
+"""Particles below which the fluctuations of an energy distance are not those of the limit law."""
+STEPS = 60
+"""Steps of a simulation, by a method of weak order 2 (120 evaluations)."""
+
+Draw: TypeAlias = Callable[[int, torch.Generator], Tensor]
+"""(n, generator) -> (n, D) draws of a law."""
+
+Part: TypeAlias = Literal[
+    "forms", "gan", "invariance", "matched", "simulated", "lambda", "convergence"
+]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""Parts of the theory, in the order of the paper."""
+
+# Asymmetric and anisotropic: symmetry would hide errors of sign and of transposition.
+GAUSSIAN = Gaussian([1.0, -0.5], [[0.8, 0.3], [0.3, 0.4]])
+OTHER = Gaussian([-0.6, 1.1], [[0.5, -0.2], [-0.2, 1.1]])
+MIXTURE = GaussianMixture(
+    [[2.0, 1.0], [-1.0, 0.5], [0.3, -2.0]],
+    [[[0.5, 0.2], [0.2, 0.3]], [[0.2, 0.0], [0.0, 0.6]], [[0.4, -0.1], [-0.1, 0.2]]],
+    weights=[0.5, 0.3, 0.2],
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim, and what was found.
+
+    Attributes:
+        claim: in words.
+        source: where it is made.
+        measured: the number found.
+        relation: "=" where it should be ``expected``, "<=" where that is a bound.
+        expected: what the claim says.
+        tolerance: what it may be off by: rounding, an integrator's error, or statistical error.
+        holds: whether it does.
+    """
+
+    claim: str
+    source: str
+    measured: float
+    relation: Literal["=", "<="]
+    expected: float
+    tolerance: float
+    holds: bool
+
+
+def verify(out: Path, *, samples: int = 10_000, seed: int = 0) -> list[Check]:
+    """Check DiffFlow's theory; takes about half a minute.
+
+    Args:
+        out: a folder, into which ``verify.json`` and ``kl.png`` are written.
+        samples: particles of each simulation.
+        seed: of all random draws.
+
+    Returns:
+        The checks, in the order of the paper.
+
+    Raises:
+        ConfigError: for too few samples.
+    """
+    _enough(samples)
+    runs = convergence_runs()
+    checks = measured(runs, samples=samples, seed=seed)
+    with plots.replacing(out / "verify.json") as part:
+        found = {
+            "samples": samples,
+            "seed": seed,
+            "holds": all(check.holds for check in checks),
+            "checks": [asdict(check) for check in checks],
+            "kl": {
+                name: {key: getattr(run, key).tolist() for key in ("times", "kl", "bound")}
+                for name, run in runs.items()
+            },
+        }
+        part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    plots.save_figure(kl_figure(runs, samples, seed), out / "kl.png")
+    return checks
+
+
+def measured(
+    runs: Mapping[str, Convergence],
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    parts: Sequence[Part] = PARTS,
+) -> list[Check]:
+    """The checks of some parts of the theory.
+
+    Args:
+        runs: of :func:`convergence_runs`.
+        samples: particles of each simulation.
+        seed: of all random draws.
+        parts: which.
+
+    Returns:
+        The checks, in the order of the paper.
+
+    Raises:
+        ConfigError: for too few samples.
+    """
+    _enough(samples)
+    made: dict[Part, Callable[[], Iterator[Check]]] = {
+        "forms": lambda: _forms(seed),
+        "gan": lambda: _gan(seed),
+        "invariance": _invariance_in_closed_form,
+        "matched": _matched_in_closed_form,
+        "simulated": lambda: _simulated(samples, seed),
+        "lambda": lambda: _dependence_on_lambda(samples, seed),
+        "convergence": lambda: _convergence(runs),
+    }
+    return [check for part in PARTS if part in parts for check in made[part]()]
+
+
+def _enough(samples: int) -> None:
+    if samples < FEWEST:
+        raise ConfigError(f"simulated laws are compared with samples >= {FEWEST}, got {samples}.")
+
+
+# --- exact laws that are not Gaussian
+
+
+def propagated(
+    flow: DiffFlow, target: Gaussian, start: GaussianMixture, times: Tensor
+) -> list[GaussianMixture]:
+    """ρ_t at (N,) times, from a mixture towards a Gaussian.
+
+    By Proposition 2 ρ_t is that of g² = 2β, where the drift does not depend on ρ_t: the equation for
+    ρ_t is linear, so that components move as if alone, and remain Gaussian as the score is linear.
+    """
+    alone = flow.with_g2(2.0)
+    moved = [
+        gaussian_marginals(alone, target, Gaussian(m, C), times)
+        for m, C in zip(start.means, start.covariances, strict=True)
+    ]
+    means, covariances = (torch.stack(moments, 1) for moments in zip(*moved, strict=True))
+    return [
+        GaussianMixture(m, C, weights=start.weights)
+        for m, C in zip(means, covariances, strict=True)
+    ]
+
+
+class OwnScore(Field):
+    """∇log ρ_t of laws known at the nodes of a grid.
+
+    Args:
+        laws: one for each node.
+        times: (N,) the nodes.
+    """
+
+    def __init__(self, laws: Sequence[GaussianMixture], times: Tensor) -> None:
+        super().__init__()
+        self.laws = laws
+        self.times = times
+
+    def forward(
+        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """∇log ρ_t(x) at the node nearest to the time that all points share."""
+        return self.laws[int((self.times - t[0]).abs().argmin())].score(x)
+
+
+def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) -> float:
+    """Quantile of the energy distance between n and m draws of one law, given some of its points.
+
+    The unbiased distance is (1/n + 1/m) Σ λ_i (z_i² - 1) in the limit, z_i ~ N(0, 1), with λ_i the
+    eigenvalues of the centred kernel -|x - y| (Gretton et al. 2009, "A fast, consistent kernel
+    two-sample test"): those of its matrix on the cloud, divided by its size.
+
+    Args:
+        cloud: (k, D) points of the law; a thousand do.
+        n: points of one sample.
+        m: of the other.
+        level: in (0, 1).
+        seed: of the draws of z.
+    """
+    kernel = -torch.cdist(cloud, cloud).double()
+    kernel = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+    largest = torch.linalg.eigvalsh(kernel)[-64:] / len(cloud)
+    draws = torch.randn(200_000, len(largest), generator=_stream(seed, "quantile"))
+    null = (draws.square_() - 1) @ largest.float()
+    return float(null.quantile(level)) * (1 / n + 1 / m)
+
+
+# --- eqs. 4 and 28: the forms of the SDE
+
+
+def _forms(seed: int) -> Iterator[Check]:
+    x = 2 * torch.randn(256, 2, generator=_stream(seed, "forms"), dtype=torch.float64)
+    score, own = ExactScoreField(MIXTURE), ExactScoreField(OTHER)
+    worst = 0.0
+    for flow in _FLOWS.values():
+        flow = flow.with_g2(lambda t: 2.5 + torch.cos(5 * t))
+        ratio = AtScale(score, flow.schedule) - own
+        for place in (0.0, 0.4, 0.9):
+            t = x.new_tensor(place * flow.schedule.horizon).expand(len(x))
+            first, second = flow.first_form(score, own)(x, t), flow.field(score, ratio)(x, t)
+            worst = max(worst, _relative(second, first))
+    claim = "difference between the two forms of the drift"
+    yield _equal(claim, "DiffFlow eqs. 4, 28", worst, 0.0, 1e-12)
+
+
+# --- eqs. 19-27: GANs
+
+_BETAS: dict[Potential, tuple[str, str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "saturating": (
+        "eqs. 23-25",
+        "sigmoid(d)",
+        torch.sigmoid,
+        lambda D: torch.log(1 - D),
+    ),
+    "non-saturating": (
+        "eqs. 26-27",
+        "sigmoid(-d)",
+        lambda d: torch.sigmoid(-d),
+        lambda D: -torch.log(D),
+    ),
+    "logit": (
+        "§3.3.2",
+        "1",
+        torch.ones_like,
+        lambda D: torch.log(1 - D) - torch.log(D),
+    ),
+}
+"""Potential -> source, β in words, β(d), and the generator's loss in D = sigmoid(d)."""
+
+
+def _gan(seed: int) -> Iterator[Check]:
+    stream = _stream(seed, "gan")
+
+    def network(role: Literal["logit", "generator"]) -> nn.Module:
+        settings = NetworkSettings("mlp", width=32, depth=2, activation="tanh")
+        return build_network(settings, role, shape=(2,), latent=3, generator=stream).double()
+
+    critic = DiscriminatorField(network("logit"))
+    real, fake = torch.randn(2, 64, 2, generator=stream, dtype=torch.float64)
+
+    def D(x: Tensor) -> Tensor:
+        return torch.sigmoid(critic.network(x, None, None))
+
+    goodfellow = -(torch.log(D(real)) + torch.log(1 - D(fake))).mean()
+    weights = [w for w in critic.network.parameters() if w.requires_grad]
+    batch = TrainingBatch(
+        Batch(real, None), Particles(fake, torch.zeros(64).double()), 64, Streams(seed)
+    )
+    (loss,) = critic.losses()
+    own = torch.autograd.grad(loss.compute(batch).loss.mean(), weights, allow_unused=True)
+    theirs = torch.autograd.grad(goodfellow, weights, allow_unused=True)
+    yield _equal(
+        "difference between logistic regression and the GAN's discriminator update",
+        "DiffFlow eqs. 20, 22",
+        _relative(_flat(own), _flat(theirs)),
+        0.0,
+        1e-10,
+    )
+    for name, (equations, words, beta, loss_of) in _BETAS.items():
+        field = DiffFlow.gan(name).field(log_ratio=critic)
+        point = fake.clone().requires_grad_()
+        d = critic.network(point, None, None)
+        (gradient,) = torch.autograd.grad(d.sum(), point)
+        expected = beta(d.detach())[:, None] * gradient
+        yield _equal(
+            f"difference between the {name} GAN's field and β∇d, β = {words}",
+            f"DiffFlow {equations}",
+            _relative(field(fake, torch.zeros(64).double()), expected),
+            0.0,
+            1e-12,
+        )
+        generator = network("generator")
+        yield _equal(
+            f"difference between one step of the fit and the {name} GAN's generator update",
+            f"DiffFlow {equations}, Algorithm 1",
+            _relative(
+                _fitted(copy.deepcopy(generator), field, seed),
+                _trained(generator, lambda x, of=loss_of: of(D(x)), seed),
+            ),
+            0.0,
+            1e-9,
+        )
+
+
+_ETA, _RATE = 0.3, 0.05
+
+
+def _fitted(generator: nn.Module, field: Field, seed: int) -> Tensor:
+    """Change of a generator's weights by one step of rate lr/η towards x + η β∇d."""
+    model = GeneratorModel(field, generator, GaussianPrior((3,)), eta=_ETA)
+    moved = model.move(model.particles(64, Streams(seed)), Streams(seed), None)
+    (fit,) = (loss for loss in model.losses() if loss.name == "generator")
+    loss = fit.compute(TrainingBatch(None, moved, 64, Streams(seed))).loss.mean()
+    return _step(generator, loss, _RATE / _ETA)
+
+
+def _trained(generator: nn.Module, loss: Callable[[Tensor], Tensor], seed: int) -> Tensor:
+    """Change of the weights by one step of rate lr down a GAN's loss, on the same latents."""
+    z = GaussianPrior((3,)).sample(64, generator=Streams(seed).latent, dtype=torch.float64)
+    return _step(generator, loss(generator(z, None, None)).mean(), _RATE)
+
+
+def _step(module: nn.Module, loss: Tensor, rate: float) -> Tensor:
+    before = _flat([w.detach().clone() for w in module.parameters()])
+    optimiser = torch.optim.SGD(module.parameters(), lr=rate)
+    loss.backward()
+    optimiser.step()
+    return _flat([w.detach() for w in module.parameters()]) - before
+
+
+# --- Proposition 2: ρ_t does not depend on g
+
+_SHORT = VESchedule(3.0, 0.2)
+_FLOWS: dict[str, DiffFlow] = {
+    "Langevin": DiffFlow.langevin(0.3, 0.8),
+    "annealed Langevin": DiffFlow.annealed_langevin(_SHORT, 2.0),
+    "VE, λ² = 1.4β": DiffFlow.reverse(_SHORT).with_lambda2(1.4),
+    "VP, λ² = 0.5β": DiffFlow.vp(0.3, 6.0).with_lambda2(0.5),
+    "sub-VP, λ² = β": DiffFlow.sub_vp(0.3, 6.0),
+    "continuation, λ² = -0.7β": DiffFlow.langevin(0.3, 0.8).with_lambda2(-0.7),
+    "f < 0, β and λ² of t": DiffFlow(_SHORT, -0.5, torch.exp, lambda t: 2 * t.exp(), torch.cos),
+}
+
+
+def _invariance_in_closed_form() -> Iterator[Check]:
+    for name, flow in _FLOWS.items():
+        times = flow.schedule.horizon * torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64)
+        reference = gaussian_marginals(flow.with_g2(2.0), GAUSSIAN, OTHER, times)
+        worst = 0.0
+        for ratio in (1.4, 3.7, lambda t: 2.5 + torch.cos(5 * t)):
+            moved = gaussian_marginals(flow.with_g2(ratio), GAUSSIAN, OTHER, times)
+            worst = max(worst, *map(_relative, moved, reference))
+        yield _equal(
+            f"change of a Gaussian's moments with g: {name}",
+            "DiffFlow Proposition 2",
+            worst,
+            0.0,
+            1e-10,
+        )
+
+
+def _matched_in_closed_form() -> Iterator[Check]:
+    paths = {
+        "VE": VESchedule(),
+        "Karras": EDMSchedule(),
+        "VP": VPSchedule(),
+        "sub-VP": SubVPSchedule(),
+    }
+    for name, path in paths.items():
+        times = path.horizon * torch.tensor([0.0, 0.3, 0.7, 1.0], dtype=torch.float64)
+        expected = path_marginals(path, GAUSSIAN, times)
+        start = Gaussian(expected[0][0], expected[1][0])
+        worst = 0.0
+        for g2, lambda2 in ((2.0, 1.0), (2.0, 2.0), (0.5, 0.5), (3.0, 1.7)):
+            flow = DiffFlow.reverse(path, g2=g2, lambda2=lambda2)
+            found = gaussian_marginals(flow, GAUSSIAN, start, times)
+            worst = max(worst, *map(_relative, found, expected))
+        yield _equal(
+            f"distance of ρ_t's moments from p_σ(t)'s, λ² = g_s², exact start, any g and β: {name}",
+            "framework §6",
+            worst,
+            0.0,
+            1e-9,
+        )
+
+
+@dataclass(frozen=True)
+class _Simulation:
+    """Particles of several flows that should end in one law.
+
+    Attributes:
+        name: of the law they end in, and of the flows.
+        source: of the claim.
+        flows: at their places on the plane, by what these are called.
+        score: s_p.
+        log_ratio: ∇d, exact.
+        grid: of the solver.
+        steps: of the solver.
+        start: draws of ρ_0.
+        end: draws of ρ_T.
+        log_density: of ρ_T, but for a constant.
+    """
+
+    name: str
+    source: str
+    flows: Mapping[str, DiffFlow]
+    score: Field
+    log_ratio: Field
+    grid: TimeGrid
+    start: Draw
+    end: Draw
+    log_density: Callable[[Tensor], Tensor]
+    steps: int = STEPS
+
+    def run(self, flow: DiffFlow, n: int, seed: int) -> Tensor:
+        """Where n particles of a flow end."""
+        trial = Trial(
+            preset=self.name,
+            law=self.name,
+            flow=flow,
+            score=self.score,
+            log_ratio=self.log_ratio,
+            grid=self.grid,
+            steps=self.steps,
+            start=self.start,
+            end=self.end,
+        )
+        return trial.run(n, seed).x
+
+
+def _matched(name: str, path: Schedule, grid: TimeGrid) -> _Simulation:
+    """A mixture as target, from the exact law at t = 0: the optimal d is constant, ∇d = 0."""
+
+    def log_density(x: Tensor) -> Tensor:
+        t = torch.full_like(x[:, 0], path.horizon)
+        return MIXTURE.log_density(path.u(t)[:, None] * x, path.sigma(t))
+
+    flows = {
+        _place(*point): DiffFlow.reverse(path, g2=point[0], lambda2=point[1])
+        for point in ((2.0, 1.0), (2.0, 2.0), (1.5, 1.0), (3.0, 0.5))
+    }
+    exact = ExactScoreField(MIXTURE)
+    return _Simulation(
+        f"the mixture: {name}",
+        "DiffFlow Proposition 2",
+        flows,
+        exact,
+        0.0 * exact,
+        grid,
+        _noised(MIXTURE, path, 0.0),
+        _noised(MIXTURE, path, path.horizon),
+        log_density,
+    )
+
+
+def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulation:
+    """From a mixture towards a Gaussian: ρ_t is known, and the optimal d is not constant."""
+    path, score = base.schedule, ExactScoreField(GAUSSIAN)
+    grid = UniformGrid(path.horizon)
+    laws = propagated(base, GAUSSIAN, MIXTURE, nodes := grid.nodes(STEPS))
+
+    return _Simulation(
+        f"the law at g² = 2β: {name}",
+        "DiffFlow Proposition 2",
+        {f"g² = {_times(g2)}": base.with_g2(g2) for g2 in points},
+        score,
+        AtScale(score, path) - OwnScore(laws, nodes),
+        grid,
+        _drawn_from(laws[0]),
+        _drawn_from(laws[-1]),
+        laws[-1].log_density,
+    )
+
+
+def _to_the_mixture() -> _Simulation:
+    """Theorem 1 on a mixture: Langevin dynamics, which needs the score alone."""
+    level = 0.4
+    path = ConstantSchedule(level, 30.0)
+    score = ExactScoreField(MIXTURE)
+    return _Simulation(
+        "the mixture, from another law: Langevin, λ² = 0",
+        "DiffFlow Theorem 1",
+        {"g² = 2β": DiffFlow(path).with_g2(2.0)},
+        score,
+        0.0 * score,
+        UniformGrid(path.horizon),
+        _drawn_from(OTHER),
+        _noised(MIXTURE, path, 0.0),
+        lambda x: MIXTURE.log_density(x, torch.full_like(x[:, 0], level)),
+        steps=300,
+    )
+
+
+def _simulations() -> Iterator[_Simulation]:
+    paths = {"VE": VESchedule(20.0), "VP": VPSchedule(), "sub-VP": SubVPSchedule()}
+    for name, path in paths.items():
+        yield _matched(name, path, GeometricGrid(path))
+    langevin = DiffFlow.langevin(0.3, 0.8)
+    yield _unmatched("Langevin, λ² = 0", langevin, (0.0, 1.0, 3.5))
+    yield _unmatched("Langevin, λ² = 0.6β", langevin.at(2.0, 0.6), (0.6, 1.2, 3.5))
+    yield _unmatched("continuation, λ² = -0.5β", langevin.at(2.0, -0.5), (0.0, 1.0, 3.0))
+    yield _unmatched("VP, λ² = 0.5β", DiffFlow.vp(0.3, 3.0).at(2.0, 0.5), (0.5, 1.0, 3.0))
+    yield _to_the_mixture()
+
+
+def _simulated(samples: int, seed: int) -> Iterator[Check]:
+    simulations = list(_simulations())
+    level = 1 - CHANCE / sum(len(simulation.flows) for simulation in simulations)
+    for simulation in simulations:
+        cloud = simulation.end(1000, _stream(seed, simulation.name, "null"))
+        bound = energy_quantile(cloud, samples, samples, level, seed)
+        for place, flow in simulation.flows.items():
+            own = derive_seed(seed, simulation.name, place)
+            ended = simulation.run(flow, samples, own)
+            reference = simulation.end(samples, _stream(own, "reference"))
+            name = f"{simulation.name}, {place}"
+            energy = energy_distance(ended.float(), reference.float())
+            yield _at_most(
+                f"energy distance of particles to {name}", simulation.source, energy, bound
+            )
+            # the energy distance sees where mass is, this how wide each component is
+            found, expected = map(simulation.log_density, (ended, reference))
+            yield _equal(
+                f"mean log-density of particles in {name}",
+                simulation.source,
+                float(found.mean()),
+                float(expected.mean()),
+                ERRORS * float((found.var() + expected.var()) / samples) ** 0.5,
+            )
+
+
+# --- every preset, from its exact start
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the plane with exact fields, and the law that its particles should end in.
+
+    Attributes:
+        preset: what stands there.
+        law: the law at T: one name for each law.
+        flow: the point.
+        score: s_p.
+        log_ratio: ∇d, exact.
+        grid: of the solver.
+        steps: of the solver.
+        start: draws of ρ_0.
+        end: draws of ρ_T.
+        solver: of the SDE or ODE.
+    """
+
+    preset: str
+    law: str
+    flow: DiffFlow
+    score: Field
+    log_ratio: Field
+    grid: TimeGrid
+    steps: int
+    start: Draw
+    end: Draw
+    solver: Solver = field(default_factory=StochasticHeun)
+
+    def run(self, n: int, seed: int) -> State:
+        """The end of n particles' paths."""
+        start = self.start(n, _stream(seed, "start"))
+        model = ParticleModel(
+            self.flow.field(self.score, self.log_ratio),
+            self.flow.prior(start.shape[1:]),
+            steps=self.steps,
+            schedule=self.flow.schedule,
+            grid=self.grid,
+            diffusion=self.flow.diffusion,
+            solver=self.solver,
+            score=AtScale(self.score, self.flow.schedule) if self.flow.matched else None,
+        )
+        *_, end = model.stream(start, generator=_stream(seed, "noise"))
+        return end
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Distances of a trial's particles to the law they should end in, and what draws of it have.
+
+    Attributes:
+        evaluations: of the drift, for each particle.
+        energy: energy distance, of each run.
+        sliced_w2: sliced Wasserstein-2 distance, of each run.
+        energy_limit: the quantile between two draws of the law.
+        sliced_w2_limit: the same.
+        below: whether each run is below both quantiles.
+    """
+
+    evaluations: int
+    energy: list[float]
+    sliced_w2: list[float]
+    energy_limit: float
+    sliced_w2_limit: float
+
+    @property
+    def below(self) -> list[bool]:
+        """Whether each run is below both quantiles."""
+        pairs = zip(self.energy, self.sliced_w2, strict=True)
+        return [e < self.energy_limit and w < self.sliced_w2_limit for e, w in pairs]
+
+    @property
+    def holds(self) -> bool:
+        """Whether most runs are below: one of a hundred is not, by the quantile's meaning."""
+        return sum(self.below) > len(self.below) / 2
+
+
+def limits(
+    draw: Draw,
+    n: int,
+    *,
+    level: float = 0.99,
+    pairs: int = 200,
+    projections: int = 512,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Quantiles of the energy distance and of sliced W2 between two draws of n points of one law.
+
+    Args:
+        draw: draws of the law.
+        n: points of a draw.
+        level: in (0, 1).
+        pairs: draws of sliced W2; those of the energy distance are :func:`energy_quantile`'s.
+        projections: lines of sliced W2.
+        seed: of all draws.
+    """
+    energy = energy_quantile(draw(1000, _stream(seed, "cloud")), n, n, level, seed)
+    found = []
+    for pair in range(pairs):
+        x, y = draw(2 * n, _stream(seed, "pair", pair)).split(n)
+        found.append(sliced_wasserstein2(x, y, projections))
+    return energy, float(torch.tensor(found).quantile(level))
+
+
+def outcome(
+    trial: Trial,
+    quantiles: tuple[float, float],
+    n: int,
+    *,
+    runs: int = 3,
+    projections: int = 512,
+    seed: int = 0,
+) -> Outcome:
+    """Run a trial until most of ``runs`` agree on whether it is below the :func:`limits`.
+
+    Args:
+        trial: what to run.
+        quantiles: :func:`limits` of the trial's end, at as many points and lines.
+        n: particles.
+        runs: odd.
+        projections: lines of sliced W2.
+        seed: of all draws.
+    """
+    found = Outcome(0, [], [], *quantiles)
+    for run in range(runs):
+        own = derive_seed(seed, trial.preset, run)
+        state, data = trial.run(n, own), trial.end(n, _stream(own, "reference"))
+        found.energy.append(energy_distance(state.x, data))
+        found.sliced_w2.append(sliced_wasserstein2(state.x, data, projections))
+        found = replace(found, evaluations=state.evaluations)
+        if max(sum(found.below), run + 1 - sum(found.below)) > runs / 2:
+            break
+    return found
+
+
+PATHS: dict[str, Schedule] = {
+    "VE": VESchedule(40.0),
+    "Karras": EDMSchedule(40.0),
+    "VP": VPSchedule(),
+    "sub-VP": SubVPSchedule(),
+}
+"""The paths of :func:`trials`."""
+MATCHED = {
+    "SDE": (2.0, 1.0),
+    "ODE": (2.0, 2.0),
+    "Diffusion-GAN, g² = 1.5β": (1.5, 1.0),
+    "Diffusion-GAN without noise": (1.0, 1.0),
+    "SLCD, λ² = 1.5β": (2.0, 1.5),
+    "SLCD, λ² = 0.5β": (2.0, 0.5),
+    "SLCD, g² = 3β": (3.0, 1.0),
+}
+"""Points at which the optimal discriminator is constant, from the exact law at t = 0."""
+
+
+def exact_targets(dim: int) -> tuple[GaussianMixture, Gaussian]:
+    """A mixture of three components and a Gaussian in R^dim, both asymmetric and anisotropic."""
+    if dim == 2:
+        return MIXTURE, GAUSSIAN
+    generator = _stream(0, "targets", dim)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    roots = normal(3, dim, dim) / dim**0.5
+    widths = torch.tensor([0.5, 0.25, 0.3], dtype=torch.float64)[:, None, None]
+    covariances = widths * (roots @ roots.mT) + 0.05 * torch.eye(dim, dtype=torch.float64)
+    axes, _ = torch.linalg.qr(normal(dim, dim))
+    variances = torch.linspace(0.2, 1.5, dim, dtype=torch.float64)
+    return (
+        GaussianMixture(normal(3, dim), covariances, weights=[0.5, 0.3, 0.2]),
+        Gaussian(normal(dim), (axes * variances) @ axes.mT),
+    )
+
+
+def trials(dim: int) -> Iterator[Trial]:
+    """Every preset of framework §6 whose end the theory knows, with exact fields, in R^dim.
+
+    Where d is constant, and for annealed Langevin dynamics, which needs no discriminator, the target
+    is a mixture, and the start its exact law at σ_max. Where ∇d needs ρ_t's own score, it is a Gaussian.
+    The saturating and the non-saturating GAN are not among them: their β(d) makes laws that have no
+    closed form even there.
+    """
+    for name, path in PATHS.items():
+        for preset, (g2, lambda2) in MATCHED.items():
+            yield matched_trial(f"{name} {preset}", dim, path, g2, lambda2)
+    yield annealed_trial(dim)
+    for preset in CLOSED_FORM:
+        yield closed_form_trial(preset, dim)
+
+
+def matched_trial(preset: str, dim: int, path: Schedule, g2: float, lambda2: float) -> Trial:
+    """A point on the line of the forward SDE, on the mixture, with the constant d that is exact there."""
+    target, _ = exact_targets(dim)
+    flow, exact = DiffFlow.reverse(path, g2=g2, lambda2=lambda2), ExactScoreField(target)
+    ode = flow.deterministic
+    return Trial(
+        preset,
+        "mixture",
+        flow,
+        exact,
+        0.0 * exact,
+        KarrasGrid(path, max(path.sigma_end, 0.02)),
+        40 if ode else 100,
+        _noised(target, path, 0.0, torch.float32),
+        _drawn_from(target, torch.float32),
+        Heun() if ode else StochasticHeun(),
+    )
+
+
+def annealed_trial(dim: int, *, strength: float = 100.0, steps: int = 800) -> Trial:
+    """Annealed Langevin dynamics on the mixture.
+
+    β = strength (σ² + 0.2) keeps pace with p_σ, whose relaxation takes a time of (variance + σ²)/β: with
+    β in proportion to g_s² the last levels would pass too fast for it.
+    """
+    target, _ = exact_targets(dim)
+    (path, beta), exact = _paced(strength), ExactScoreField(target)
+    return Trial(
+        "annealed Langevin",
+        "mixture",
+        DiffFlow.annealed_langevin(path, beta),
+        exact,
+        0.0 * exact,
+        UniformGrid(path.horizon),
+        steps,
+        _noised(target, path, 0.0, torch.float32),
+        _drawn_from(target, torch.float32),
+    )
+
+
+CLOSED_FORM: dict[str, tuple[Callable[[], DiffFlow], int, str]] = {
+    "Langevin": (lambda: DiffFlow.langevin(horizon=16.0), 640, "Gaussian"),
+    "GAN, β = 1": (lambda: DiffFlow.gan("logit", horizon=16.0), 640, "Gaussian"),
+    "DiffODE-GAN": (lambda: DiffFlow.diffode_gan(*_paced(100.0)), 800, "Gaussian"),
+    "Diffusion-GAN, λ² = 0": (
+        lambda: DiffFlow.diffode_gan(*_paced(100.0)).diffusion_gan(1.0),
+        800,
+        "Gaussian",
+    ),
+    "SLCD at the SDE's β, λ² = 1.5β": (
+        lambda: DiffFlow.reverse(PATHS["VE"]).slcd(1.5),
+        400,
+        "SLCD's own",
+    ),
+    "continuation, g² = β, λ² = -0.5β": (
+        lambda: DiffFlow.reverse(PATHS["VE"]).continuation(-0.5).with_g2(1.0),
+        400,
+        "the continuation's own",
+    ),
+}
+"""Points at which d is not constant: how they are made, steps, and where they end."""
+
+
+def closed_form_trial(preset: str, dim: int) -> Trial:
+    """One of :data:`CLOSED_FORM`, on a Gaussian: ∇d = u s_p - s_ρ, with ρ_t by its moments.
+
+    It starts from N(0, I) at a single noise level, and from the exact law at σ_max along a path.
+    """
+    _, target = exact_targets(dim)
+    build, steps, law = CLOSED_FORM[preset]
+    flow = build()
+    path = flow.schedule
+    start = Gaussian([0.0] * dim, std=1.0)
+    if not isinstance(path, ConstantSchedule):
+        noise = path.sigma_max**2 * torch.eye(dim, dtype=torch.float64)
+        start = Gaussian(target.mean, target.covariance + noise)
+    score, grid = ExactScoreField(target), UniformGrid(path.horizon)
+    laws = propagated(flow, target, start, nodes := grid.nodes(steps))
+    return Trial(
+        preset,
+        law,
+        flow,
+        score,
+        AtScale(score, path) - OwnScore(laws, nodes),
+        grid,
+        steps,
+        _drawn_from(start, torch.float32),
+        _drawn_from(target if law == "Gaussian" else laws[-1], torch.float32),
+    )
+
+
+def _paced(strength: float) -> tuple[Schedule, Callable[[Tensor], Tensor]]:
+    """The VE path, and β = strength (σ² + 0.2) along it."""
+    path = PATHS["VE"]
+    return path, lambda t: strength * (path.sigma(t) ** 2 + 0.2)
+
+
+def _drawn_from(law: GaussianMixture, dtype: torch.dtype = torch.float64) -> Draw:
+    return lambda n, generator: law.sample(n, generator=generator, dtype=dtype)
+
+
+def _noised(
+    target: GaussianMixture, path: Schedule, t: float, dtype: torch.dtype = torch.float64
+) -> Draw:
+    """Draws of the path's own law at a time."""
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        data = target.sample(n, generator=generator, dtype=dtype)
+        return path.noised(data, torch.full_like(data[:, 0], t), generator=generator)
+
+    return draw
+
+
+# --- what λ does
+
+
+def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
+    source = "framework §6 (stationary law)"
+    level, horizon = 0.4, 60.0
+    smoothed = GAUSSIAN.covariance + level**2 * torch.eye(2, dtype=torch.float64)
+    for lambda2 in (-2.0, -0.5, 0.0, 0.5, 1.0, 1.6):
+        flow = DiffFlow.langevin(level, horizon=horizon).at(2.4, lambda2)
+        _, covariances = gaussian_marginals(flow, GAUSSIAN, OTHER, [horizon])
+        factors = torch.linalg.eigvals(covariances[0] @ torch.linalg.inv(smoothed)).real
+        expected = 1 - lambda2 / 2
+        worst = factors[(factors - expected).abs().argmax()]
+        yield _equal(
+            f"ρ_t settles at so many times the data's covariance: λ² = {_times(lambda2)}",
+            source,
+            float(worst),
+            expected,
+            1e-9,
+        )
+    for g2, lambda2 in ((1.0, 0.8), (3.0, -1.0)):
+        base = DiffFlow.langevin(level, horizon=2.0).at(2.0, lambda2)
+        settled = stationary_law(base, GAUSSIAN)
+        simulation = _settling(base, settled)
+        x = simulation.run(base.with_g2(g2), samples, derive_seed(seed, "settled", lambda2))
+        offsets = x - GAUSSIAN.mean
+        squares = (offsets @ torch.linalg.inv(smoothed) * offsets).sum(1) / 2
+        yield _equal(
+            f"particles keep to that multiple: {_place(g2, lambda2)}",
+            source,
+            float(squares.mean()),
+            1 - lambda2 / 2,
+            ERRORS * float(squares.std()) / samples**0.5,
+        )
+
+
+def _settling(base: DiffFlow, settled: Gaussian) -> _Simulation:
+    """From the stationary law, where s_ρ is s_p/(1 - λ²/2β)."""
+    score, draw = ExactScoreField(GAUSSIAN), _drawn_from(settled)
+    ratio = AtScale(score, base.schedule) - OwnScore([settled], torch.zeros(1))
+    grid = UniformGrid(base.schedule.horizon)
+    return _Simulation("", "", {}, score, ratio, grid, draw, draw, settled.log_density)
+
+
+# --- Lemma 1, Theorems 1 and 2
+
+_SIGMA, _BETA, _END = 0.3, 0.7, 3.0
+_STEP = 0.02
+_AWAY = GaussianMixture(
+    [[-1.5, -1.0], [2.5, -1.5], [0.5, 2.5]], std=[0.4, 0.6, 0.5], weights=[0.5, 0.3, 0.2]
+)
+
+
+def convergence_runs() -> dict[str, Convergence]:
+    """KL towards a Gaussian at λ² = 0 from four starts, by name; the mixture's by quadrature."""
+    flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=_END).with_g2(1.0)
+    times = torch.linspace(0, _END, round(_END / _STEP) + 1, dtype=torch.float64)
+    smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
+    fastest, slowest = torch.linalg.eigh(smoothed).eigenvectors.T
+    starts = {
+        "offset, slowest axis": Gaussian(GAUSSIAN.mean + 2 * slowest, smoothed),
+        "another Gaussian": OTHER,
+        "offset, fastest axis": Gaussian(GAUSSIAN.mean + 2 * fastest, smoothed),
+    }
+    runs = {name: convergence(flow, GAUSSIAN, start, times) for name, start in starts.items()}
+    rate = 2 * _BETA * log_sobolev_constant(GAUSSIAN, _SIGMA)
+    settled = Gaussian(GAUSSIAN.mean, smoothed)
+    found = [_divergences(law, settled) for law in propagated(flow, GAUSSIAN, _AWAY, times)]
+    kl, fisher = torch.tensor(found, dtype=torch.float64).T
+    bound = kl[0] * torch.exp(-rate * times)
+    runs["a mixture"] = Convergence(times, kl, fisher, -_BETA * fisher, bound, rate)
+    return runs
+
+
+def _divergences(law: GaussianMixture, target: Gaussian, side: int = 140) -> tuple[float, float]:
+    """KL and Fisher divergence of a law of the plane from a target, by the trapezoidal rule."""
+    low, high = law.means.amin(0) - 8, law.means.amax(0) + 8
+    axes = [torch.linspace(a, b, side, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    x = torch.cartesian_prod(*axes)
+    weight = law.log_density(x).exp() * float(torch.prod((high - low) / (side - 1)))
+    log_ratio = law.log_density(x) - target.log_density(x)
+    gaps = (law.score(x) - target.score(x)).square().sum(1)
+    return float(weight @ log_ratio), float(weight @ gaps)
+
+
+def _convergence(runs: Mapping[str, Convergence]) -> Iterator[Check]:
+    constant = log_sobolev_constant(GAUSSIAN, _SIGMA)
+    for name, run in runs.items():
+        # central differences of order 6
+        differences = sum(
+            weight * (run.kl[3 + k : len(run.kl) - 3 + k] - run.kl[3 - k : len(run.kl) - 3 - k])
+            for k, weight in ((1, 45), (2, -9), (3, 1))
+        ) / (60 * _STEP)
+        inside = run.kl[3:-3] > 1e-4 * run.kl[0]
+        ratio = (differences / run.slope[3:-3])[inside]
+        yield _equal(
+            f"-dKL/dt over βI, where it is worst: from {name}",
+            "DiffFlow Lemma 1",
+            float(ratio[(ratio - 1).abs().argmax()]),
+            1.0,
+            1e-5,
+        )
+    for name, run in runs.items():
+        ratio = run.kl / run.bound
+        claim = f"largest KL(ρ_t) over KL(ρ_0) e^(-2βCt): from {name}"
+        yield _at_most(claim, "DiffFlow Theorem 2", float(ratio.max()), 1.0, 1e-9)
+        if name == "offset, slowest axis":
+            claim = f"smallest KL(ρ_t) over KL(ρ_0) e^(-2βCt): from {name}"
+            yield _equal(claim, "framework §7", float(ratio.min()), 1.0, 1e-8)
+    worst = max(float((2 * constant * run.kl / run.fisher).max()) for run in runs.values())
+    claim = "largest KL over I/(2C), along all these runs"
+    yield _at_most(claim, "DiffFlow §4.2", worst, 1.0, 1e-9)
+    flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=40.0)
+    for g2 in (0.0, 1.0, 3.0):
+        end = convergence(flow.with_g2(g2), GAUSSIAN, OTHER, [40.0])
+        yield _equal(
+            f"KL(ρ_t) at t = 40: another Gaussian, g² = {_times(g2)}",
+            "DiffFlow Theorem 1",
+            float(end.kl[0]),
+            0.0,
+            1e-12,
+        )
+
+
+# --- the picture
+
+
+def kl_figure(runs: Mapping[str, Convergence], samples: int = 10_000, seed: int = 0) -> Figure:
+    """KL against the log-Sobolev bound, relative to its start, with what particles have at several g.
+
+    Args:
+        runs: of :func:`convergence_runs`.
+        samples: particles of each simulation.
+        seed: of all random draws.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, run in runs.items():
+        share = run.kl / run.kl[0]
+        curves[name] = list(zip(run.times.tolist(), share.tolist(), strict=True))
+        curves["log-Sobolev bound"] = [(t, math.exp(-run.rate * t)) for t in run.times.tolist()]
+    curves["log-Sobolev bound"] = curves.pop("log-Sobolev bound")  # over the curve that meets it
+    strokes = {name: plots.Stroke(color) for name, color in zip(runs, plots.SERIES, strict=False)}
+    strokes["log-Sobolev bound"] = plots.Stroke(plots.INK, dashed=True)
+    figure = plots.curves_figure(
+        curves,
+        "generation time t",
+        r"$\mathrm{KL}(\rho_t\,\Vert\,p_{\sigma_0})$ as a share of what it was at $t = 0$",
+        log=True,
+        strokes=strokes,
+        size=(7.6, 4.2),
+    )
+    axes = figure.axes[0]
+    at_start = float(runs["another Gaussian"].kl[0])
+    noise = 5 / (2 * samples)  # KL between a Gaussian and one fitted to so many of its points
+    handles = []
+    for place, (g2, marker) in enumerate(_MARKERS.items()):
+        found = _particles_kl(g2, samples, seed)[place + 1 :: len(_MARKERS)]
+        points = [(t, kl / at_start) for t, kl in found if kl > 30 * noise]
+        style = {"marker": marker, "color": plots.GENERATED, "markersize": 6, "linestyle": ""}
+        axes.plot(*np.array(points).T, markeredgecolor=plots.PAPER, zorder=6, **style)
+        handles.append(Line2D([], [], label=f"g² = {_times(g2)}", **style))
+    axes.legend(
+        handles=handles,
+        title=f"{samples:,} particles",
+        title_fontproperties={"size": 8.5},
+        loc="lower left",
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=plots.INK,
+        handletextpad=0.2,
+        alignment="left",
+    )
+    return figure
+
+
+_MARKERS = {0.0: "o", 1.0: "D", 2.0: "s", 3.5: "^"}
+"""g²/β -> marker."""
+
+
+def _particles_kl(g2: float, samples: int, seed: int) -> list[tuple[float, float]]:
+    """(t, KL) of simulated particles, whose law is taken to be Gaussian with their moments."""
+    flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=_END).with_g2(g2)
+    grid = UniformGrid(_END)
+    score, nodes = ExactScoreField(GAUSSIAN), grid.nodes(STEPS)
+    own = OwnScore(propagated(flow, GAUSSIAN, OTHER, nodes), nodes)
+    model = ParticleModel(
+        flow.field(score, AtScale(score, flow.schedule) - own),
+        flow.prior((2,)),
+        steps=STEPS,
+        schedule=flow.schedule,
+        grid=grid,
+        diffusion=flow.diffusion,
+        solver=StochasticHeun(),
+    )
+    start = OTHER.sample(samples, generator=_stream(seed, "kl", g2), dtype=torch.float64)
+    smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
+    found = []
+    for state in model.stream(start, generator=_stream(seed, "kl noise", g2)):
+        kl = gaussian_kl(state.x.mean(0), state.x.T.cov(), GAUSSIAN.mean, smoothed)
+        found.append((state.t, float(kl)))
+    return found[::3]
+
+
+# --- small things
+
+
+def _equal(claim: str, source: str, measured: float, expected: float, tolerance: float) -> Check:
+    holds = abs(measured - expected) <= tolerance
+    return Check(claim, source, measured, "=", expected, tolerance, holds)
+
+
+def _at_most(
+    claim: str, source: str, measured: float, bound: float, tolerance: float = 0.0
+) -> Check:
+    holds = measured <= bound + tolerance
+    return Check(claim, source, measured, "<=", bound, tolerance, holds)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([x.flatten() for x in tensors if x is not None])
+
+
+def _place(g2: float, lambda2: float) -> str:
+    return f"g² = {_times(g2)}, λ² = {_times(lambda2)}"
+
+
+def _times(ratio: float) -> str:
+    """So many times β."""
+    return "0" if ratio == 0 else "β" if ratio == 1 else f"{ratio:g}β"
+
+
+def _stream(seed: int, *path: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "verify", *path))
