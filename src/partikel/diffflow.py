@@ -42,14 +42,13 @@ from partikel.schedules import (
     VESchedule,
     VPSchedule,
 )
-from partikel.tensors import shared
 
 ROUNDING = 1e-12
 """Coefficients that differ by less, relative to the largest, count as equal."""
 
 
 class Coefficients(NamedTuple):
-    """f, β, g² and λ² at generation times, each (B,); f(X, t) = f · X."""
+    """f, β, g² and λ² at generation times, shaped like them; f(X, t) = f · X."""
 
     f: Tensor
     beta: Tensor
@@ -59,7 +58,7 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class DiffFlow:
-    """The scaling functions of the SDE (DiffFlow eq. 4), as numbers or functions (B,) -> (B,) of t.
+    """The scaling functions of the SDE (DiffFlow eq. 4), as numbers or functions of t, shaped like it.
 
     Args:
         schedule: σ(t), u(t) and T.
@@ -471,10 +470,8 @@ PRESETS: dict[str, Callable[[], DiffFlow]] = {
 
 
 def _value(weight: Weight, t: Tensor) -> Tensor:
-    """A number or function of t as (B,); a time that all particles share is asked once."""
-    if callable(weight):
-        return weight(shared(t)).expand(t.shape)
-    return torch.full_like(t, weight)
+    """A number or function of t, shaped like t."""
+    return weight(t) if callable(weight) else torch.full_like(t, weight)
 
 
 def _combined(formula: Callable[..., Tensor | float], *weights: Weight) -> Weight:

@@ -29,7 +29,7 @@ from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import Linear
-from partikel.models import GeneratorModel
+from partikel.models import Carrier, GeneratorModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.streams import derive_seed
@@ -110,7 +110,7 @@ def export_run(run: Run, out: Path | str) -> Path:
         CheckpointError: if the folder cannot be written.
     """
     out, model = Path(out), run.model
-    if not isinstance(model, GeneratorModel):
+    if model.steps is not None:
         raise ConfigError(
             f"the run {run.path} ({run.recipe.title}) is of free particles, which follow a field step "
             "by step, and only generators are exported: distil an EDM into one with a Score GAN "
@@ -123,7 +123,7 @@ def export_run(run: Run, out: Path | str) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        weights = model.generator.state_dict()
+        weights = model.sampled.state_dict()
         save_file(
             {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()},
             temporary / _WEIGHTS,
@@ -201,17 +201,17 @@ def load_generator(path: Path | str) -> OneStepGenerator:
     return exported.eval().requires_grad_(False)
 
 
-def _config(run: Run, model: GeneratorModel) -> dict[str, Any]:
+def _config(run: Run, model: Carrier) -> dict[str, Any]:
     network: NetworkSettings = run.recipe.generator  # type: ignore[attr-defined]
     chosen = {k: v for k, v in dataclasses.asdict(network).items() if v is not None}
     shares = model.label_weights
-    (size,) = model.latent.shape
+    (size,) = model.prior.shape
     return {
         "kind": KIND,
         "schema": SCHEMA,
         "partikel": metadata.version("partikel"),
         "network": chosen,
-        "latent": {"law": "normal", "size": size, "std": model.latent.std},
+        "latent": {"law": "normal", "size": size, "std": model.prior.std},
         "shape": list(run.dataset.shape),
         "range": [-1, 1] if len(run.dataset.shape) == 3 else None,
         "classes": None if shares is None else len(shares),
@@ -230,8 +230,7 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     what = f"{shape} images in [-1, 1]" if images else f"points of {shape} numbers"
     labels = "" if config["classes"] is None else f", of {config['classes']} classes"
     call = "64" if not labels else "64, cond=torch.full((64,), 3)"
-    assert isinstance(run.model, GeneratorModel)
-    count = sum(p.numel() for p in run.model.generator.parameters())
+    count = sum(p.numel() for p in run.model.sampled.parameters())
     average = "no average" if recipe.ema is None else f"a moving average of decay {recipe.ema}"
     settings = yaml.safe_dump(_public(settings_of(recipe)), sort_keys=False).strip()
     return f"""---

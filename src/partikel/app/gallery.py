@@ -35,7 +35,6 @@ from partikel.metrics.evaluation import (
     evaluate,
     find_memorised,
 )
-from partikel.models import GeneratorModel, ParticleModel
 from partikel.solvers import Solver
 from partikel.streams import derive_seed
 from partikel.training.engine import processes
@@ -100,22 +99,9 @@ def evaluations(
     guidance: float | None = None,
 ) -> int:
     """How often the field (or the generator, once) is evaluated to draw a sample: the NFE."""
-    model = run.model
-    if not isinstance(model, ParticleModel):
-        return 1
-    generator = torch.Generator().manual_seed(0)
-    start = model.prior.sample(2, generator=generator)
-    *_, last = model.stream(
-        start,
-        generator=generator,
-        steps=steps,
-        stop=stop,
-        solver=solver,
-        cond=model.labels(2, generator=generator),
-        guidance=guidance,
-        real=run.context(),
+    return run.model.evaluations(
+        real=run.context(), steps=steps, stop=stop, solver=solver, guidance=guidance
     )
-    return last.evaluations
 
 
 def curve_run(
@@ -151,13 +137,12 @@ def curve_run(
     Raises:
         ConfigError: for a generator, which has no steps, or impossible numbers.
     """
-    model = run.model
-    if not isinstance(model, ParticleModel):
+    own = run.model.steps
+    if own is None:
         raise ConfigError(
             "a generator makes samples in one call: only free particles have a curve of quality "
             f"against {'their number of steps' if along == 'nfe' else 'early stopping'}."
         )
-    own = model.steps
     if at is None:
         shares = [2.0**k for k in range(-4, 2)] if along == "nfe" else [k / 8 for k in range(1, 9)]
         at = [max(1, round(own * share)) for share in shares]
@@ -365,22 +350,22 @@ def interpolated(
         (pairs, points, ...) samples, on the model's device.
     """
     model = run.model
-    assert isinstance(model, (GeneratorModel, ParticleModel))
-    law = model.latent if isinstance(model, GeneratorModel) else model.prior
-    a, b = law.sample(pairs, generator=generator), law.sample(pairs, generator=generator)
-    between = interpolate(a, b, torch.linspace(0, 1, points), method, std=law.std)
+    a, b = (
+        model.prior.sample(pairs, generator=generator),
+        model.prior.sample(pairs, generator=generator),
+    )
+    between = interpolate(a, b, torch.linspace(0, 1, points), method, std=model.prior.std)
     cond = model.labels(pairs, generator=generator)  # one for each path
     cond = None if cond is None else cond.repeat_interleave(points)
     device = next(model.parameters()).device
     if device.type != "cpu":  # samplers with noise draw it where the points are
         generator = torch.Generator(device).manual_seed(generator.initial_seed())
-    name = "z" if isinstance(model, GeneratorModel) else "x"
     real = run.context()
     size = chunk_size(run.dataset.shape)
     parts: list[Tensor] = []
     for start in range(0, pairs * points, size):
         some = between.flatten(0, 1)[start : start + size]
-        given: dict[str, Any] = {name: some.to(device)}
+        given: dict[str, Any] = {"start": some.to(device)}
         if cond is not None:
             given["cond"] = cond[start : start + size].to(device)
         parts.append(model.sample(len(some), generator=generator, real=real, **given))
@@ -442,7 +427,7 @@ def run_frames(
         CheckpointError: where training recorded no such frames.
     """
     model = run.model
-    if isinstance(model, ParticleModel):
+    if model.steps is not None:
         count = n or (400 if _planar(run) else 64)
         data = run.dataset.draw(
             min(1000, run.dataset.size("validation") or 1000), "validation", generator=generator
@@ -494,7 +479,7 @@ def summarise(
     plots.save_picture(samples, picture, data=data)
     moving = out / "animation.gif"
     drawable = _planar(run) or len(run.dataset.shape) == 3
-    moves = isinstance(run.model, ParticleModel) or any((run.path / "frames").glob("step-*"))
+    moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
     if animation and drawable and moves:
         animate_run(run, moving, size=480, title=False)
     curve_name = "energy" if len(run.dataset.shape) == 1 else "frechet"
@@ -507,7 +492,7 @@ def summarise(
         name=run.path.name,
         title=run.recipe.title,
         field=run.recipe.symbol,
-        carrier="generator" if isinstance(run.model, GeneratorModel) else "particles",
+        carrier=run.model.kind,
         metrics=result.metrics,
         protocol={**result.protocol, "reference": result.reference},
         curve=curve,

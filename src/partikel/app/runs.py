@@ -40,7 +40,7 @@ from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import Perturbed
 from partikel.fields.base import Weight
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
-from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.models import Carrier
 from partikel.recipes import Recipe, System
 from partikel.streams import derive_seed
 from partikel.training import Engine, fit, latest_checkpoint
@@ -182,16 +182,10 @@ def draw_samples(
     """
     if n < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {n}.")
-    options = {key: value for key, value in options.items() if value is not None}
-    if options and isinstance(model, GeneratorModel):
-        trained = " (a Score GAN learns it in training)" if "guidance" in options else ""
-        raise ConfigError(
-            f"a generator makes samples in one call: leave out {', '.join(sorted(options))}{trained}."
-        )
     if cond is None:
         cond = model.labels(n, generator=generator)
     # a generator's latents do not tell the size of its outputs
-    chunk = chunk_size(model.prior.shape) if isinstance(model, ParticleModel) else 1000
+    chunk = 1000 if model.shape is None else chunk_size(model.shape)
     parts = [
         model.sample(
             min(chunk, n - start),
@@ -241,7 +235,7 @@ def _check_guidance(recipe: Recipe) -> None:
 
 def context_for(model: Carrier, dataset: Dataset, seed: int = 0) -> Tensor | None:
     """:data:`CONTEXT` real samples if the model's field needs them to be asked, else None."""
-    if "real" not in model.field.requires:
+    if "real" not in model.field.needs:
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, "context"))
     size = dataset.size("train")
@@ -377,10 +371,10 @@ class _Watch:
         few = 400 if len(dataset.shape) == 1 else 64
         picture = self._out / "samples" / f"step-{step:08d}.png"
         data = dataset.draw(few, "validation", generator=generator).x
-        if isinstance(model, GeneratorModel):
-            z = model.latent.sample(few, generator=generator)
+        if model.steps is None:  # samples move in training, so that frames are recorded there
+            z = model.start(few, generator)
             cond = model.labels(few, generator=generator)
-            samples = model.sample(few, generator=generator, z=z, cond=cond)
+            samples = model.sample(few, generator=generator, start=z, cond=cond)
             if (step // (recipe.evaluate_every or 1)) % self._stride == 0:
                 self._record(model, z, cond, step, data)
         else:
@@ -389,7 +383,7 @@ class _Watch:
         return figures
 
     def _record(
-        self, model: GeneratorModel, z: Tensor, cond: Tensor | None, step: int, data: Tensor
+        self, model: Carrier, z: Tensor, cond: Tensor | None, step: int, data: Tensor
     ) -> None:
         """Keep what an animation of the training needs, for points of the plane and images."""
         if data.ndim == 2 and data.shape[1] != 2:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
-from partikel.tensors import expand_like, shared
+from partikel.tensors import expand_like
 
 Weighting = Literal["edm", "none", "likelihood"]
 
 
 def score_from_denoiser(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """s(x, σ) = (D(x; σ) - x)/σ² (GPM eq. 24); shapes (B, ...), (B, ...), (B,)."""
+    """s(x, σ) = (D(x; σ) - x)/σ² (GPM eq. 24); shapes (B, ...), (B, ...), () or (B,)."""
     return (denoised - x) / expand_like(sigma, x) ** 2
 
 
@@ -56,24 +56,22 @@ class EDMDenoiser(nn.Module):
 
         Args:
             x: (B, ...) noisy points.
-            sigma: (B,) their noise levels, > 0.
-            t: (B,) generation times, for a ``timed`` denoiser.
+            sigma: their noise levels > 0, () or (B,).
+            t: generation times, () or (B,), for a ``timed`` denoiser.
             cond: (B,) labels.
 
         Returns:
             (B, ...) the estimate of E[clean | x].
         """
-        level = expand_like(shared(sigma), x)
+        level = expand_like(sigma, x)
         data = self.sigma_data
         total = level**2 + data**2
-        c_noise = shared(sigma).to(x.dtype).log() / 4
+        conditions = [sigma.to(x.dtype).log() / 4]
         if self.timed:
             if t is None:
                 raise ValueError("a timed denoiser needs generation times t")
-            time = shared(t).to(x.dtype)
-            c = torch.stack(torch.broadcast_tensors(c_noise, time), dim=1)
-        else:
-            c = c_noise[:, None]
+            conditions.append(t.to(x.dtype))
+        c = torch.stack(torch.broadcast_tensors(*map(torch.atleast_1d, conditions)), dim=1)
         out = self.network(x * total.rsqrt(), c, cond)
         return (data**2 / total) * x + (level * data * total.rsqrt()) * out
 

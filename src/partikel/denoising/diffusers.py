@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from partikel.denoising import EDMDenoiser
 from partikel.errors import CheckpointError, ConfigError
-from partikel.tensors import expand_like, shared
+from partikel.tensors import expand_like
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 """What a network predicts, as diffusers calls it: ε, v or x₀."""
@@ -67,10 +67,10 @@ class DDPMDenoiser(EDMDenoiser):
         self, x: Tensor, sigma: Tensor, t: Tensor | None = None, cond: Tensor | None = None
     ) -> Tensor:
         """Denoise; see :meth:`EDMDenoiser.forward`."""
-        sigma = shared(sigma)
         level = expand_like(sigma, x)
         scale = (level**2 + 1).rsqrt()
-        out = self.network(x * scale, self.step(sigma).to(x.dtype)[:, None], cond)
+        step = self.step(torch.atleast_1d(sigma)).to(x.dtype)
+        out = self.network(x * scale, step[:, None], cond)
         if self.prediction == "epsilon":
             return x - level * out
         if self.prediction == "v_prediction":

@@ -8,23 +8,29 @@ function of its points. A learned field says through :meth:`Field.losses` what t
 
 from __future__ import annotations
 
+import inspect
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from typing import TypeAlias
+from functools import reduce
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from partikel.data import Batch
-from partikel.errors import ConfigError
-from partikel.fields.particles import Particles
+from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.fields.particles import At, Particles
+from partikel.schedules import Schedule
 from partikel.streams import Streams
 from partikel.tensors import expand_like
 
 Weight: TypeAlias = float | Callable[[Tensor], Tensor]
-"""A number, or a function of generation times (B,) -> (B,)."""
+"""A number, or a function of generation times, () or (B,), shaped like them."""
 
 
 @dataclass(frozen=True)
@@ -94,47 +100,199 @@ class Loss:
 
 
 class Field(nn.Module, ABC):
-    """What moves particles: (x, t, σ, cond) -> velocity.
+    """What moves particles: a velocity at points of the path, ``field(x, At(t, sigma, cond))``.
+
+    A subclass writes ``__init__`` and ``forward``, and says what it ``requires``; what was bound it asks
+    for by :meth:`bound_real`, :meth:`bound_cloud` and :meth:`bound_generator`. A learned one says in
+    :meth:`own_losses` what trains it. Everything else is done here: fields inside of a field are bound,
+    frozen and trained with it.
 
     Attributes:
-        requires: of {"real", "particles", "generator"}: the context without which the field cannot
-            be evaluated.
+        requires: of {"real", "particles", "generator"}: the context without which this field by itself
+            cannot be evaluated (see :attr:`needs` for those inside of it, too). Without bound particles
+            the points that it is asked about are the cloud: they then have to be asked about together.
+        context: what it is bound to.
     """
 
     requires: frozenset[str] = frozenset()
+    context: Context = Context()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse the signature of earlier versions, (x, t, sigma, cond), where a field is defined."""
+        super().__init_subclass__(**options)
+        written = cls.__dict__.get("forward")
+        if written is not None and len(inspect.signature(written).parameters) != 3:
+            raise TypeError(
+                f"{cls.__name__}.forward takes (self, x, at): read t, sigma and cond from the record "
+                "at, and call inner fields as field(x, at)."
+            )
 
     def __init__(self) -> None:
         super().__init__()
         self._frozen = False
 
     @abstractmethod
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """The velocity at points of the path.
 
         Args:
             x: (B, ...) positions.
-            t: (B,) generation times.
-            sigma: (B,) noise levels, where the path has them.
-            cond: (B,) integer labels.
+            at: generation times, noise levels and labels.
 
         Returns:
             (B, ...) velocities.
 
         Raises:
-            ConfigError: if the field needs a context (see ``requires``) or a noise level it has not.
+            ConfigError: if the field needs a context (see ``needs``) or a noise level it has not.
         """
 
-    def bind(self, context: Context) -> Field:
-        """The same field with its context fixed; a field without one returns itself."""
-        return self
+    # --- what it is bound to
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it, or a field inside of it, requires and is not bound to."""
+        own = {name for name in self.requires if getattr(self.context, name) is None}
+        return frozenset(own).union(*(inner.needs for inner in self._inner()))
+
+    @property
+    def draws(self) -> bool:
+        """Whether it, or a field inside of it, draws random numbers wherever it is asked."""
+        return "generator" in self.requires or any(inner.draws for inner in self._inner())
+
+    def bind(self, context: Context) -> Self:
+        """The same field with its context fixed; a field that requires none of it returns itself.
+
+        What the context does not have stays as it was bound before.
+
+        Raises:
+            ConfigError: without real samples that are required, or with fewer than two particles.
+            DataError: if a real sample is not finite.
+            NumericsError: if a particle is not.
+        """
+        given = {
+            name: value
+            for name in self.requires
+            if (value := getattr(context, name)) is not None
+            and value is not getattr(self.context, name)
+        }
+        if "real" in self.requires:
+            _check_real(context.real if context.real is not None else self.context.real)
+        if "particles" in given:
+            check_cloud(given["particles"])
+        modules = {name: _bound(module, context) for name, module in self._modules.items()}
+        if not given and all(modules[name] is self._modules[name] for name in modules):
+            return self
+        bound = copy(self)
+        bound._modules = modules
+        # the generator also where only an inner field draws: guidance shows both labels the same draws
+        bound.context = replace(self.context, generator=context.generator or self.context.generator)
+        bound.context = replace(bound.context, **given)
+        bound.prepare()
+        return bound
+
+    def prepare(self) -> None:
+        """Compute once what follows from the context, for a field that can; called when it is bound."""
+
+    def bound_real(self, x: Tensor) -> Tensor:
+        """The real samples (R, ...) that it is bound to, typed like ``x``.
+
+        Raises:
+            ConfigError: if it is bound to none.
+            ValueError: if they are of another shape than the points.
+        """
+        real = self.context.real
+        if real is None:
+            raise ConfigError(
+                f"a {type(self).__name__} compares particles with real samples: bind it to some before "
+                "it is asked, field.bind(Context(real=...))."
+            )
+        if real.shape[1:] != x.shape[1:]:
+            raise ValueError(f"real samples {real.shape[1:]} and points {x.shape[1:]} differ")
+        return real.to(x)
+
+    def bound_cloud(self, x: Tensor) -> Tensor:
+        """The cloud (P, ...) that it is bound to, or the points themselves, without gradients.
+
+        Raises:
+            ConfigError: for fewer than two particles.
+            NumericsError: if a particle is not finite.
+        """
+        if self.context.particles is not None:
+            return self.context.particles.to(x).detach()
+        check_cloud(x)
+        return x.detach()
+
+    def bound_generator(self) -> torch.Generator:
+        """The source of randomness that it is bound to.
+
+        Raises:
+            ConfigError: if it is bound to none.
+        """
+        if self.context.generator is None:
+            raise ConfigError(
+                f"a {type(self).__name__} draws random numbers: bind it first, "
+                "field.bind(Context(generator=...))."
+            )
+        return self.context.generator
+
+    # --- what trains it
+
+    def own_losses(self) -> tuple[Loss, ...]:
+        """What trains the field while it is not frozen, in the order of an iteration.
+
+        Those of the fields inside of it, unless overridden; a field that occurs twice is trained once.
+        """
+        found = [loss for inner in self._inner() for loss in inner.losses()]
+        return tuple(loss for i, loss in enumerate(found) if loss not in found[:i])
 
     def losses(self) -> tuple[Loss, ...]:
-        """What trains the field, in the order of an iteration; empty if nothing does."""
-        return ()
+        """What trains the field; empty if it is frozen or nothing does.
 
-    def freeze(self) -> Field:
+        Raises:
+            ConfigError: if two losses share a name.
+        """
+        return () if self._frozen else unique_losses(self.own_losses())
+
+    def loss(
+        self,
+        real: Batch | Tensor | None = None,
+        particles: Particles | None = None,
+        *,
+        streams: Streams,
+    ) -> Tensor:
+        """The mean loss, for a loop of one's own: ``field.loss(x, particles, streams=s).backward()``.
+
+        Args:
+            real: a batch of data, (B, ...) or with labels.
+            particles: as many particles of a carrier, for a field that looks at them.
+            streams: source of times and noise.
+
+        Returns:
+            The sum over :meth:`losses` of their means, with a graph.
+
+        Raises:
+            ConfigError: if nothing trains the field, or points that a loss needs are missing.
+        """
+        losses = self.losses()
+        if isinstance(real, Tensor):
+            real = Batch(real, None)
+        given = {
+            name
+            for name, points in (("real", real), ("particles", particles))
+            if points is not None
+        }
+        missing = sorted(frozenset[str]().union(*(loss.needs for loss in losses)) - given)
+        if missing or not losses:
+            raise ConfigError(
+                f"a loss of this {type(self).__name__} is of {' and '.join(missing)} points: pass them."
+                if missing
+                else f"nothing trains this {type(self).__name__}: it has no loss."
+            )
+        points = real.x if real is not None else particles.x if particles is not None else ()
+        batch = TrainingBatch(real, particles, len(points), streams)
+        return torch.stack([loss.compute(batch).loss.mean() for loss in losses]).sum()
+
+    def freeze(self) -> Self:
         """Keep this field as it is: no losses, no gradients, evaluation mode for good."""
         self.requires_grad_(False)
         for module in self.modules():  # what is taken out of a frozen field stays frozen
@@ -147,9 +305,17 @@ class Field(nn.Module, ABC):
         """Whether :meth:`freeze` was called."""
         return self._frozen
 
-    def train(self, mode: bool = True) -> Field:
+    def train(self, mode: bool = True) -> Self:
         """Set training mode, which a frozen field ignores (dropout stays off in it)."""
         return super().train(mode and not self._frozen)
+
+    def _inner(self) -> Iterator[Field]:
+        """The fields right inside of this one."""
+        for module in self._modules.values():
+            members = module if isinstance(module, nn.ModuleList) else [module]
+            yield from (each for each in members if isinstance(each, Field))
+
+    # --- the algebra
 
     def __add__(self, other: Field) -> Field:
         return Sum(_terms(self) + _terms(other)) if isinstance(other, Field) else NotImplemented
@@ -166,42 +332,32 @@ class Field(nn.Module, ABC):
         return Scaled(self, -1.0)
 
 
+def check_weight(weight: object, what: str) -> None:
+    """Refuse what is no weight (TypeError)."""
+    if isinstance(weight, nn.Module) or not (isinstance(weight, (int, float)) or callable(weight)):
+        raise TypeError(f"{what} is a number or a function of t, not {type(weight).__name__}")
+
+
 class Scaled(Field):
     """``weight * field``: a field multiplied by a number or a function of generation time.
 
     Args:
         field: any field.
-        weight: a number, or a function (B,) -> (B,) of generation times.
+        weight: a number, or a function of generation times, () or (B,), shaped like them.
     """
 
     def __init__(self, field: Field, weight: Weight) -> None:
         super().__init__()
-        number = isinstance(weight, (int, float))
-        if isinstance(weight, nn.Module) or not (number or callable(weight)):
-            raise TypeError(
-                f"a field is multiplied by a number or a function of t, not {type(weight).__name__}"
-            )
+        check_weight(weight, "what multiplies a field")
         self.field = field
         self.weight = weight
-        self.requires = field.requires
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
-        """weight(t) · field(x, t, σ, cond)."""
-        velocity = self.field(x, t, sigma, cond)
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """weight(t) · field(x, at)."""
+        velocity = self.field(x, at)
         if callable(self.weight):
-            return expand_like(self.weight(t), x) * velocity
+            return expand_like(self.weight(at.t), x) * velocity
         return self.weight * velocity
-
-    def bind(self, context: Context) -> Field:
-        """Bind the inner field."""
-        inner = self.field.bind(context)
-        return self if inner is self.field else Scaled(inner, self.weight)
-
-    def losses(self) -> tuple[Loss, ...]:
-        """Those of the inner field."""
-        return () if self.frozen else self.field.losses()
 
 
 class Sum(Field):
@@ -214,31 +370,89 @@ class Sum(Field):
     def __init__(self, terms: tuple[Field, ...]) -> None:
         super().__init__()
         self.terms = nn.ModuleList(terms)
-        self.requires = frozenset().union(*(term.requires for term in terms))
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """The sum of the terms' velocities."""
-        first, *rest = self.terms
-        velocity = first(x, t, sigma, cond)
-        for term in rest:
-            velocity = velocity + term(x, t, sigma, cond)
-        return velocity
+        return reduce(operator.add, (term(x, at) for term in self.terms))
 
-    def bind(self, context: Context) -> Field:
-        """Bind each term."""
-        terms = [term for term in self.terms if isinstance(term, Field)]
-        bound = tuple(term.bind(context) for term in terms)
-        return self if all(b is a for a, b in zip(terms, bound, strict=True)) else Sum(bound)
 
-    def losses(self) -> tuple[Loss, ...]:
-        """Those of all terms; a field that occurs twice is trained once."""
-        if self.frozen:
-            return ()
-        found = [loss for term in _terms(self) for loss in term.losses()]
-        distinct = [loss for i, loss in enumerate(found) if loss not in found[:i]]
-        return unique_losses(distinct)
+def ascent(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """A potential and its gradient at points; with a graph only where x has one (divergence, training).
+
+    Args:
+        potential: (B, ...) -> (B,), differentiable.
+        x: (B, ...).
+
+    Returns:
+        (B,) values and (B, ...) gradients.
+    """
+    followed = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        point = x if followed else x.detach().requires_grad_()
+        value = potential(point)
+        (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=followed)
+    return (value if followed else value.detach()), gradient
+
+
+@dataclass(frozen=True)
+class Along:
+    """A loss whose real samples are what the data are along a path, (x + σ(t)ε)/u(t) (framework §6).
+
+    A dataclass, so that two of the same loss are equal.
+
+    Attributes:
+        compute: the loss.
+        schedule: the path; particles that have no noise level get its.
+        noised: whether real samples are noised here.
+    """
+
+    compute: Callable[[TrainingBatch], LossValue]
+    schedule: Schedule
+    noised: bool = True
+
+    def __call__(self, batch: TrainingBatch) -> LossValue:
+        """The loss of a batch of clean data."""
+        real, particles = batch.real, batch.particles
+        assert real is not None
+        assert particles is not None
+        if self.noised:
+            x = self.schedule.noised(real.x, particles.t, generator=batch.streams.noise)
+            real = replace(real, x=x)
+        if particles.sigma is None:
+            particles = replace(particles, sigma=self.schedule.sigma(particles.t))
+        return self.compute(replace(batch, real=real, particles=particles))
+
+
+def check_cloud(cloud: Tensor) -> None:
+    """Refuse a cloud that is too small (ConfigError) or not finite (NumericsError)."""
+    if len(cloud) < 2:
+        raise ConfigError(
+            f"a field of samples needs a cloud of at least two particles, got {len(cloud)}: move them "
+            "together, or bind it to a cloud (Context(particles=...))."
+        )
+    if not torch.isfinite(cloud).all():
+        raise NumericsError(
+            "particles left the finite numbers: take more steps or a weaker field (smaller eta)."
+        )
+
+
+def _check_real(real: Tensor | None) -> None:
+    if real is None or not len(real):
+        raise ConfigError(
+            "this field compares particles with real samples: pass some (Context(real=...))."
+        )
+    if not torch.isfinite(real).all():
+        raise DataError("real samples must be finite numbers: look for NaN or inf in the data.")
+
+
+def _bound(module: nn.Module | None, context: Context) -> nn.Module | None:
+    if isinstance(module, Field):
+        return module.bind(context)
+    if isinstance(module, nn.ModuleList):
+        parts = [_bound(each, context) for each in module]
+        same = all(new is old for new, old in zip(parts, module, strict=True))
+        return module if same else nn.ModuleList(parts)  # type: ignore[arg-type]
+    return module
 
 
 def unique_losses(losses: Sequence[Loss]) -> tuple[Loss, ...]:

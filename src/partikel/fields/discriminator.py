@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from partikel.data import Batch
 from partikel.errors import ConfigError
 from partikel.fields.augmentation import Augmentation
-from partikel.fields.base import Context, Field, Loss, LossValue, TrainingBatch
+from partikel.fields.base import Along, At, Field, Loss, LossValue, TrainingBatch, ascent
 from partikel.objectives import (
     GradientPenalty,
     Hinge,
@@ -20,7 +19,6 @@ from partikel.objectives import (
     objective_name,
 )
 from partikel.schedules import Schedule
-from partikel.tensors import shared
 
 Condition = Literal["t", "sigma", "log sigma"]
 
@@ -46,8 +44,6 @@ class DiscriminatorField(Field):
         augmentation: T, drawn anew for every image that the network is shown, real or generated, in
             the loss and in the field: ∇_x c(d(Tx)), one draw for each point and call. All penalties
             are on that gradient too, ∇_x d(Tx), with respect to the image before T.
-        real: bound samples of the data, for a paired objective.
-        generator: the source of an augmentation's draws, once bound.
 
     Raises:
         ConfigError: if an adaptive augmentation is to follow an objective whose d has no sign.
@@ -63,8 +59,6 @@ class DiscriminatorField(Field):
         name: str = "discriminator",
         schedule: Schedule | None = None,
         augmentation: Augmentation | None = None,
-        real: Tensor | None = None,
-        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -74,8 +68,6 @@ class DiscriminatorField(Field):
         self.name = name
         self.schedule = schedule
         self.augmentation = augmentation
-        self.real = real
-        self.generator = generator
         needs = {"real": self.objective.paired, "generator": augmentation is not None}
         self.requires = frozenset(name for name, needed in needs.items() if needed)
         decides = self.objective.is_log_ratio or isinstance(self.objective, Hinge)
@@ -88,29 +80,23 @@ class DiscriminatorField(Field):
         # one forward of real and generated points together is faster, but batch statistics differ
         self._joint = not any(isinstance(module, _NORMALISED) for module in network.modules())
 
-    def logit(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def logit(self, x: Tensor, at: At) -> Tensor:
         """d(x), (B,); d(Tx) where images are augmented."""
-        return self._logit(x, t, sigma, cond, self.generator)
+        return self._logit(x, at)
 
-    def potential(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def potential(self, x: Tensor, at: At) -> Tensor:
         """c(d(x)), (B,): what particles ascend."""
-        fake = self.logit(x, t, sigma, cond)
+        fake = self.logit(x, at)
         if not self.objective.paired:
             return self.objective.potential(fake)
-        if cond is not None:
+        if at.cond is not None:
             raise ConfigError(
                 "a relativistic discriminator compares particles with all real samples, whatever "
                 "their labels: choose another objective for a conditional model."
             )
-        return self.objective.potential(fake, self._real_logits(t, sigma))
+        return self.objective.potential(fake, self._real_logits(x, at))
 
-    def log_ratio(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def log_ratio(self, x: Tensor, at: At) -> Tensor:
         """log(p/ρ)(x), (B,), as far as d is optimal.
 
         Raises:
@@ -121,124 +107,76 @@ class DiscriminatorField(Field):
                 "an augmented discriminator compares augmented laws, which is no log(p/ρ): leave "
                 "the augmentation out."
             )
-        return self.objective.log_ratio(self.logit(x, t, sigma, cond))
+        return self.objective.log_ratio(self.logit(x, at))
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇_x c(d(x)), (B, ...); with a graph only where x has one (its divergence, training)."""
-        followed = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            point = x if followed else x.detach().requires_grad_()
-            potential = self.potential(point, t, sigma, cond)
-            (gradient,) = torch.autograd.grad(potential.sum(), point, create_graph=followed)
-        return gradient
+        return ascent(lambda point: self.potential(point, at), x)[1]
 
-    def bind(self, context: Context) -> Field:
-        """Fix a paired objective's real samples, and the source of an augmentation's draws."""
-        if not self.requires:
-            return self
-        if self.objective.paired and context.real is None:
-            raise ConfigError(
-                "a relativistic discriminator compares particles with real samples wherever it is "
-                "asked: pass some (Context(real=...))."
-            )
-        bound = DiscriminatorField(
-            self.network,
-            self.objective,
-            conditions=self.conditions,
-            penalties=self.penalties,
-            name=self.name,
-            schedule=self.schedule,
-            augmentation=self.augmentation,
-            real=context.real,
-            generator=context.generator,
-        )
-        bound._frozen = self._frozen
-        return bound
-
-    def losses(self) -> tuple[Loss, ...]:
+    def own_losses(self) -> tuple[Loss, ...]:
         """B on data, a on particles, and the penalties."""
-        if self.frozen:
-            return ()
-        needs = frozenset({"real", "particles"})
-        return (Loss(self.name, self.network, needs, self._loss),)
+        compute = self._loss if self.schedule is None else Along(self._loss, self.schedule)
+        return (Loss(self.name, self.network, frozenset({"real", "particles"}), compute),)
 
-    def _logit(
-        self,
-        x: Tensor,
-        t: Tensor,
-        sigma: Tensor | None,
-        cond: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        return self.network(self._augmented(x, generator), self._conditions(t, sigma), cond)
+    def _logit(self, x: Tensor, at: At, generator: torch.Generator | None = None) -> Tensor:
+        if self.augmentation is not None:
+            x = self.augmentation(x, generator=generator or self.bound_generator())
+        return self.network(x, self._conditions(at), at.cond)
 
-    def _augmented(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        if self.augmentation is None:
-            return x
-        if generator is None:
-            raise ConfigError(
-                "an augmented discriminator draws random numbers: bind it first, "
-                "Context(generator=...)."
-            )
-        return self.augmentation(x, generator=generator)
-
-    def _conditions(self, t: Tensor, sigma: Tensor | None) -> Tensor | None:
+    def _conditions(self, at: At) -> Tensor | None:
+        """(B, S), or (1, S) where all points share them."""
         if not self.conditions:
             return None
-        if sigma is None and any(name != "t" for name in self.conditions):
+        if at.sigma is None and any(name != "t" for name in self.conditions):
             raise ConfigError(
                 "this discriminator is conditioned on σ: give its carrier a schedule, or perturb it."
             )
         values: list[Tensor] = []
         for name in self.conditions:
-            value = t if name == "t" else sigma
+            value = at.t if name == "t" else at.sigma
             assert value is not None
-            values.append(shared(value).log() / 4 if name == "log sigma" else shared(value))
-        return torch.stack(torch.broadcast_tensors(*values), dim=1)
+            values.append(value.log() / 4 if name == "log sigma" else value)
+        return torch.stack(torch.broadcast_tensors(*map(torch.atleast_1d, values)), dim=1)
 
-    def _real_logits(self, t: Tensor, sigma: Tensor | None) -> Tensor:
+    def _real_logits(self, x: Tensor, at: At) -> Tensor:
         """D of the bound real samples under each particle's conditions: (B, R), or (1, R)."""
-        if self.real is None:
-            raise ConfigError(
-                "a relativistic discriminator must be bound to real samples before it is asked: "
-                "field.bind(Context(real=...))."
-            )
-        conditions = self._conditions(t, sigma)
-        if conditions is None:
-            return self.network(self._augmented(self.real, self.generator), None, None)[None]
-        distinct, place = torch.unique(conditions, dim=0, return_inverse=True)
-        logits = [
-            self.network(self._augmented(self.real, self.generator), c[None], None)
-            for c in distinct
-        ]
+        real, conditions = self.bound_real(x), self._conditions(at)
+        distinct, place = [None], torch.zeros(1, dtype=torch.int64, device=x.device)
+        if conditions is not None:
+            rows, place = torch.unique(conditions, dim=0, return_inverse=True)
+            distinct = [row[None] for row in rows]
+        if self.augmentation is None:
+            logits = [self.network(real, c, None) for c in distinct]
+        else:
+            generator = self.bound_generator()
+            logits = [
+                self.network(self.augmentation(real, generator=generator), c, None)
+                for c in distinct
+            ]
         return torch.stack(logits)[place]
 
     def _loss(self, batch: TrainingBatch) -> LossValue:
         assert batch.real is not None
         assert batch.particles is not None
-        real, fake = batch.real, batch.particles
-        t, sigma, generator = fake.t, fake.sigma, batch.streams.noise
-        if self.schedule is not None:
-            noised = self.schedule.noised(real.x, t, generator=generator)
-            real = Batch(noised, real.cond)
+        real, fake, generator = batch.real, batch.particles, batch.streams.noise
+        t, sigma = fake.t, fake.sigma
+        at_fake, at_real = fake.at, At(t, sigma, real.cond)
         if self._joint:
             both = torch.cat([real.x, fake.x])
             labels = None if real.cond is None else torch.cat([real.cond, _labels(fake.cond)])
             twice = None if sigma is None else torch.cat([sigma, sigma])
-            d_both = self._logit(both, torch.cat([t, t]), twice, labels, generator)
+            d_both = self._logit(both, At(torch.cat([t, t]), twice, labels), generator)
             d_real, d_fake = d_both.chunk(2)
         else:
-            d_real = self._logit(real.x, t, sigma, real.cond, generator)
-            d_fake = self._logit(fake.x, t, sigma, fake.cond, generator)
+            d_real = self._logit(real.x, at_real, generator)
+            d_fake = self._logit(fake.x, at_fake, generator)
         loss = self.objective.discriminator_loss(d_real, d_fake)
         metrics = {"d_real": d_real.detach().mean(), "d_fake": d_fake.detach().mean()}
         for penalty in self.penalties:
             points = penalty.points(real.x, fake.x, generator=generator)
-            cond = real.cond if penalty.at == "real" else fake.cond
+            at = at_real if penalty.at == "real" else at_fake
             with exact():
-                d = self._logit(points, t, sigma, cond, generator)
+                d = self._logit(points, at, generator)
             (gradient,) = torch.autograd.grad(d.sum(), points, create_graph=True)
             value = penalty.value(gradient, t)
             metrics[f"penalty_{penalty.at}"] = value.detach().mean()

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from partikel.data import Batch
 from partikel.errors import ConfigError
-from partikel.fields.base import Context, Field, Loss, LossValue, TrainingBatch, Weight
+from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch, Weight, check_weight
 from partikel.fields.particles import Particles
-from partikel.tensors import expand_like, shared
+from partikel.tensors import expand_like
 
 _Points = TypeVar("_Points", Batch | None, Particles | None)
 
@@ -28,56 +28,35 @@ class Guided(Field):
 
     Args:
         field: a field that takes labels.
-        weight: w, a number or a function (B,) -> (B,) of generation times. Where it is 1 for all
+        weight: w, a number or a function of generation times. Where it is 1 for all
             particles, as outside of a guidance interval (Kynkäänniemi et al. 2024), the field is
             evaluated once instead of twice.
-        generator: the source of the inner field's randomness, once bound.
     """
 
-    def __init__(
-        self, field: Field, weight: Weight, *, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, field: Field, weight: Weight) -> None:
         super().__init__()
-        if isinstance(weight, nn.Module) or not (
-            isinstance(weight, (int, float)) or callable(weight)
-        ):
-            raise TypeError(f"guidance is a number or a function of t, not {type(weight).__name__}")
+        check_weight(weight, "guidance")
         self.field = field
         self.weight = weight
-        self.generator = generator
-        self.requires = field.requires
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """V(x, ∅) + w(t) (V(x, cond) - V(x, ∅)); without labels, V(x, ∅)."""
-        if cond is None:
-            return self.field(x, t, sigma, None)
-        weight = self.weight(shared(t)) if callable(self.weight) else self.weight
-        if not isinstance(weight, Tensor) or len(weight) == 1:
+        weight = self.weight(at.t) if callable(self.weight) else self.weight
+        unlabelled = at._replace(cond=None)
+        if at.cond is None or (not isinstance(weight, Tensor) or weight.numel() == 1):
+            if at.cond is None or float(weight) == 0:
+                return self.field(x, unlabelled)
             if float(weight) == 1:
-                return self.field(x, t, sigma, cond)
-            if float(weight) == 0:
-                return self.field(x, t, sigma, None)
-        state = None if self.generator is None else self.generator.get_state()
-        without = self.field(x, t, sigma, None)
-        if self.generator is not None and state is not None:
-            self.generator.set_state(state)
-        given = self.field(x, t, sigma, cond)
+                return self.field(x, at)
+        generator = self.context.generator
+        state = None if generator is None else generator.get_state()
+        without = self.field(x, unlabelled)
+        if generator is not None and state is not None:
+            generator.set_state(state)
+        given = self.field(x, at)
         if isinstance(weight, Tensor):
             weight = expand_like(weight, x)
         return without + weight * (given - without)
-
-    def bind(self, context: Context) -> Field:
-        """Bind the inner field."""
-        inner = self.field.bind(context)
-        if inner is self.field:
-            return self
-        return Guided(inner, self.weight, generator=context.generator)
-
-    def losses(self) -> tuple[Loss, ...]:
-        """Those of the inner field."""
-        return () if self.frozen else self.field.losses()
 
 
 class LabelDropout(Field):
@@ -102,22 +81,13 @@ class LabelDropout(Field):
         self.field = field
         self.classes = classes
         self.rate = rate
-        self.requires = field.requires
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """The inner field."""
-        return self.field(x, t, sigma, cond)
+        return self.field(x, at)
 
-    def bind(self, context: Context) -> Field:
-        """The inner field, bound: what is bound is not trained."""
-        return self if not self.requires else self.field.bind(context)
-
-    def losses(self) -> tuple[Loss, ...]:
+    def own_losses(self) -> tuple[Loss, ...]:
         """Those of the inner field, on points some of which have lost their labels."""
-        if self.frozen:
-            return ()
         return tuple(
             replace(loss, compute=_Hiding(loss.compute, self.classes, self.rate))
             for loss in self.field.losses()

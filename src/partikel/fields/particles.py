@@ -1,10 +1,27 @@
-"""Particles: a record of points on the path and of what made them."""
+"""Records of points on the path: where a field is asked, and particles with what made them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class At(NamedTuple):
+    """Where on the path a field is asked. What all points share is (), what each has of its own (B,).
+
+    Networks never see it: they keep raw tensors.
+
+    Attributes:
+        t: generation times, () or (B,); in training always (B,).
+        sigma: noise levels, () or (B,), where the path has them.
+        cond: (B, ...) what the networks were conditioned on in training: integer labels (B,), usually.
+    """
+
+    t: Tensor
+    sigma: Tensor | None = None
+    cond: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,11 @@ class Particles:
     latent: Tensor | None = None
     clean: Tensor | None = None
     moved: Tensor | None = None
+
+    @property
+    def at(self) -> At:
+        """Where on the path they are."""
+        return At(self.t, self.sigma, self.cond)
 
     def __len__(self) -> int:
         return self.x.shape[0]

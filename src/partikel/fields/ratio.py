@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from partikel.divergences import CLIP, DivergenceLike, get_divergence, weight
-from partikel.errors import ConfigError, DataError
-from partikel.fields.base import Context, Field, Loss
+from partikel.errors import ConfigError
+from partikel.fields.base import At, Field, ascent
 from partikel.fields.discriminator import DiscriminatorField
-from partikel.fields.samples.base import check_cloud
 from partikel.fields.score import ExactScoreField
 from partikel.kernels import squared_distances
 from partikel.objectives import objective_name
@@ -45,7 +44,6 @@ class KernelScoreField(Field):
     Args:
         bandwidth: h > 0, the standard deviation of the kernel.
         of: "particles" or "data", whose density it is.
-        samples: bound samples (n, ...).
 
     Raises:
         ConfigError: for another bandwidth or law.
@@ -55,8 +53,6 @@ class KernelScoreField(Field):
         self,
         bandwidth: float,
         of: Literal["data", "particles"] = "particles",
-        *,
-        samples: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not (isinstance(bandwidth, (int, float)) and 0 < bandwidth < math.inf):
@@ -67,86 +63,42 @@ class KernelScoreField(Field):
             raise ConfigError(f"a kernel density is of 'data' or of 'particles', not '{of}'.")
         self.bandwidth = float(bandwidth)
         self.of: Literal["data", "particles"] = of
-        self.samples = samples
-        if samples is None:
-            self.requires = frozenset({"real" if of == "data" else "particles"})
+        self.requires = frozenset({"real" if of == "data" else "particles"})
 
-    def estimate(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def estimate(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """The values log ρ̂(x) (B,) and ∇log ρ̂(x) (B, ...), without a graph.
 
         Raises:
             ConfigError: if it is not bound to the data, or there are fewer than two particles.
             NumericsError: for particles that are not finite.
         """
-        if self.samples is None:
-            if self.of == "data":
-                raise ConfigError(
-                    "a kernel density of the data must be bound to real samples before it is asked: "
-                    "field.bind(Context(real=...))."
-                )
-            check_cloud(x)
-        samples = x if self.samples is None else self.samples.to(x)
+        samples = self.bound_real(x) if self.of == "data" else self.bound_cloud(x)
         if samples.shape[1:] != x.shape[1:]:
             raise ValueError(f"samples {samples.shape[1:]} and points {x.shape[1:]} differ")
         variance = torch.full_like(x.flatten(1)[:, 0], self.bandwidth**2)
-        if sigma is not None:
-            variance = variance + sigma.to(x) ** 2
+        if at.sigma is not None:
+            variance = variance + at.sigma.to(x) ** 2
         return kernel_density(x, samples, variance)
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """(E_y[y | x] - x)/(h² + σ²)."""
-        return self.estimate(x, t, sigma, cond)[1]
-
-    def bind(self, context: Context) -> Field:
-        """Fix the samples; what the context does not have stays as it was.
-
-        Raises:
-            ConfigError: without real samples for a density of the data, with fewer than two particles.
-            DataError: if a real sample is not finite.
-            NumericsError: if a particle is not.
-        """
-        samples = context.real if self.of == "data" else context.particles
-        if samples is None:
-            samples = self.samples
-        if samples is None and self.of == "particles":
-            return self
-        if self.of == "particles" and samples is not None:
-            check_cloud(samples)
-        elif samples is None or not len(samples):
-            raise ConfigError(
-                "a kernel density of the data needs real samples: pass some (Context(real=...))."
-            )
-        elif not samples.isfinite().all():
-            raise DataError("real samples must be finite numbers: look for NaN or inf in the data.")
-        bound = KernelScoreField(self.bandwidth, self.of, samples=samples)
-        bound._frozen = self._frozen
-        return bound
+        return self.estimate(x, at)[1]
 
 
 class RatioField(Field):
     """∇log r, r = p/ρ, from an estimator that knows log r too: the flow of KL(ρ‖p)."""
 
     @abstractmethod
-    def estimate(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def estimate(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """The values log r(x) (B,) and ∇log r(x) (B, ...)."""
 
-    def log_ratio(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def log_ratio(self, x: Tensor, at: At) -> Tensor:
         """The value log r(x), (B,)."""
-        return self.estimate(x, t, sigma, cond)[0]
+        return self.estimate(x, at)[0]
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log r(x)."""
-        return self.estimate(x, t, sigma, cond)[1]
+        return self.estimate(x, at)[1]
 
 
 class DensityRatioField(RatioField):
@@ -168,24 +120,12 @@ class DensityRatioField(RatioField):
         super().__init__()
         self.data = _law(data)
         self.own = _law(own)
-        self.requires = self.data.requires | self.own.requires
 
-    def estimate(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def estimate(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """The values log r and ∇log r, differentiable in x where both laws are exact."""
-        log_p, s_p = _density(self.data, x, t, sigma)
-        log_rho, s_rho = _density(self.own, x, t, sigma)
+        log_p, s_p = _density(self.data, x, at)
+        log_rho, s_rho = _density(self.own, x, at)
         return log_p - log_rho, s_p - s_rho
-
-    def bind(self, context: Context) -> Field:
-        """Fix the samples of kernel densities."""
-        data, own = self.data.bind(context), self.own.bind(context)
-        if data is self.data and own is self.own:
-            return self
-        bound = DensityRatioField(data, own)
-        bound._frozen = self._frozen
-        return bound
 
 
 class FDivergenceField(Field):
@@ -242,45 +182,19 @@ class FDivergenceField(Field):
         self.divergence = get_divergence(divergence)
         self.gradient = gradient
         self.clip = clip
-        self.requires = ratio.requires | (frozenset() if gradient is None else gradient.requires)
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """h(r(x)) ∇log r(x)."""
         if self.gradient is not None:
-            direction = self.gradient(x, t, sigma, cond)
-            log_ratio = self.ratio.log_ratio(x, t, sigma, cond)
+            direction = self.gradient(x, at)
+            log_ratio = self.ratio.log_ratio(x, at)
             if not x.requires_grad:
                 log_ratio = log_ratio.detach()
         elif isinstance(self.ratio, RatioField):
-            log_ratio, direction = self.ratio.estimate(x, t, sigma, cond)
+            log_ratio, direction = self.ratio.estimate(x, at)
         else:
-            followed = torch.is_grad_enabled() and x.requires_grad
-            with torch.enable_grad():
-                point = x if followed else x.detach().requires_grad_()
-                value = self.ratio.log_ratio(point, t, sigma, cond)
-                (direction,) = torch.autograd.grad(value.sum(), point, create_graph=followed)
-            log_ratio = value if followed else value.detach()
+            log_ratio, direction = ascent(lambda point: self.ratio.log_ratio(point, at), x)
         return expand_like(weight(self.divergence, log_ratio, self.clip), x) * direction
-
-    def bind(self, context: Context) -> Field:
-        """Bind the ratio and the gradient."""
-        ratio = self.ratio.bind(context)
-        gradient = None if self.gradient is None else self.gradient.bind(context)
-        if ratio is self.ratio and gradient is self.gradient:
-            return self
-        assert isinstance(ratio, (DiscriminatorField, RatioField))
-        bound = FDivergenceField(ratio, self.divergence, gradient=gradient, clip=self.clip)
-        bound._frozen = self._frozen
-        return bound
-
-    def losses(self) -> tuple[Loss, ...]:
-        """Those of the ratio, then those of the gradient."""
-        if self.frozen:
-            return ()
-        parts = self.ratio if self.gradient is None else self.ratio + self.gradient
-        return parts.losses()
 
 
 def kernel_density(x: Tensor, samples: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,8 +236,7 @@ def _law(law: Target | Field) -> ExactScoreField | KernelScoreField:
     )
 
 
-def _density(law: Field, x: Tensor, t: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
+def _density(law: ExactScoreField | KernelScoreField, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
     if isinstance(law, ExactScoreField):
-        return law.target.log_density(x, sigma), law(x, t, sigma)
-    assert isinstance(law, KernelScoreField)
-    return law.estimate(x, t, sigma)
+        return law.target.log_density(x, at.sigma), law(x, at)
+    return law.estimate(x, at)

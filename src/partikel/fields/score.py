@@ -9,7 +9,7 @@ from torch import Tensor
 
 from partikel.denoising import EDMDenoiser, Weighting, dsm_loss, score_from_denoiser
 from partikel.errors import ConfigError
-from partikel.fields.base import Field, Loss, LossValue, TrainingBatch
+from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.schedules import NoiseLaw
 from partikel.targets import Target
 
@@ -42,21 +42,19 @@ class ScoreField(Field):
         self.weighting: Weighting = weighting
         self.name = name
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """(D(x; σ) - x)/σ²."""
-        if sigma is None:
+        if at.sigma is None:
             raise ConfigError(
                 "a score field is asked at a noise level: give its carrier a schedule, "
                 "or perturb it (Perturbed)."
             )
-        denoised = self.denoiser(x, sigma, t if self.denoiser.timed else None, cond)
-        return score_from_denoiser(denoised, x, sigma)
+        denoised = self.denoiser(x, at.sigma, at.t if self.denoiser.timed else None, at.cond)
+        return score_from_denoiser(denoised, x, at.sigma)
 
-    def losses(self) -> tuple[Loss, ...]:
-        """Denoising score matching, unless frozen or without a law of σ."""
-        if self.frozen or self.law is None:
+    def own_losses(self) -> tuple[Loss, ...]:
+        """Denoising score matching, unless without a law of σ."""
+        if self.law is None:
             return ()
         needs = frozenset({"real" if self.of == "data" else "particles"})
         return (Loss(self.name, self.denoiser, needs, self._dsm, adds_noise=True),)
@@ -88,8 +86,6 @@ class ExactScoreField(Field):
         super().__init__()
         self.target = target
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log p_σ(x)."""
-        return self.target.score(x, sigma)
+        return self.target.score(x, at.sigma)

@@ -5,20 +5,17 @@ Each lives on a path of particles X at which the data appear as (x + σε)/u, so
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
-from partikel.data import Batch
 from partikel.errors import ConfigError
-from partikel.fields.base import Context, Field, Loss, LossValue, TrainingBatch, Weight
+from partikel.fields.base import Along, At, Field, Loss, Weight, ascent
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.objectives import Vanilla, objective_name
 from partikel.schedules import Schedule
-from partikel.tensors import expand_like, shared
+from partikel.tensors import expand_like
 
 Potential: TypeAlias = Literal["logit", "saturating", "non-saturating"]
 """c of :class:`~partikel.objectives.Vanilla`: what particles ascend, as a function of log r."""
@@ -28,18 +25,16 @@ class Linear(Field):
     """a(t) x: the "weight decay" of DiffFlow (which grows where a > 0).
 
     Args:
-        rate: a, a number or a function (B,) -> (B,) of generation times.
+        rate: a, a number or a function of generation times.
     """
 
     def __init__(self, rate: Weight) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """a(t) x."""
-        return expand_like(self.rate(t), x) * x if callable(self.rate) else self.rate * x
+        return expand_like(self.rate(at.t), x) * x if callable(self.rate) else self.rate * x
 
 
 class AtScale(Field):
@@ -54,28 +49,16 @@ class AtScale(Field):
         super().__init__()
         self.field = field
         self.schedule = schedule
-        self.requires = field.requires
         self._scaled = type(schedule).u is not Schedule.u
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """u(t) s(u(t) x, σ)."""
-        if sigma is None:
-            sigma = self.schedule.sigma(shared(t)).expand(len(t))
+        if at.sigma is None:
+            at = at._replace(sigma=self.schedule.sigma(at.t))
         if not self._scaled:
-            return self.field(x, t, sigma, cond)
-        u = expand_like(self.schedule.u(shared(t)), x)
-        return u * self.field(u * x, t, sigma, cond)
-
-    def bind(self, context: Context) -> Field:
-        """Bind the score."""
-        inner = self.field.bind(context)
-        return self if inner is self.field else AtScale(inner, self.schedule)
-
-    def losses(self) -> tuple[Loss, ...]:
-        """Those of the score, which is trained at scale 1."""
-        return () if self.frozen else self.field.losses()
+            return self.field(x, at)
+        u = expand_like(self.schedule.u(at.t), x)
+        return u * self.field(u * x, at)
 
 
 class LogRatioField(Field):
@@ -117,40 +100,18 @@ class LogRatioField(Field):
         self.ascended = Vanilla(potential)
         self.schedule = schedule
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇_x c(log r(x)), (B, ...); with a graph only where x has one (its divergence, training)."""
-        if sigma is None and self.schedule is not None:
-            sigma = self.schedule.sigma(shared(t)).expand(len(t))
-        followed = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            point = x if followed else x.detach().requires_grad_()
-            potential = self.ascended.potential(self.critic.log_ratio(point, t, sigma, cond))
-            (gradient,) = torch.autograd.grad(potential.sum(), point, create_graph=followed)
-        return gradient
+        if at.sigma is None and self.schedule is not None:
+            at = at._replace(sigma=self.schedule.sigma(at.t))
+        return ascent(lambda point: self.ascended.potential(self.critic.log_ratio(point, at)), x)[1]
 
-    def losses(self) -> tuple[Loss, ...]:
-        """The discriminator's."""
-        if self.frozen:
-            return ()
+    def own_losses(self) -> tuple[Loss, ...]:
+        """The discriminator's, along the path."""
+        losses = self.critic.losses()
+        if self.schedule is None:
+            return losses
+        noised = self.critic.schedule is None
         return tuple(
-            replace(loss, compute=self._along(loss, self.schedule))
-            if self.schedule is not None
-            else loss
-            for loss in self.critic.losses()
+            replace(loss, compute=Along(loss.compute, self.schedule, noised)) for loss in losses
         )
-
-    def _along(self, loss: Loss, schedule: Schedule) -> Callable[[TrainingBatch], LossValue]:
-        def compute(batch: TrainingBatch) -> LossValue:
-            real, particles = batch.real, batch.particles
-            assert real is not None
-            assert particles is not None
-            if self.critic.schedule is None:
-                noised = schedule.noised(real.x, particles.t, generator=batch.streams.noise)
-                real = Batch(noised, real.cond)
-            if particles.sigma is None:
-                particles = replace(particles, sigma=schedule.sigma(particles.t))
-            return loss.compute(replace(batch, real=real, particles=particles))
-
-        return compute

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, nearest
-from partikel.fields import AtScale, Field, Loss, LossValue, ScoreField, TrainingBatch
+from partikel.fields import At, AtScale, Field, Loss, LossValue, ScoreField, TrainingBatch
 from partikel.likelihood.flow import Law, divergence, log_ratio_in, sample_time
-from partikel.models import Carrier, ParticleModel
+from partikel.models import Carrier, free_particles
 from partikel.priors import GaussianPrior
 from partikel.schedules import ConstantSchedule
-from partikel.tensors import expand_like, flat_sum, shared
+from partikel.tensors import expand_like, flat_sum
 
 NODES = 4097
 """Nodes of the tables along the path."""
@@ -148,8 +148,8 @@ class GenerativeSDE:
 
     def drift(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """μ(x, t), (B, ...)."""
-        sigma = self.flow.schedule.sigma(shared(t)).expand(len(t))
-        return self.field(x, t.to(x.dtype), sigma.to(x.dtype), cond)
+        sigma = self.flow.schedule.sigma(t)
+        return self.field(x, At(t.to(x.dtype), sigma.to(x.dtype), cond))
 
     def correction(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """What the networks add: b = μ - f."""
@@ -177,14 +177,13 @@ def generative_sde(
     """
     scores = [part for part in model.field.modules() if isinstance(part, ScoreField)]
     scores = [part for part in scores if part.of == "data"]
-    diffusion = isinstance(model, ParticleModel) and model.dynamics().score is not None
-    if not (
-        isinstance(model, ParticleModel) and model.schedule is not None and diffusion and scores
-    ):
-        raise ConfigError(
-            f"the ELBO is of an SDE with a data score, and this {type(model).__name__} is none: take the "
-            "exact likelihood of its ODE (method ode) if it is of free particles, else its samples."
-        )
+    refusal = (
+        f"the ELBO is of an SDE with a data score, and this {type(model).__name__} is none: take the "
+        "exact likelihood of its ODE (method ode) if it is of free particles, else its samples."
+    )
+    model = free_particles(model, refusal)
+    if model.schedule is None or model.dynamics().score is None or not scores:
+        raise ConfigError(refusal)
     if flow is None:
         flow = DiffFlow.reverse(model.schedule)
         field = flow.field(scores[0])
@@ -313,18 +312,13 @@ class MaximumLikelihood(Field):
         super().__init__()
         self.field = sde.field
         self.sde = sde
-        self.requires = sde.field.requires
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """The drift."""
-        return self.field(x, t, sigma, cond)
+        return self.field(x, at)
 
-    def losses(self) -> tuple[Loss, ...]:
+    def own_losses(self) -> tuple[Loss, ...]:
         """The negative ELBO per dimension, up to a constant."""
-        if self.frozen:
-            return ()
         return (Loss("elbo", self.field, frozenset({"real"}), self._loss, adds_noise=True),)
 
     def _loss(self, batch: TrainingBatch) -> LossValue:
@@ -415,10 +409,10 @@ def _path(
     y = x.double()
     log_weight = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for k in range(steps):
-        t, ahead = times[k].expand(len(x)), times[k + 1].expand(len(x))
+        t, ahead = times[k], times[k + 1]
         step = float(times[k] - times[k + 1])
         variance = float(c.g2[k + 1] - c.lambda2[k + 1]) * step
-        pull = own(y.to(x.dtype), t.to(x.dtype), None, cond).double()
+        pull = own(y.to(x.dtype), At(t.to(x.dtype), None, cond)).double()
         phi = -c.f[k] * y + (0.5 * c.g2[k] - c.lambda2[k]) * pull
         eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(
             y

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.fields import Context, LogRatioField
-from partikel.models import Carrier, ParticleModel
+from partikel.fields import At, Context, LogRatioField
+from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.schedules import ConstantSchedule, Schedule
-from partikel.tensors import expand_like, shared
+from partikel.tensors import expand_like
 
 SIGMA_MIN = 0.002
 """Noise level of the samples where neither the path nor its grid names one (Karras et al. 2022)."""
@@ -27,7 +27,7 @@ KINK = 0.25
 """Share of a field's change along a segment that its derivative may miss."""
 
 Velocity = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""(x (B, ...), t (B,), cond) -> (B, ...)."""
+"""(x (B, ...), t () or (B,), cond) -> (B, ...)."""
 
 
 class Law(Protocol):
@@ -125,24 +125,24 @@ def probability_flow(
         ConfigError: for a model without a velocity (a generator, a field that draws random numbers or
             looks at the whole cloud, noise without a score), naming what to use instead.
     """
-    if not isinstance(model, ParticleModel):
-        raise ConfigError(
-            f"a {type(model).__name__} makes samples in one call and has no velocity, so no likelihood "
-            "can be followed: measure it by its samples ('partikel evaluate'), or take a model of "
-            "free particles."
-        )
+    model = free_particles(
+        model,
+        f"a {type(model).__name__} makes samples in one call and has no velocity, so no likelihood "
+        "can be followed: measure it by its samples ('partikel evaluate'), or take a model of "
+        "free particles.",
+    )
     field = model.field
-    if "particles" in field.requires:
+    if "particles" in field.needs:
         raise ConfigError(
             "this field depends on the whole cloud, so that no single particle has a density to "
             "follow: measure the samples ('partikel evaluate')."
         )
-    if "generator" in field.requires:
+    if "generator" in field.needs:
         raise ConfigError(
             "this field draws random numbers wherever it is asked, so that it is no ODE: leave out "
             "its noise, perturbation or augmentation."
         )
-    if field.requires:
+    if field.needs:
         if real is None:
             raise ConfigError(
                 "this field compares particles with data: pass samples of them as real."
@@ -207,8 +207,8 @@ def _without_noise(model: ParticleModel, drift: Velocity) -> Velocity:
         assert score is not None
         own = score(x, t)
         if critic is not None:
-            own = own - critic(x, t, None, cond)
-        rate = expand_like(diffusion(shared(t)), x) ** 2
+            own = own - critic(x, At(t, None, cond))
+        rate = expand_like(diffusion(t), x) ** 2
         return drift(x, t, cond) - 0.5 * rate * own
 
     return velocity
@@ -226,7 +226,7 @@ def divergence(
     Args:
         velocity: v.
         x: (B, ...).
-        t: (B,).
+        t: () or (B,).
         cond: (B,) labels.
         probes: (K, B, ...) random vectors with E[e eᵀ] = I; None sums over all D axes.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from partikel.errors import ConfigError
 from partikel.fields import Context
 from partikel.likelihood.flow import probability_flow
-from partikel.models import Carrier, ParticleModel
+from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.solvers import Euler
 
 JACOBIAN_DIM = 64
@@ -75,7 +75,7 @@ def map_density(
         ConfigError: for another sampler, or too many dimensions.
     """
     step = _own_step(model, real)
-    assert isinstance(model, ParticleModel)
+    model = step.model
     flow = probability_flow(model, real=real)
     flow.check_points(x)
     if flow.dim > JACOBIAN_DIM:
@@ -138,7 +138,7 @@ def map_samples(
         (n, ...) samples and their densities (with a residual of 0).
     """
     step = _own_step(model, real)
-    assert isinstance(model, ParticleModel)
+    model = step.model
     times = model.grid.nodes(model.steps).tolist()
     start = x = model.prior.sample(n, generator=generator, dtype=dtype)
     eye = torch.eye(x[0].numel(), dtype=dtype, device=x.device)
@@ -157,14 +157,14 @@ class _Step:
     def __init__(self, model: ParticleModel, real: Tensor | None) -> None:
         self.model = model
         field = model.field
-        self.field = field.bind(Context(real=real)) if field.requires else field
+        self.field = field.bind(Context(real=real))
 
     def __call__(
         self, x: Tensor, t: float, dt: float, cond: Tensor | None, eye: Tensor
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            v = self.model.velocity(point, x.new_tensor(t).expand(len(x)), cond, self.field)
+            v = self.model.velocity(point, x.new_tensor(t), cond, self.field)
             flat = v.flatten(1)
             rows = [
                 torch.autograd.grad(
@@ -185,8 +185,8 @@ def _own_step(model: Carrier, real: Tensor | None) -> _Step:
     Raises:
         ConfigError: where it is none (see :func:`probability_flow` too).
     """
-    probability_flow(model, real=real)  # refuses what has no velocity
-    assert isinstance(model, ParticleModel)
+    probability_flow(model, real=real)  # refuses a field that is no velocity
+    model = free_particles(model, "a change of variables is of free particles.")
     if model.diffusion is not None or not isinstance(model.solver, Euler):
         raise ConfigError(
             "a change of variables is of Euler's method without noise, and this model is sampled by "

@@ -17,15 +17,25 @@ from torch import Tensor
 
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative, divergence
+from partikel.solvers import (
+    ADAPTIVE,
+    RK4,
+    Dynamics,
+    Euler,
+    Heun,
+    Midpoint,
+    Solver,
+    Step,
+    solve_adaptively,
+)
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
-TABLEAUS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "euler": ((), (1.0,)),
-    "midpoint": (((0.5,),), (0.0, 1.0)),
-    "heun": (((1.0,),), (0.5, 0.5)),
-    "rk4": (((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+FIXED: dict[str, Callable[[], Solver]] = {
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun": Heun,
+    "rk4": RK4,
 }
-"""Explicit Runge-Kutta methods of fixed steps: the rows of A below the diagonal, and b."""
+"""Solvers of fixed steps."""
 
 EXACT_DIM = 32
 """Largest D for which the divergence is exact unless asked otherwise."""
@@ -56,7 +66,7 @@ class Integrator:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        methods = (*ADAPTIVE, *TABLEAUS)
+        methods = (*ADAPTIVE, *FIXED)
         if self.method not in methods:
             raise ConfigError(
                 f"no method is called '{self.method}': {nearest(self.method, methods)}."
@@ -85,52 +95,31 @@ class Integrator:
     def solve(self, rate: _Rate, x: Tensor, extra: Tensor, start: float, end: float) -> _State:
         """Integrate (x, extra) from one place of the clock to another; memory is flat in the steps."""
         if self.adaptive:
-            return self._adaptive(rate, x, extra, start, end)
-        stages, weights = TABLEAUS[self.method]
-        h = (end - start) / self.steps
-        for n in range(self.steps):
-            place = start + n * h
-            slopes = [rate(place, x)]
-            for row in stages:
-                inner = x
-                for a, (slope, _) in zip(row, slopes, strict=True):
-                    inner = inner if a == 0 else inner + h * a * slope
-                slopes.append(rate(place + h * sum(row), inner))
-            for b, (slope, growth) in zip(weights, slopes, strict=True):
-                x, extra = x + h * b * slope, extra + h * b * growth.to(extra)
-        return x, extra
 
-    def _adaptive(self, rate: _Rate, x: Tensor, extra: Tensor, start: float, end: float) -> _State:
-        try:
-            from torchdiffeq import odeint
-        except ImportError as missing:
-            raise ConfigError(
-                "adaptive methods need torchdiffeq: pip install torchdiffeq, or choose rk4."
-            ) from missing
-        low, high = min(start, end), max(start, end)
+            def both(state: _State, place: float) -> _State:
+                slope, growth = rate(place, state[0])
+                return slope, growth.to(state[1])
 
-        def slope(place: Tensor, state: _State) -> _State:
-            # the search for a first step may look beyond the path
-            v, growth = rate(min(max(float(place), low), high), state[0])
-            return v, growth.to(state[1])
-
-        ends = torch.tensor([start, end], dtype=torch.float64, device=x.device)
-        try:
-            path = odeint(
-                slope,
+            tolerance = self.tolerance
+            moved, total = solve_adaptively(
+                both,
                 (x, extra.to(x)),
-                ends,
-                rtol=self.tolerance,
-                atol=self.tolerance,
+                Step(start, end),
                 method=self.method,
+                rtol=tolerance,
+                atol=tolerance,
             )
-        except AssertionError as failure:  # its steps shrank to nothing
-            raise NumericsError(
-                f"the adaptive solver cannot keep a tolerance of {self.tolerance:g}: raise it, choose "
-                "rk4, or compute in float64."
-            ) from failure
-        assert isinstance(path, tuple)
-        return path[0][-1], path[1][-1].to(extra)
+            return moved, total.to(extra)
+        width = x[0].numel()
+
+        def drift(state: Tensor, place: Tensor) -> Tensor:
+            slope, growth = rate(float(place), state[:, :width].to(x.dtype).reshape(x.shape))
+            return torch.cat([slope.flatten(1).to(state), growth.to(state)], 1)
+
+        places = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
+        joined = torch.cat([x.flatten(1).double(), extra.double()], 1)
+        final = FIXED[self.method]().solve(Dynamics(drift), joined, places).x
+        return final[:, :width].to(x.dtype).reshape(x.shape), final[:, width:].to(extra)
 
 
 @dataclass(frozen=True)
@@ -291,9 +280,7 @@ def _follow(
     def rate(place: float, points: Tensor) -> _State:
         count[0] += 1
         t, speed = flow.time(place)
-        v, growth = divergence(
-            flow.velocity, points, points.new_tensor(t).expand(len(x)), cond, probes
-        )
+        v, growth = divergence(flow.velocity, points, points.new_tensor(t), cond, probes)
         return speed * v, speed * growth
 
     volume = torch.zeros(len(x), 1 if probes is None else len(probes), device=x.device).double()
@@ -316,7 +303,7 @@ def _transport(
     def rate(place: float, points: Tensor) -> _State:
         t, speed = flow.time(place)
         with torch.no_grad():
-            return speed * flow.velocity(points, points.new_tensor(t).expand(len(x)), cond), nothing
+            return speed * flow.velocity(points, points.new_tensor(t), cond), nothing
 
     ends = (end, start) if backwards else (start, end)
     return (integrator or Integrator()).solve(rate, x, nothing, *ends)[0]

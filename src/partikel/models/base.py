@@ -1,34 +1,64 @@
-"""What every carrier is asked."""
+"""What every carrier is asked, whichever it is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
-from partikel.fields import Context, Field, Loss
+from partikel.fields import Field, Loss
+from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
+from partikel.priors import GaussianPrior
+from partikel.solvers import Solver
 from partikel.streams import Streams
 
 
 class Carrier(nn.Module, ABC):
     """What a field moves.
 
+    Nothing outside of this folder asks which class a carrier is: it asks for what it needs.
+
     Attributes:
+        kind: "particles" or "generator", for what is shown to people.
         field: the field.
+        prior: where it starts: the law of particles at t = 0, or of a generator's latents.
+        horizon: T, the generation time of a sample.
+        shape: of one sample, where it is known from the start on; None for a generator.
+        steps: how many steps sampling takes unless asked for another number; None where it is one call,
+            and the samples move in training time.
+        shared_calls: whether all processes of a training call every network equally often.
         conditional: whether particles carry labels; in training they are those of the data.
         label_weights: (K,) shares of the classes, by which labels are drawn for samples that are
             asked for without; None where they are unknown.
+
+    Args:
+        field: what moves.
+        prior: where it starts.
+        conditional: whether particles carry labels.
+        label_weights: (K,) shares of the classes, of a conditional model.
     """
 
-    field: Field
-    conditional: bool
+    kind: ClassVar[str]
+    horizon: float
+    shape: tuple[int, ...] | None = None
+    steps: int | None = None
+    shared_calls: ClassVar[bool] = False
     label_weights: Tensor | None
 
-    def __init__(self, conditional: bool = False, label_weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        field: Field,
+        prior: GaussianPrior,
+        conditional: bool = False,
+        label_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.field = field
+        self.prior = prior
         self.conditional = conditional or label_weights is not None
         # saved with the weights: samples keep the shares of the data that the model was trained on
         self.register_buffer("label_weights", label_weights)
@@ -38,9 +68,16 @@ class Carrier(nn.Module, ABC):
     def sampled(self) -> nn.Module:
         """The module that sampling evaluates, whose moving average is worth keeping."""
 
-    @abstractmethod
     def losses(self) -> tuple[Loss, ...]:
         """What trains the field, then what trains the carrier, in the order of an iteration."""
+        return self.field.losses()
+
+    def updated(self) -> None:
+        """Called by the loop after each iteration.
+
+        A carrier whose loss follows an average of its own network, a *teacher*, moves it here: it belongs
+        to the carrier, and is not the average that sampling uses.
+        """
 
     @abstractmethod
     def particles(
@@ -56,8 +93,11 @@ class Carrier(nn.Module, ABC):
         Args:
             n: how many.
             streams: random streams (latent, time, noise).
-            cond: (n,) labels.
+            cond: (n, ...) labels.
             real: samples of the data, for a field that compares with them.
+
+        Raises:
+            NumericsError: if particles leave the finite numbers.
         """
 
     @abstractmethod
@@ -66,23 +106,54 @@ class Carrier(nn.Module, ABC):
         n: int,
         *,
         generator: torch.Generator,
+        start: Tensor | None = None,
         cond: Tensor | None = None,
         real: Tensor | None = None,
+        steps: int | None = None,
+        stop: int | None = None,
+        solver: Solver | None = None,
+        guidance: Weight | None = None,
     ) -> Tensor:
         """Draw samples, without gradients.
 
         Args:
             n: how many.
             generator: source of all randomness.
-            cond: (n,) labels, for a conditional model; drawn by ``label_weights`` unless given.
+            start: (n, ...) where they start, instead of draws of the prior.
+            cond: (n, ...) labels, for a conditional model; drawn by ``label_weights`` unless given.
             real: samples of the data, for a field that compares with them.
+            steps: number of steps instead of the model's own.
+            stop: stop after so many of them.
+            solver: instead of the model's own.
+            guidance: weight of the labels, see :class:`~partikel.fields.Guided`.
 
         Returns:
             (n, ...) samples.
 
         Raises:
-            ConfigError: for labels that the model does not know.
+            ConfigError: for labels that the model does not know, or options that it does not have.
+            NumericsError: if particles leave the finite numbers.
         """
+
+    def evaluations(
+        self,
+        *,
+        real: Tensor | None = None,
+        steps: int | None = None,
+        stop: int | None = None,
+        solver: Solver | None = None,
+        guidance: Weight | None = None,
+    ) -> int:
+        """How often the field (or a generator, once) is evaluated to draw a sample, the NFE."""
+        return 1
+
+    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+        """The particles with where one step takes them, for losses that need it.
+
+        Raises:
+            ConfigError: if the carrier has no such loss.
+        """
+        raise ConfigError(f"a {type(self).__name__} has no loss that needs moved particles.")
 
     def labels(self, n: int, *, generator: torch.Generator) -> Tensor | None:
         """(n,) labels at the data's frequencies, where they are known; else None, and no draw."""
@@ -90,6 +161,12 @@ class Carrier(nn.Module, ABC):
             return None
         shares = self.label_weights.to(generator.device)
         return torch.multinomial(shares, n, replacement=True, generator=generator)
+
+    def start(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, ...) draws of the prior, in the dtype of the model's weights."""
+        like = next(self.parameters(), None)
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        return self.prior.sample(n, generator=generator, dtype=dtype)
 
     def _labels(self, n: int, cond: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Labels to sample: those given, if they are the model's, or drawn."""
@@ -103,19 +180,3 @@ class Carrier(nn.Module, ABC):
                     f"the labels of this model are 0 to {count - 1}, got {int(wrong[0])}."
                 )
         return cond
-
-    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
-        """The particles with where one step takes them, for losses that need it.
-
-        Raises:
-            ConfigError: if the carrier has no such loss.
-        """
-        raise ConfigError(f"a {type(self).__name__} has no loss that needs moved particles.")
-
-    def _bound(
-        self, real: Tensor | None, generator: torch.Generator, field: Field | None = None
-    ) -> Field:
-        field = self.field if field is None else field
-        if not field.requires:
-            return field
-        return field.bind(Context(real=real, generator=generator))

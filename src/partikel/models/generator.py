@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
-from partikel.fields import Field, Loss, LossValue, TrainingBatch
-from partikel.fields.base import unique_losses
+from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
+from partikel.fields.base import Weight, unique_losses
 from partikel.fields.particles import Particles
 from partikel.models.base import Carrier
 from partikel.priors import GaussianPrior
+from partikel.solvers import Solver
 from partikel.streams import Streams
 from partikel.tensors import flat_sum
 
@@ -42,7 +43,7 @@ class GeneratorModel(Carrier):
     Args:
         field: what moves the outputs.
         generator: g_θ, called as ``generator(z, None, cond)``.
-        latent: the law p_z.
+        prior: the law p_z of latents.
         horizon: the generation time at which the field is asked about outputs, which are samples.
         eta: None descends the surrogate loss. A number η moves the outputs one step along the field,
             x' = x + η ∇h(x), and fits the generator to x' by least squares (DiffFlow Algorithm 1); one
@@ -55,13 +56,15 @@ class GeneratorModel(Carrier):
         label_weights: (K,) shares of the classes, of a conditional model.
     """
 
+    kind = "generator"
+    shared_calls = True
     draws: Tensor
 
     def __init__(
         self,
         field: Field,
         generator: nn.Module,
-        latent: GaussianPrior,
+        prior: GaussianPrior,
         *,
         horizon: float = 1.0,
         eta: float | None = None,
@@ -69,15 +72,13 @@ class GeneratorModel(Carrier):
         conditional: bool = False,
         label_weights: Tensor | None = None,
     ) -> None:
-        super().__init__(conditional, label_weights)
+        super().__init__(field, prior, conditional, label_weights)
         if annealing < 0:
             raise ConfigError(f"annealing takes a number of draws >= 0, got {annealing}.")
         if eta is not None and not eta > 0:
             raise ConfigError(f"outputs are moved by a step eta > 0 (or null), got {eta}.")
         self.eta = eta
-        self.field = field
         self.generator = generator
-        self.latent = latent
         self.horizon = horizon
         self.annealing = annealing
         if annealing:  # a buffer: a checkpoint knows how far it is
@@ -90,7 +91,7 @@ class GeneratorModel(Carrier):
 
     def losses(self) -> tuple[Loss, ...]:
         """The field's, then the generator's surrogate loss."""
-        needs = frozenset(self.field.requires & {"real"})
+        needs = frozenset(self.field.needs & {"real"})
         if self.conditional:
             needs |= {"real"}  # whose labels the generated points share
         compute = self._surrogate
@@ -108,9 +109,9 @@ class GeneratorModel(Carrier):
         real: Tensor | None = None,
     ) -> Particles:
         """g(z) for fresh latents, as the generator stands."""
-        z = self._latents(n, streams.latent)
+        z = self.start(n, streams.latent)
         x = generate(self.generator, z, cond)
-        particles = Particles(x=x, t=self._time(x), cond=cond, latent=z)
+        particles = Particles(x, self._time(x).expand(len(x)), cond=cond, latent=z)
         if self.annealing:
             self.draws += 1
         return particles
@@ -120,32 +121,44 @@ class GeneratorModel(Carrier):
         n: int,
         *,
         generator: torch.Generator,
+        start: Tensor | None = None,
         cond: Tensor | None = None,
         real: Tensor | None = None,
-        z: Tensor | None = None,
+        steps: int | None = None,
+        stop: int | None = None,
+        solver: Solver | None = None,
+        guidance: Weight | None = None,
     ) -> Tensor:
-        """Draw samples: one call of the generator (on given latents ``z``, if any)."""
+        """Draw samples: one call of the generator, on latents (given ones, if any)."""
+        options = {"guidance": guidance, "solver": solver, "steps": steps, "stop": stop}
+        given = [name for name, value in options.items() if value is not None]
+        if given:
+            trained = " (a Score GAN learns it in training)" if "guidance" in given else ""
+            raise ConfigError(
+                f"a generator makes samples in one call: leave out {', '.join(given)}{trained}."
+            )
         cond = self._labels(n, cond, generator)
-        z = self._latents(n, generator) if z is None else z
-        return generate(self.generator, z, cond)
+        return generate(self.generator, self.start(n, generator) if start is None else start, cond)
 
     def _surrogate(self, batch: TrainingBatch) -> LossValue:
-        z = self._latents(batch.size, batch.streams.latent)
+        z = self.start(batch.size, batch.streams.latent)
         real = batch.real
         cond = None if real is None else real.cond
         x = self.generator(z, None, cond)
-        field = self._bound(None if real is None else real.x, batch.streams.noise)
+        field = self.field.bind(
+            Context(real=None if real is None else real.x, generator=batch.streams.noise)
+        )
         with torch.no_grad():
-            velocity = field(x.detach(), self._time(x), None, cond)
+            velocity = field(x.detach(), At(self._time(x), None, cond))
         rms = velocity.square().mean().sqrt()
         return LossValue(surrogate_loss(x, velocity), {"field_rms": rms})
 
     def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
         """The same particles, with ``moved`` = x + η ∇h(x)."""
         assert self.eta is not None
-        field = self._bound(real, streams.noise)
+        field = self.field.bind(Context(real=real, generator=streams.noise))
         with torch.no_grad():
-            velocity = field(particles.x, particles.t, None, particles.cond)
+            velocity = field(particles.x, particles.at)
         return replace(particles, moved=particles.x + self.eta * velocity)
 
     def _fit(self, batch: TrainingBatch) -> LossValue:
@@ -161,8 +174,4 @@ class GeneratorModel(Carrier):
         time = x.new_tensor(self.horizon)
         if self.annealing:
             time = time * (self.draws / self.annealing).clamp(max=1).to(time)
-        return time.expand(len(x))
-
-    def _latents(self, n: int, generator: torch.Generator) -> Tensor:
-        like = next(self.generator.parameters())
-        return self.latent.sample(n, generator=generator, dtype=like.dtype)
+        return time

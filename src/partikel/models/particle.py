@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
-from partikel.fields import Field, Guided, Loss
+from partikel.fields import At, Context, Field, Guided
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
 from partikel.models.base import Carrier
@@ -20,10 +21,8 @@ from partikel.solvers import (
     EulerMaruyama,
     Solver,
     State,
-    brownian_increments,
 )
 from partikel.streams import Streams
-from partikel.tensors import shared
 
 
 class ParticleModel(Carrier):
@@ -39,7 +38,7 @@ class ParticleModel(Carrier):
         solver: Euler's unless given (Euler-Maruyama with noise).
         temperature: τ >= 0, weight of an entropy regulariser: noise √(2τη) dW, except in the last
             step (GPM Algorithm 3).
-        diffusion: a noise scale of t instead, (B,) -> (B,).
+        diffusion: a noise scale of t instead, shaped like it.
         score: ∇log ρ_t, or what stands for it, for solvers with a corrector.
         times_per_path: how many training particles are taken from each simulated path, at different
             times; 1 is the paper's Algorithm 3.
@@ -48,6 +47,8 @@ class ParticleModel(Carrier):
         conditional: whether the field takes labels.
         label_weights: (K,) shares of the classes, of a conditional model.
     """
+
+    kind = "particles"
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class ParticleModel(Carrier):
         conditional: bool = False,
         label_weights: Tensor | None = None,
     ) -> None:
-        super().__init__(conditional, label_weights)
+        super().__init__(field, prior, conditional, label_weights)
         if steps < 1:
             raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
         if temperature > 0 and eta < 0:
@@ -81,9 +82,8 @@ class ParticleModel(Carrier):
                 f"times_per_path must lie between 1 and the number of steps ({steps}), "
                 f"got {times_per_path}."
             )
-        self.field = field
-        self.prior = prior
-        self.steps = steps
+        self.shape = prior.shape
+        self.steps: int = steps  # type: ignore[override]  # no call without steps here
         self.eta = eta
         self.schedule = schedule
         self.horizon = schedule.horizon if schedule is not None else 1.0
@@ -105,19 +105,12 @@ class ParticleModel(Carrier):
         """The field."""
         return self.field
 
-    def losses(self) -> tuple[Loss, ...]:
-        """The field's: free particles have nothing to train."""
-        return self.field.losses()
-
     def velocity(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, field: Field | None = None
     ) -> Tensor:
-        """η·field at generation times (B,), at the schedule's noise levels."""
+        """η·field at generation times, () or (B,), at the schedule's noise levels."""
         field = self.field if field is None else field
-        sigma = None
-        if self.schedule is not None:  # one time for all particles stays one σ for all of them
-            sigma = self.schedule.sigma(shared(t)).expand(len(t))
-        velocity = field(x, t, sigma, cond)
+        velocity = field(x, self._at(t, cond))
         return velocity if self.eta == 1 else self.eta * velocity
 
     def dynamics(
@@ -126,21 +119,29 @@ class ParticleModel(Carrier):
         field: Field | None = None,
         guidance: Weight | None = None,
     ) -> Dynamics:
-        """What a solver integrates, for a field that is bound (and guided) if it has to be."""
-        schedule, (score,) = self.schedule, self._score
+        """What a solver integrates, for a field that is bound (and guided) if it has to be.
+
+        Args:
+            cond: (n, ...) labels of all particles; of those that are left, where some leave from the end.
+            field: in place of the model's own.
+            guidance: of the score.
+        """
+        (score,) = self._score
         if guidance is not None and score is not None:
             score = Guided(score, guidance)
 
+        def of_rest(x: Tensor) -> Tensor | None:
+            return None if cond is None else cond[: len(x)]
+
         def log_gradient(x: Tensor, t: Tensor) -> Tensor:
             assert score is not None
-            sigma = None if schedule is None else schedule.sigma(shared(t)).expand(len(t))
-            return score(x, t, sigma, cond)
+            return score(x, self._at(t, of_rest(x)))
 
         return Dynamics(
-            lambda x, t: self.velocity(x, t, cond, field),
+            lambda x, t: self.velocity(x, t, of_rest(x), field),
             self.diffusion,
-            schedule,
-            defined_at_end=schedule is None or schedule.sigma_end > 0,
+            self.schedule,
+            defined_at_end=self.schedule is None or self.schedule.sigma_end > 0,
             score=None if score is None else log_gradient,
         )
 
@@ -183,7 +184,7 @@ class ParticleModel(Carrier):
                     "labels: leave guidance out."
                 )
             field = Guided(field, guidance)
-        field = self._bound(real, generator, field)
+        field = field.bind(Context(real=real, generator=generator))
         times = self.grid.nodes(self.steps if steps is None else steps)
         states = (solver or self.solver).stream(
             self.dynamics(cond, field, guidance), x, times, stop=stop, generator=generator
@@ -200,21 +201,18 @@ class ParticleModel(Carrier):
         n: int,
         *,
         generator: torch.Generator,
+        start: Tensor | None = None,
         cond: Tensor | None = None,
-        guidance: Weight | None = None,
         real: Tensor | None = None,
         steps: int | None = None,
         stop: int | None = None,
         solver: Solver | None = None,
-        x: Tensor | None = None,
+        guidance: Weight | None = None,
     ) -> Tensor:
-        """Draw samples: integrate from the prior (or from given ``x``) and return the end."""
+        """Draw samples: integrate from the prior (or from given points) and return the end."""
         cond = self._labels(n, cond, generator)
-        if x is None:
-            x = self._start(n, generator)
-        final = x
-        for state in self.stream(
-            x,
+        states = self.stream(
+            self.start(n, generator) if start is None else start,
             generator=generator,
             steps=steps,
             stop=stop,
@@ -222,9 +220,31 @@ class ParticleModel(Carrier):
             cond=cond,
             guidance=guidance,
             real=real,
-        ):
-            final = state.x
-        return final
+        )
+        return deque(states, maxlen=1).pop().x
+
+    def evaluations(
+        self,
+        *,
+        real: Tensor | None = None,
+        steps: int | None = None,
+        stop: int | None = None,
+        solver: Solver | None = None,
+        guidance: Weight | None = None,
+    ) -> int:
+        """Counted on two particles."""
+        generator = torch.Generator().manual_seed(0)
+        states = self.stream(
+            self.start(2, generator),
+            generator=generator,
+            steps=steps,
+            stop=stop,
+            solver=solver,
+            cond=self.labels(2, generator=generator),
+            guidance=guidance,
+            real=real,
+        )
+        return deque(states, maxlen=1).pop().evaluations
 
     def particles(
         self,
@@ -252,17 +272,11 @@ class ParticleModel(Carrier):
         place = torch.rand(paths, shares, generator=streams.time, device=device)
         place = (place + torch.arange(shares, device=device)) / shares
         node = (place * self.steps).long().clamp(max=self.steps - 1)
-        x = self._start(paths, streams.latent)
         with torch.no_grad():
-            points = self._at_nodes(x, node, streams, cond, real)
-        times = self.grid.nodes(self.steps)
-        t = times.to(device=device, dtype=x.dtype)[node.flatten()]
-        return Particles(
-            x=points,
-            t=t,
-            sigma=None if self.schedule is None else self.schedule.sigma(t),
-            cond=None if cond is None else cond.repeat_interleave(shares),
-        )
+            x = self._at_nodes(self.start(paths, streams.latent), node, streams, cond, real)
+        t = self.grid.nodes(self.steps).to(device=device, dtype=x.dtype)[node.flatten()]
+        cond = None if cond is None else cond.repeat_interleave(shares, 0)
+        return Particles(x, *self._at(t, cond))
 
     def _at_nodes(
         self,
@@ -273,35 +287,44 @@ class ParticleModel(Carrier):
         real: Tensor | None,
     ) -> Tensor:
         """Positions of path i at nodes node[i, :], as (paths · shares, ...)."""
-        field = self._bound(real, streams.noise)
-        truncate = self.truncate and "particles" not in field.requires
+        field = self.field.bind(Context(real=real, generator=streams.noise))
         order = node[:, -1].argsort(descending=True)  # nodes increase along a row
         x, node = x[order], node[order]
         cond = None if cond is None else cond[order]
-        ends = node[:, -1].tolist()
-        points = x.new_empty(*node.shape, *x.shape[1:])
-        times = self.grid.nodes(self.steps).tolist()
-        solver = self.solver.prepared(self.steps)
-        brownian = brownian_increments(streams.noise)
-        dynamics = self.dynamics(cond, field)
-        for step in range(self.steps):
-            if truncate:
-                alive = sum(end >= step for end in ends)
-                if not alive:
-                    break
-                if alive < len(x):
-                    x = x[:alive]
-                    cond = None if cond is None else cond[:alive]
-                    dynamics = self.dynamics(cond, field)
-            path, share = (node[: len(x)] == step).nonzero(as_tuple=True)
-            points[path, share] = x[path]
-            if step < self.steps - 1:
-                x = solver.step(dynamics, x, times[step], times[step + 1], brownian, False)
-        unsorted = torch.empty_like(points)
-        unsorted[order] = points
+        keep = None
+        if self.truncate and "particles" not in field.needs:  # a path ends at its last node
+            keep = (node[:, -1:] > torch.arange(self.steps, device=x.device)).sum(0).tolist()
+        places = node.flatten()
+        by_node = places.argsort(stable=True)
+        met = torch.bincount(places, minlength=self.steps).tolist()
+        states = self.solver.stream(
+            self.dynamics(cond, field),
+            x,
+            self.grid.nodes(self.steps),
+            stop=self.steps - 1 if keep is None else int(places.max()),
+            generator=streams.noise,
+            keep=keep,
+        )
+        paths = (by_node // node.shape[1]).split(met)
+        points = torch.cat([state.x[paths[state.step]] for state in states])
+        unsorted = torch.empty_like(points).unflatten(0, node.shape)
+        unsorted[order] = torch.empty_like(points).index_copy_(0, by_node, points).view_as(unsorted)
         return unsorted.flatten(0, 1)
 
-    def _start(self, n: int, generator: torch.Generator) -> Tensor:
-        like = next(self.parameters(), None)
-        dtype = torch.get_default_dtype() if like is None else like.dtype
-        return self.prior.sample(n, generator=generator, dtype=dtype)
+    def _at(self, t: Tensor, cond: Tensor | None) -> At:
+        return At(t, None if self.schedule is None else self.schedule.sigma(t), cond)
+
+
+def free_particles(model: Carrier, otherwise: str) -> ParticleModel:
+    """The model itself, if a velocity moves its particles.
+
+    Args:
+        model: a carrier.
+        otherwise: a sentence that says what to use instead.
+
+    Raises:
+        ConfigError: with that sentence, if it makes samples in another way.
+    """
+    if not isinstance(model, ParticleModel):
+        raise ConfigError(otherwise)
+    return model

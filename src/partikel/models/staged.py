@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.fields import Field
+from partikel.fields import Context, Field
 from partikel.fields.particles import Particles
 from partikel.models.particle import ParticleModel
 from partikel.priors import GaussianPrior
-from partikel.solvers import brownian_increments
 from partikel.streams import Streams
 
 
@@ -72,30 +71,33 @@ class StagedParticleModel(ParticleModel):
         real: Tensor | None = None,
     ) -> Particles:
         """Draws from the pool, which stands at one node."""
-        times = self.grid.nodes(self.steps).tolist()
+        times = self.grid.nodes(self.steps)
         stage = int(self.stage)
         if stage < 0:
-            self.pool.copy_(self._start(len(self.pool), streams.latent))
+            self.pool.copy_(self.start(len(self.pool), streams.latent))
             labels = self.labels(len(self.pool), generator=streams.latent)
             if self.pool_labels is not None and labels is not None:
                 self.pool_labels.copy_(labels)
             stage = 0
         elif int(self.draws) >= self.stage_draws and stage < self.steps - 1:
-            dynamics = self.dynamics(self.pool_labels, self._bound(real, streams.noise))
-            brownian = brownian_increments(streams.noise)
-            solver = self.solver.prepared(self.steps)
+            field = self.field.bind(Context(real=real, generator=streams.noise))
+            states = self.solver.stream(
+                self.dynamics(self.pool_labels, field),
+                self.pool,
+                times,
+                start=stage,
+                stop=stage + 1,
+                generator=streams.noise,
+            )
             with torch.no_grad():
-                moved = solver.step(
-                    dynamics, self.pool, times[stage], times[stage + 1], brownian, False
-                )
-            self.pool.copy_(moved)
+                *_, moved = states
+            self.pool.copy_(moved.x)
             stage += 1
             self.draws.zero_()
         self.stage.fill_(stage)
         self.draws += 1
         device = self.pool.device
         rows = torch.randint(len(self.pool), (n,), generator=streams.time, device=device)
-        t = self.pool.new_tensor(times[stage]).expand(n)
-        sigma = None if self.schedule is None else self.schedule.sigma(t)
         labels = None if self.pool_labels is None else self.pool_labels[rows]
-        return Particles(self.pool[rows], t, sigma, labels)
+        t = self.pool.new_tensor(float(times[stage])).expand(n)
+        return Particles(self.pool[rows], *self._at(t, labels))

@@ -15,7 +15,7 @@ from partikel.fields import AtScale, DiscriminatorField, LogRatioField
 from partikel.fields.terms import Potential
 from partikel.likelihood import GenerativeSDE, MaximumLikelihood
 from partikel.likelihood.flow import sample_time
-from partikel.models import Carrier, GeneratorModel, ParticleModel, StagedParticleModel
+from partikel.models import Carrier, ParticleModel, StagedParticleModel
 from partikel.networks import Bank, NetworkSettings, build_network
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
@@ -306,19 +306,13 @@ class DiffFlowGAN(GAN):
         """Those of the discriminator, and those that are moved."""
         return self.discriminator_steps + 1
 
+    @property
+    def _step(self) -> float:
+        return self.eta
+
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """A GAN whose generator phase fits moved outputs."""
         gan = super().compose(dataset)
-        assert isinstance(gan.model, GeneratorModel)
-        model = GeneratorModel(
-            gan.model.field,
-            gan.model.generator,
-            gan.model.latent,
-            horizon=gan.model.horizon,
-            eta=self.eta,
-            annealing=gan.model.annealing,
-            label_weights=gan.model.label_weights,
-        )
         critic, _ = gan.phases
         fit = Phase(
             "generator",
@@ -328,4 +322,4 @@ class DiffFlowGAN(GAN):
             reuse=self.fit_steps,
             same=True,
         )
-        return System(model, (critic, fit))
+        return System(gan.model, (critic, fit))

@@ -81,6 +81,11 @@ class GAN(Recipe):
         share = self.annealed if self.sigma_max else 0.0
         return math.ceil(share * self.iterations * self.draws)
 
+    @property
+    def _step(self) -> float | None:
+        """η of outputs that are moved before they are fitted; None for the surrogate loss."""
+        return None
+
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """A discriminator field and a generator; K critic updates, then one of the generator."""
         classes = self.classes(dataset)
@@ -112,6 +117,7 @@ class GAN(Recipe):
                 generator,
                 GaussianPrior((self.latent,)),
                 horizon=self.sigma_max or 1.0,
+                eta=self._step,
                 annealing=self._annealing,
                 label_weights=self.label_weights(dataset),
             ),

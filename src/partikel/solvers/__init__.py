@@ -9,6 +9,8 @@ The orders of convergence are what the tests measure; "evaluations" are those of
 |---|---|---|---|
 | :class:`Euler` | ODEs | 1 | N |
 | :class:`Heun` | ODEs (and churns) | 2 | 2N |
+| :class:`Midpoint` | ODEs | 2 | 2N |
+| :class:`RK4` | ODEs | 4 | 4N |
 | :class:`DDIM` | ODEs with a schedule, the linear part exactly | 1 | N |
 | :class:`DPMSolver2M` | ODEs with a schedule, the linear part exactly | 2 | N |
 | :class:`AdaptiveODE` | ODEs, to a tolerance | that of its method | as many as it takes |
@@ -23,14 +25,26 @@ there (a score at σ = 0), and save an evaluation.
 
 from collections.abc import Callable
 
-from partikel.solvers.base import Drift, Dynamics, Solver, State
+from partikel.solvers.base import Drift, Dynamics, Solver, State, Step
 from partikel.solvers.noise import Brownian, BrownianMotion, BrownianPath, brownian_increments
-from partikel.solvers.ode import DDIM, AdaptiveODE, DPMSolver2M, Euler, Heun
+from partikel.solvers.ode import (
+    ADAPTIVE,
+    DDIM,
+    RK4,
+    AdaptiveODE,
+    DPMSolver2M,
+    Euler,
+    Heun,
+    Midpoint,
+    solve_adaptively,
+)
 from partikel.solvers.sde import SRA1, EulerMaruyama, PredictorCorrector, StochasticHeun
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": Euler,
     "heun": Heun,
+    "midpoint": Midpoint,
+    "rk4": RK4,
     "ddim": DDIM,
     "dpmpp-2m": DPMSolver2M,
     "adaptive": AdaptiveODE,
@@ -42,7 +56,9 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 """Every solver by the name that configurations use."""
 
 __all__ = [
+    "ADAPTIVE",
     "DDIM",
+    "RK4",
     "SOLVERS",
     "SRA1",
     "AdaptiveODE",
@@ -55,9 +71,12 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "Midpoint",
     "PredictorCorrector",
     "Solver",
     "State",
+    "Step",
     "StochasticHeun",
     "brownian_increments",
+    "solve_adaptively",
 ]

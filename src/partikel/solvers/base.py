@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +21,14 @@ Drift = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Dynamics:
-    """What is integrated.
+    """What is integrated; all particles stand at one time t, ().
 
     Attributes:
-        drift: (x (B, ...), t (B,)) -> velocity (B, ...).
-        diffusion: t (B,) -> noise scale (B,); None for an ODE.
+        drift: (x (B, ...), t) -> velocity (B, ...). Where particles leave, fewer come, from the front.
+        diffusion: t -> noise scale, (); None for an ODE.
         schedule: the path of noise levels, for solvers that churn or integrate its linear part.
         defined_at_end: whether the drift exists at the last node (a score at σ = 0 does not).
-        score: (x (B, ...), t (B,)) -> ∇log ρ_t(x) (B, ...), for correctors: u s_p(u x, σ) where the
+        score: (x (B, ...), t) -> ∇log ρ_t(x) (B, ...), for correctors: u s_p(u x, σ) where the
             law ρ_t is that of the data noised by the schedule.
         evaluations: number of drift and score evaluations so far.
     """
@@ -41,13 +43,13 @@ class Dynamics:
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """The drift at one time for all particles, counted."""
         self.evaluations += 1
-        return self.drift(x, x.new_tensor(t).expand(len(x)))
+        return self.drift(x, x.new_tensor(t))
 
     def noise_scale(self, x: Tensor, t: float) -> Tensor | None:
         """The diffusion at one time, broadcastable over x."""
         if self.diffusion is None:
             return None
-        return expand_like(self.diffusion(x.new_tensor(t).expand(len(x))), x)
+        return expand_like(self.diffusion(x.new_tensor(t)), x)
 
     def log_gradient(self, x: Tensor, t: float) -> Tensor:
         """The score at one time for all particles, counted."""
@@ -57,7 +59,7 @@ class Dynamics:
                 "give: choose another solver, or a predictor-corrector without corrections."
             )
         self.evaluations += 1
-        return self.score(x, x.new_tensor(t).expand(len(x)))
+        return self.score(x, x.new_tensor(t))
 
 
 @dataclass(frozen=True)
@@ -77,50 +79,63 @@ class State:
     evaluations: int
 
 
-class Solver(ABC):
-    """Base of all solvers; it owns the loop.
+class Step(NamedTuple):
+    """One step of a run along nodes t_0 < ... < t_N (or falling ones: the same path backwards).
 
-    A solver is a setting and remembers nothing. What a run has to remember (the number of its steps,
-    what a multistep method saw) belongs to the copy that :meth:`prepared` makes for it.
+    Attributes:
+        t: where it starts.
+        t_next: where it ends.
+        number: of the step, from 0.
+        of: N, the number of steps of the whole path.
+        noise: source of noise; None for deterministic runs.
+    """
+
+    t: float
+    t_next: float
+    number: int = 0
+    of: int = 1
+    noise: Brownian | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether it ends where the path does."""
+        return self.number == self.of - 1
+
+    @property
+    def dt(self) -> float:
+        """Its length."""
+        return self.t_next - self.t
+
+
+class Solver(ABC):
+    """Base of all solvers; it owns the loop. A solver is a setting and remembers nothing.
 
     Attributes:
         stochastic: whether steps use noise even without a diffusion.
-        multistep: whether a step looks back at earlier ones of its run.
+        multistep: whether a step looks back at earlier ones of its run (see :meth:`advance`).
     """
 
     stochastic: bool = False
     multistep: bool = False
 
     @abstractmethod
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
-        """Move particles from t to t_next.
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
+        """Move particles (B, ...) along a step, where nothing is known of earlier ones."""
+
+    def advance(self, dynamics: Dynamics, x: Tensor, step: Step, memory: Any) -> tuple[Tensor, Any]:
+        """:meth:`step`, with what a multistep method remembers handed along.
 
         Args:
             dynamics: what is integrated.
-            x: (B, ...) particles at t.
-            t: start of the step.
-            t_next: end of the step.
-            brownian: source of noise; None for deterministic runs.
-            last: whether t_next is the end of the path.
+            x: (B, ...) particles at the start of the step.
+            step: from where to where.
+            memory: what the last step returned (of these particles and, at the end, of some that have
+                left since); None at first.
 
         Returns:
-            (B, ...) particles at t_next.
+            (B, ...) particles at the end of the step, and what to remember.
         """
-
-    def prepared(self, steps: int) -> Solver:
-        """This solver for one run along a path of so many steps, to be called once for each run.
-
-        The steps of a run follow each other; particles may leave between them, from the end of x.
-        """
-        return self
+        return self.step(dynamics, x, step), None
 
     def stream(
         self,
@@ -128,22 +143,28 @@ class Solver(ABC):
         x: Tensor,
         times: Tensor,
         *,
+        start: int = 0,
         stop: int | None = None,
         generator: torch.Generator | None = None,
         brownian: Brownian | None = None,
+        keep: Sequence[int] | None = None,
     ) -> Iterator[State]:
         """Integrate, handing out every node; the caller keeps what it needs.
 
+        The one loop through which particles are sampled, simulated for training, and moved in pools.
+
         Args:
             dynamics: what is integrated.
-            x: (B, ...) particles at times[0].
-            times: (N + 1,) increasing nodes in float64.
-            stop: number of steps after which to stop early; None for all N.
+            x: (B, ...) particles at times[start].
+            times: (N + 1,) increasing nodes in float64 (or falling ones).
+            start: node to start from.
+            stop: node at which to stop early; None for the last, N.
             generator: source of noise, where the dynamics or the solver need any.
             brownian: the noise itself, instead of a generator (a :class:`BrownianPath`, say).
+            keep: how many particles, from the front, go on from each node; None for all.
 
         Yields:
-            N + 1 states (or stop + 1), the first being the start.
+            States at the nodes from ``start`` to ``stop``.
 
         Raises:
             ConfigError: for an impossible ``stop``, noise without a source, or dynamics that the
@@ -151,27 +172,29 @@ class Solver(ABC):
             NumericsError: if particles leave the finite numbers.
         """
         nodes = times.tolist()
-        steps = len(nodes) - 1 if stop is None else stop
-        if not 0 <= steps <= len(nodes) - 1:
+        of = len(nodes) - 1
+        stop = of if stop is None else stop
+        if not start <= stop <= of:
             raise ConfigError(
-                f"cannot stop after {steps} steps: the grid has {len(nodes) - 1}; choose 0 to that."
+                f"cannot stop after {stop} steps: the grid has {of}; choose {start} to that."
             )
         if brownian is None and generator is not None:
             brownian = brownian_increments(generator)
         if brownian is None and (self.stochastic or dynamics.diffusion is not None):
             raise ConfigError("this sampler draws noise: pass a generator.")
-        start = dynamics.evaluations
-        solver = self.prepared(len(nodes) - 1)
-        yield State(0, nodes[0], x, 0)
-        for i in range(steps):
-            last = i == len(nodes) - 2
-            x = solver.step(dynamics, x, nodes[i], nodes[i + 1], brownian, last)
+        evaluations, memory = dynamics.evaluations, None
+        yield State(start, nodes[start], x, 0)
+        for i in range(start, stop):
+            if keep is not None:
+                x = x[: keep[i]]
+            step = Step(nodes[i], nodes[i + 1], i, of, brownian)
+            x, memory = self.advance(dynamics, x, step, memory)
             if not torch.isfinite(x).all():
                 raise NumericsError(
-                    f"particles left the finite numbers at step {i + 1} of {steps} (t = "
+                    f"particles left the finite numbers at step {i + 1} of {stop} (t = "
                     f"{nodes[i + 1]:.4g}): take more steps or a weaker field (smaller eta)."
                 )
-            yield State(i + 1, nodes[i + 1], x, dynamics.evaluations - start)
+            yield State(i + 1, nodes[i + 1], x, dynamics.evaluations - evaluations)
 
     def solve(
         self,
@@ -184,7 +207,5 @@ class Solver(ABC):
         brownian: Brownian | None = None,
     ) -> State:
         """The last state of :meth:`stream`."""
-        *_, final = self.stream(
-            dynamics, x, times, stop=stop, generator=generator, brownian=brownian
-        )
-        return final
+        states = self.stream(dynamics, x, times, stop=stop, generator=generator, brownian=brownian)
+        return deque(states, maxlen=1).pop()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.schedules import Schedule
-from partikel.solvers.base import Dynamics, Solver
-from partikel.solvers.noise import Brownian, motion
+from partikel.solvers.base import Dynamics, Solver, Step
+from partikel.solvers.noise import motion
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+"""Methods of torchdiffeq whose steps follow the error."""
+
+Integrated = TypeVar("Integrated", Tensor, tuple[Tensor, Tensor])
 
 
 class _ODESolver(Solver):
@@ -27,18 +34,10 @@ class _ODESolver(Solver):
 class Euler(_ODESolver):
     """x + v dt: order 1; refuses a diffusion (see :class:`EulerMaruyama`)."""
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """One Euler step."""
         self._refuse_noise(dynamics)
-        return x + (t_next - t) * dynamics.velocity(x, t)
+        return x + step.dt * dynamics.velocity(x, step.t)
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,12 @@ class Heun(_ODESolver):
         churn_min: S_tmin, the lowest σ at which to churn.
         churn_max: S_tmax, the highest.
         churn_noise: S_noise, standard deviation of the added noise.
-        steps: N, which churn is divided by; set by :meth:`prepared`.
     """
 
     churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = math.inf
     churn_noise: float = 1.0
-    steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -74,44 +71,58 @@ class Heun(_ODESolver):
         """Whether there is churn."""
         return self.churn > 0
 
-    def prepared(self, steps: int) -> Solver:
-        """With the number of steps that the churn is divided by."""
-        return replace(self, steps=steps)
-
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """One Heun step, after churning."""
         self._refuse_noise(dynamics)
+        t = step.t
         if self.churn > 0:
-            x, t = self._churned(dynamics, x, t, brownian)
-        dt = t_next - t
+            x, t = self._churned(dynamics, x, step)
+        dt = step.t_next - t
         velocity = dynamics.velocity(x, t)
         moved = x + dt * velocity
-        if last and not dynamics.defined_at_end:
+        if step.last and not dynamics.defined_at_end:
             return moved
-        return x + dt / 2 * (velocity + dynamics.velocity(moved, t_next))
+        return x + dt / 2 * (velocity + dynamics.velocity(moved, step.t_next))
 
-    def _churned(
-        self, dynamics: Dynamics, x: Tensor, t: float, brownian: Brownian | None
-    ) -> tuple[Tensor, float]:
+    def _churned(self, dynamics: Dynamics, x: Tensor, step: Step) -> tuple[Tensor, float]:
         schedule = dynamics.schedule
         if schedule is None:
             raise ConfigError("churn raises the noise level: it needs a model with a schedule.")
-        assert self.steps is not None
-        sigma = float(schedule.sigma(torch.tensor(t, dtype=torch.float64)))
+        sigma = float(schedule.sigma(torch.tensor(step.t, dtype=torch.float64)))
         if not self.churn_min <= sigma <= self.churn_max:
-            return x, t
-        raised = sigma * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
+            return x, step.t
+        raised = sigma * (1 + min(self.churn / step.of, math.sqrt(2) - 1))
         time = float(schedule.time(torch.tensor(raised, dtype=torch.float64)))
         extra = math.sqrt(raised**2 - sigma**2) * self.churn_noise
-        return x + extra * motion(brownian).kick(x, t), time
+        return x + extra * motion(step.noise).kick(x, step.t), time
+
+
+@dataclass(frozen=True)
+class Midpoint(_ODESolver):
+    """The explicit midpoint method: order 2; it asks for no drift at the end."""
+
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
+        """One step of two drifts."""
+        self._refuse_noise(dynamics)
+        half = x + step.dt / 2 * dynamics.velocity(x, step.t)
+        return x + step.dt * dynamics.velocity(half, step.t + step.dt / 2)
+
+
+@dataclass(frozen=True)
+class RK4(_ODESolver):
+    """The classical Runge-Kutta method: order 4; a last step without a drift at its end is Euler's."""
+
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
+        """One step of four drifts."""
+        self._refuse_noise(dynamics)
+        dt, middle = step.dt, step.t + step.dt / 2
+        first = dynamics.velocity(x, step.t)
+        if step.last and not dynamics.defined_at_end:
+            return x + dt * first
+        second = dynamics.velocity(x + dt / 2 * first, middle)
+        third = dynamics.velocity(x + dt / 2 * second, middle)
+        fourth = dynamics.velocity(x + dt * third, step.t_next)
+        return x + dt / 6 * (first + 2 * second + 2 * third + fourth)
 
 
 class _Exponential(_ODESolver):
@@ -139,9 +150,9 @@ class _Exponential(_ODESolver):
         return u * x - schedule.sigma(time) / schedule.sigma_rate(time) * rate
 
     @staticmethod
-    def _moved(schedule: Schedule, x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
+    def _moved(schedule: Schedule, x: Tensor, denoised: Tensor, step: Step) -> Tensor:
         """The solution where D is constant: y + (1 - σ_next/σ)(D - y)."""
-        nodes = torch.tensor([t, t_next], dtype=torch.float64)
+        nodes = torch.tensor([step.t, step.t_next], dtype=torch.float64)
         (sigma, sigma_next), (u, u_next) = (
             schedule.sigma(nodes).tolist(),
             schedule.u(nodes).tolist(),
@@ -157,19 +168,11 @@ class DDIM(_Exponential):
     Where σ itself is the clock and u = 1, it is Euler's method.
     """
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """One DDIM step."""
         schedule = self._schedule(dynamics)
-        denoised = self._denoised(dynamics, schedule, x, t)
-        return self._moved(schedule, x, denoised, t, t_next)
+        denoised = self._denoised(dynamics, schedule, x, step.t)
+        return self._moved(schedule, x, denoised, step)
 
 
 @dataclass(frozen=True)
@@ -180,41 +183,28 @@ class DPMSolver2M(_Exponential):
     past, and a step to σ = 0, where log σ has no end, are DDIM's.
 
     Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling ...", Algorithm 2.
-
-    Args:
-        past: (log σ, D) of the last step of a run; made by :meth:`prepared`.
     """
 
     multistep = True
-    past: list[tuple[float, Tensor]] | None = field(default=None, repr=False, compare=False)
 
-    def prepared(self, steps: int) -> Solver:
-        """With a memory of its own."""
-        return replace(self, past=[])
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
+        """One step of DDIM."""
+        return self.advance(dynamics, x, step, None)[0]
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
-        """One step of DPM-Solver++(2M)."""
-        if self.past is None:
-            raise ValueError("a multistep method is prepared for each run before its steps")
+    def advance(
+        self, dynamics: Dynamics, x: Tensor, step: Step, memory: tuple[float, Tensor] | None
+    ) -> tuple[Tensor, tuple[float, Tensor]]:
+        """One step of DPM-Solver++(2M), which remembers log σ and D."""
         schedule = self._schedule(dynamics)
-        denoised = self._denoised(dynamics, schedule, x, t)
-        nodes = torch.tensor([t, t_next], dtype=torch.float64)
+        denoised = self._denoised(dynamics, schedule, x, step.t)
+        nodes = torch.tensor([step.t, step.t_next], dtype=torch.float64)
         level, level_next = schedule.sigma(nodes).log().tolist()
         ahead = denoised
-        if self.past and math.isfinite(level_next):
-            level_past, denoised_past = self.past.pop()
+        if memory is not None and math.isfinite(level_next):
+            level_past, denoised_past = memory
             slope = (denoised - denoised_past[: len(x)]) / (level - level_past)
             ahead = denoised + (level_next - level) / 2 * slope
-        self.past[:] = [(level, denoised)]
-        return self._moved(schedule, x, ahead, t, t_next)
+        return self._moved(schedule, x, ahead, step), (level, denoised)
 
 
 @dataclass(frozen=True)
@@ -232,7 +222,7 @@ class AdaptiveODE(_ODESolver):
         atol: absolute tolerance of a step.
 
     Raises:
-        ConfigError: for another method, tolerances that are not positive, or without torchdiffeq.
+        ConfigError: for another method, or tolerances that are not positive.
         NumericsError: (from a step) where the tolerance cannot be reached.
     """
 
@@ -242,57 +232,65 @@ class AdaptiveODE(_ODESolver):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        methods = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-        if self.method not in methods:
+        if self.method not in ADAPTIVE:
             raise ConfigError(
-                f"no adaptive method is called '{self.method}': {nearest(self.method, methods)}."
+                f"no adaptive method is called '{self.method}': {nearest(self.method, ADAPTIVE)}."
             )
         if not (self.rtol > 0 and self.atol > 0):
             raise ConfigError(
                 f"tolerances must be positive, got rtol {self.rtol} and atol {self.atol}."
             )
-        try:
-            import torchdiffeq  # noqa: F401
-        except ImportError as missing:
-            raise ConfigError(
-                "the adaptive solver needs torchdiffeq: pip install torchdiffeq, or choose heun."
-            ) from missing
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """As many steps as the tolerance asks for."""
-        from torchdiffeq import odeint
-
         self._refuse_noise(dynamics)
-        if last and not dynamics.defined_at_end:
-            return x + (t_next - t) * dynamics.velocity(x, t)
-        ends = torch.tensor([t, t_next], dtype=torch.float64, device=x.device)
+        if step.last and not dynamics.defined_at_end:
+            return x + step.dt * dynamics.velocity(x, step.t)
+        return solve_adaptively(
+            dynamics.velocity, x, step, method=self.method, rtol=self.rtol, atol=self.atol
+        )
 
-        def velocity(time: Tensor, x: Tensor) -> Tensor:
-            # The search for a first step may look beyond the interval, and so beyond the path.
-            return dynamics.velocity(x, min(float(time), t_next))
 
-        try:
-            path = odeint(
-                velocity,
-                x,
-                ends,
-                rtol=self.rtol,
-                atol=self.atol,
-                method=self.method,
-                options={"step_t": ends[1:]},
-            )
-        except AssertionError as failure:  # its steps shrank to nothing
-            raise NumericsError(
-                f"the adaptive solver cannot keep its tolerance after t = {t:.4g}: "
-                "raise rtol and atol, or choose heun."
-            ) from failure
-        assert isinstance(path, Tensor)
-        return path[-1]
+def solve_adaptively(
+    rate: Callable[[Integrated, float], Integrated],
+    state: Integrated,
+    step: Step,
+    *,
+    method: str,
+    rtol: float,
+    atol: float,
+) -> Integrated:
+    """Integrate d(state)/dt = rate(state, t) along a step, forwards or backwards, by torchdiffeq.
+
+    Args:
+        rate: asked within the step only.
+        state: a tensor, or a tuple of tensors, each of which keeps the tolerance.
+        step: from where to where.
+        method: one of :data:`ADAPTIVE`.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+
+    Raises:
+        NumericsError: where the tolerance cannot be reached.
+    """
+    from torchdiffeq import odeint  # it brings scipy's integrators along
+
+    low, high = sorted((step.t, step.t_next))
+    first = state if isinstance(state, Tensor) else state[0]
+    ends = torch.tensor([step.t, step.t_next], dtype=torch.float64, device=first.device)
+
+    def at(time: Tensor, state: Integrated) -> Integrated:
+        # The search for a first step may look beyond the interval, and so beyond the path.
+        return rate(state, min(max(float(time), low), high))
+
+    try:
+        path = odeint(
+            at, state, ends, rtol=rtol, atol=atol, method=method, options={"step_t": ends[1:]}
+        )
+    except AssertionError as failure:  # its steps shrank to nothing
+        raise NumericsError(
+            f"the adaptive solver cannot keep its tolerance after t = {step.t:.4g}: raise rtol and "
+            "atol, compute in float64, or choose a solver of fixed steps (heun, rk4)."
+        ) from failure
+    ended = path[-1] if isinstance(path, Tensor) else tuple(part[-1] for part in path)
+    return cast(Integrated, ended)

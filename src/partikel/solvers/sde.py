@@ -5,13 +5,13 @@ Without a diffusion each of them integrates the ODE.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.solvers.base import Dynamics, Solver
-from partikel.solvers.noise import Brownian, motion
+from partikel.solvers.base import Dynamics, Solver, Step
+from partikel.solvers.noise import motion
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,14 @@ class EulerMaruyama(Solver):
 
     noise_in_last_step: bool = True
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """One Euler-Maruyama step."""
-        moved = x + (t_next - t) * dynamics.velocity(x, t)
-        scale = dynamics.noise_scale(x, t)
-        if scale is None or (last and not self.noise_in_last_step):
+        moved = x + step.dt * dynamics.velocity(x, step.t)
+        scale = dynamics.noise_scale(x, step.t)
+        if scale is None or (step.last and not self.noise_in_last_step):
             return moved
-        assert brownian is not None
-        return moved + scale * brownian(x, t, t_next)
+        assert step.noise is not None
+        return moved + scale * step.noise(x, step.t, step.t_next)
 
 
 @dataclass(frozen=True)
@@ -51,25 +43,17 @@ class StochasticHeun(Solver):
     the end. It needs increments only. Source: Kloeden & Platen 1992, §15.1 (additive noise).
     """
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """One step: predict with noise, then average the drifts."""
-        dt = t_next - t
+        t, t_next, dt = step.t, step.t_next, step.dt
         start = x
         scale, scale_next = dynamics.noise_scale(x, t), dynamics.noise_scale(x, t_next)
         if scale is not None and scale_next is not None:
-            assert brownian is not None
-            start = x + (scale + scale_next) / 2 * brownian(x, t, t_next)
+            assert step.noise is not None
+            start = x + (scale + scale_next) / 2 * step.noise(x, t, t_next)
         velocity = dynamics.velocity(x, t)
         moved = start + dt * velocity
-        if last and not dynamics.defined_at_end:
+        if step.last and not dynamics.defined_at_end:
             return moved
         return start + dt / 2 * (velocity + dynamics.velocity(moved, t_next))
 
@@ -82,22 +66,14 @@ class SRA1(Solver):
     at t and three quarters of the step: never at the end. Source: Rößler 2010, Table 6.3 (SRA1).
     """
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """One step of two drifts."""
-        dt = t_next - t
+        t, t_next, dt = step.t, step.t_next, step.dt
         velocity = dynamics.velocity(x, t)
         inner, noise = x + 0.75 * dt * velocity, 0.0
         scale, scale_next = dynamics.noise_scale(x, t), dynamics.noise_scale(x, t_next)
         if scale is not None and scale_next is not None:
-            increment, area = motion(brownian).with_area(x, t, t_next)
+            increment, area = motion(step.noise).with_area(x, t, t_next)
             inner = inner + 1.5 * scale_next * area / dt
             noise = scale_next * increment + (scale - scale_next) * area / dt
         later = dynamics.velocity(inner, t + 0.75 * dt)
@@ -150,27 +126,15 @@ class PredictorCorrector(Solver):
         """Whether the corrector or the predictor draws noise."""
         return self.corrections > 0 or self.predictor.stochastic
 
-    def prepared(self, steps: int) -> Solver:
-        """With the predictor prepared."""
-        return replace(self, predictor=self.predictor.prepared(steps))
-
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
         """The predictor's step, and the corrections at its end."""
-        x = self.predictor.step(dynamics, x, t, t_next, brownian, last)
-        if last and not dynamics.defined_at_end:
+        x = self.predictor.step(dynamics, x, step)
+        if step.last and not dynamics.defined_at_end:
             return x
         for index in range(self.corrections):
-            score = dynamics.log_gradient(x, t_next)
+            score = dynamics.log_gradient(x, step.t_next)
             # A churning predictor kicks at t_next too, as the first there.
-            noise = motion(brownian).kick(x, t_next, index + 1)
+            noise = motion(step.noise).kick(x, step.t_next, index + 1)
             ratio = noise.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
             size = 2 * (self.snr * ratio) ** 2
             x = x + size * score + (2 * size).sqrt() * noise

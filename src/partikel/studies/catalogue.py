@@ -32,6 +32,7 @@ from partikel.denoising import EDMDenoiser
 from partikel.divergences import DivergenceLike
 from partikel.errors import CheckpointError, ConfigError, NumericsError, nearest
 from partikel.fields import (
+    At,
     DeepMMDField,
     DensityRatioField,
     DiscriminatorField,
@@ -64,7 +65,7 @@ from partikel.kernels import (
     RieszKernel,
 )
 from partikel.metrics import energy_distance, mode_statistics, sliced_wasserstein2
-from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.models import Carrier, GeneratorModel, ParticleModel, free_particles
 from partikel.networks import MLP, NetworkSettings, build_network, initialise
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
@@ -439,11 +440,9 @@ class _Blurred(ExactScoreField):
 
     BLUR = 1.0
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
-        assert sigma is not None
-        return self.target.score(x, (sigma.square() + self.BLUR**2).sqrt())
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        assert at.sigma is not None
+        return self.target.score(x, (at.sigma.square() + self.BLUR**2).sqrt())
 
 
 class _AgainstSamples(Field):
@@ -454,12 +453,10 @@ class _AgainstSamples(Field):
         self.ratio = ratio
         self.samples = samples
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
-        return self.ratio(x, t, sigma, cond)
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return self.ratio(x, at)
 
-    def losses(self) -> tuple[Loss, ...]:
+    def own_losses(self) -> tuple[Loss, ...]:
         (loss,) = Perturbed(self.ratio, KarrasLaw(0.02, 40.0, 7.0)).losses()
 
         def compute(batch: TrainingBatch) -> LossValue:
@@ -1033,8 +1030,9 @@ def _sampled(model: Carrier, dataset: Dataset, seed: int, cap: float) -> tuple[T
     """Samples, and whether the cap stopped the flow."""
     generator = _stream(seed, "samples")
     real = dataset.draw(SAMPLES, generator=_stream(seed, "real")).x
-    if not isinstance(model, ParticleModel):
+    if model.steps is None:
         return model.sample(SAMPLES, generator=generator, real=real), False
+    model = free_particles(model, "only free particles can be followed.")
     x = model.prior.sample(SAMPLES, generator=generator)
     started, state = time.process_time(), None
     for state in model.stream(x, generator=generator, real=real):

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from partikel.app.show import plots
-from partikel.models import ParticleModel
+from partikel.models import ParticleModel, free_particles
 from partikel.studies.benches import Bench, Model
 from partikel.studies.item import Table, log_ratio, spread
 from partikel.studies.lab import Lab
@@ -101,9 +101,7 @@ def measure_curves(lab: Lab, bench: Bench, lines: Mapping[str, Line]) -> Curves:
         found.lines[name] = []
         for seed in bench.seeds:
             run = lab.run(line.model, seed)
-            model = run.model
-            assert isinstance(model, ParticleModel)
-            points = line.points(model)
+            points = line.points(free_particles(run.model, "only free particles have steps."))
             rows = [lab.evaluate(run, n=bench.curve_samples, **how) for _, how in points]
             found.measure = "frechet" if "frechet" in rows[0]["metrics"] else "energy"
             found.at[name] = [place for place, _ in points]

@@ -37,10 +37,10 @@ from partikel.app.show import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, NumericsError
-from partikel.fields import DiscriminatorField, ExactScoreField, Field, ScoreField
+from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, ScoreField
 from partikel.fields.terms import AtScale, LogRatioField
 from partikel.metrics import energy_distance, sliced_wasserstein2
-from partikel.models import Carrier, ParticleModel
+from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.schedules import GeometricGrid, Schedule, VESchedule
 from partikel.solvers import StochasticHeun
 from partikel.streams import derive_seed
@@ -216,11 +216,13 @@ def learned_fields(model: Carrier) -> tuple[Field, DiscriminatorField | None, Sc
     parts = list(model.field.modules())
     scores = [part for part in parts if isinstance(part, ScoreField) and part.of == "data"]
     critics = [part.critic for part in parts if isinstance(part, LogRatioField)]
-    if not (isinstance(model, ParticleModel) and model.schedule is not None and scores):
-        raise ConfigError(
-            "the map needs a learned data score, which this model does not have: choose a run of the "
-            "recipe 'edm' or 'diffflow'."
-        )
+    refusal = (
+        "the map needs a learned data score, which this model does not have: choose a run of the "
+        "recipe 'edm' or 'diffflow'."
+    )
+    model = free_particles(model, refusal)
+    if model.schedule is None or not scores:
+        raise ConfigError(refusal)
     own = model.schedule
     if critics and type(own).u is not Schedule.u:
         return scores[0], critics[0], own
@@ -307,16 +309,14 @@ class GridLaw(Field):
             maps.append(self._slopes())
         self._maps = torch.from_numpy(np.stack(maps))
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log ρ_t(x) at the node nearest to the time that all points share, by bicubic interpolation."""
-        place = int((self.times - t[0]).abs().argmin())
+        place = int((self.times - at.t).abs().argmin())
         scale, shift = self._frame(float(self.times[place]))
         y = ((x - shift.to(x)) / scale).to(self._maps.dtype)
-        at = (y / self._half).flip(1)[None, None]  # grid_sample counts columns first
+        cells = (y / self._half).flip(1)[None, None]  # grid_sample counts columns first
         slopes = grid_sample(
-            self._maps[place][None], at, "bicubic", padding_mode="border", align_corners=True
+            self._maps[place][None], cells, "bicubic", padding_mode="border", align_corners=True
         )
         return (slopes[0, :, 0].T / scale).to(x.dtype)
 

@@ -28,7 +28,7 @@ from partikel.app.show import plots
 from partikel.data import Batch
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
-from partikel.fields import DiscriminatorField, ExactScoreField, Field, TrainingBatch
+from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, TrainingBatch
 from partikel.fields.particles import Particles
 from partikel.fields.terms import AtScale, Potential
 from partikel.metrics import energy_distance, sliced_wasserstein2
@@ -218,11 +218,9 @@ class OwnScore(Field):
         self.laws = laws
         self.times = times
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log ρ_t(x) at the node nearest to the time that all points share."""
-        return self.laws[int((self.times - t[0]).abs().argmin())].score(x)
+        return self.laws[int((self.times - at.t).abs().argmin())].score(x)
 
 
 def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) -> float:
@@ -258,8 +256,8 @@ def _forms(seed: int) -> Iterator[Check]:
         flow = flow.with_g2(lambda t: 2.5 + torch.cos(5 * t))
         ratio = AtScale(score, flow.schedule) - own
         for place in (0.0, 0.4, 0.9):
-            t = x.new_tensor(place * flow.schedule.horizon).expand(len(x))
-            first, second = flow.first_form(score, own)(x, t), flow.field(score, ratio)(x, t)
+            at = At(x.new_tensor(place * flow.schedule.horizon))
+            first, second = flow.first_form(score, own)(x, at), flow.field(score, ratio)(x, at)
             worst = max(worst, _relative(second, first))
     claim = "difference between the two forms of the drift"
     yield _equal(claim, "DiffFlow eqs. 4, 28", worst, 0.0, 1e-12)
@@ -327,7 +325,7 @@ def _gan(seed: int) -> Iterator[Check]:
         yield _equal(
             f"difference between the {name} GAN's field and β∇d, β = {words}",
             f"DiffFlow {equations}",
-            _relative(field(fake, torch.zeros(64).double()), expected),
+            _relative(field(fake, At(torch.zeros(64).double())), expected),
             0.0,
             1e-12,
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from partikel.denoising import EDMDenoiser, PreconditionedLogit
 from partikel.errors import ConfigError, PartikelError
 from partikel.fields import DiscriminatorField, Field
-from partikel.models import Carrier, GeneratorModel
+from partikel.models import Carrier
 from partikel.networks import Bank
 from partikel.objectives import is_exact
 
@@ -247,7 +247,7 @@ def synchronise_batch_norm(model: Carrier) -> None:
     """
     if processes().distributed_type != DistributedType.MULTI_GPU:
         return
-    if not isinstance(model, GeneratorModel):
+    if not model.shared_calls:
         return
     penalised = {
         id(module)

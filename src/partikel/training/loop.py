@@ -98,7 +98,7 @@ class Trainer:
         self.streams = Streams(seed, self.accelerator.process_index, device)
         self._losses = _losses_of(model, self.phases)
         # losses of a carrier that only binds its field to the real samples, where it compares with any
-        names = {loss.name for loss in model.losses()} if "real" in model.field.requires else set()
+        names = {loss.name for loss in model.losses()} if "real" in model.field.needs else set()
         self._binding = names - {loss.name for loss in model.field.losses()}
         self._drops_out = any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
@@ -127,7 +127,7 @@ class Trainer:
             )
             needs_real = "real" in loss.needs or (model.conditional and "particles" in loss.needs)
             stream = None
-            if needs_real or ("particles" in loss.needs and "real" in model.field.requires):
+            if needs_real or ("particles" in loss.needs and "real" in model.field.needs):
                 stream = dataset.batches(
                     share,
                     generator=self.streams.data,
@@ -151,6 +151,7 @@ class Trainer:
                 if self.step % phase.every == 0:
                     metrics.update(self._run_phase(index, phase))
             self.step += 1
+            self.model.updated()
             if self.average is not None:
                 self.average.update_parameters(self.model.sampled)
             self.cpu_seconds += time.process_time() - started
@@ -189,7 +190,7 @@ class Trainer:
 
     def _context(self, real: Batch | None) -> Tensor | None:
         """The real samples of all processes, if a field compares with them; else this one's."""
-        if real is None or "real" not in self.model.field.requires:
+        if real is None or "real" not in self.model.field.needs:
             return None if real is None else real.x
         return cast(Tensor, self.accelerator.gather(real.x))
 

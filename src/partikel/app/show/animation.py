@@ -34,6 +34,7 @@ from partikel.app.show import plots
 from partikel.app.show.plots import Extent
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import (
+    At,
     Context,
     DiscriminatorField,
     Field,
@@ -44,7 +45,7 @@ from partikel.fields import (
     ScoreField,
     Sum,
 )
-from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.solvers import State
 
 GRID = 64
@@ -82,7 +83,7 @@ class Frame:
 
 
 def generation_frames(
-    model: ParticleModel,
+    model: Carrier,
     data: Tensor,
     *,
     generator: torch.Generator,
@@ -114,6 +115,7 @@ def generation_frames(
     Raises:
         ConfigError: if the particles are neither points of the plane nor images.
     """
+    model = free_particles(model, "only free particles move while they are generated.")
     if len(model.prior.shape) == 3:
         return image_generation_frames(
             model, generator=generator, frames=frames, n=n or 36, steps=steps, real=real, cond=cond
@@ -171,7 +173,7 @@ def image_generation_frames(
 
 
 def training_frame(
-    model: GeneratorModel,
+    model: Carrier,
     z: Tensor,
     *,
     step: int,
@@ -188,8 +190,8 @@ def training_frame(
     each term of the inner field has arrows of its own (data score, − own score).
 
     Args:
-        model: the generator model, as it stands.
-        z: (n, ...) latents, the same for every frame.
+        model: a model whose samples move in training, as it stands.
+        z: (n, ...) where samples start, the same for every frame.
         step: iterations done.
         generator: source of noise; seeded alike for every frame, the noise stands still.
         view: the part of the plane to show, or (m, 2) data that set it; the outputs' where None.
@@ -203,7 +205,7 @@ def training_frame(
     """
     label = f"iteration {step}"
     with _evaluating(model), torch.no_grad():
-        x = model.generator(z, None, cond)
+        x = model.sample(len(z), generator=generator, start=z, cond=cond)
         if plots.is_images(x):
             return Frame(label, _kept(x))
         if not plots.is_planar(x):
@@ -228,7 +230,7 @@ def training_frame(
             label = f"{label} · σ = {sigma:.3g}"
             arrows = {}
             for term in bound.terms if isinstance(bound, Sum) else [bound]:
-                if isinstance(term, Field) and "generator" not in term.requires:
+                if isinstance(term, Field) and not term.draws:
                     arrow = _field_at(term, x[:ARROWS], t, level, cond)
                     arrows[_name(term)] = arrows.get(_name(term), 0) + arrow
         if view is None or isinstance(view, Tensor):
@@ -516,11 +518,9 @@ def _field_at(
     field: Field, x: Tensor, t: Tensor, sigma: Tensor | None, cond: Tensor | None
 ) -> Tensor:
     """The field at points of one moment; a stochastic one's mean over draws."""
-    draws = DRAWS if "generator" in field.requires else 1
-    times = t.expand(len(x))
-    levels = None if sigma is None else sigma.expand(len(x))
-    labels = None if cond is None else cond[: len(x)]
-    return torch.stack([field(x, times, levels, labels) for _ in range(draws)]).mean(0)
+    draws = DRAWS if field.draws else 1
+    at = At(t, sigma, None if cond is None else cond[: len(x)])
+    return torch.stack([field(x, at) for _ in range(draws)]).mean(0)
 
 
 def _potential(
@@ -539,9 +539,7 @@ def _potential(
     horizontal = torch.linspace(left, right, GRID, dtype=t.dtype, device=t.device)
     vertical = torch.linspace(bottom, top, GRID, dtype=t.dtype, device=t.device)
     points = torch.cartesian_prod(vertical, horizontal).flip(1)
-    times = t.expand(len(points))
-    levels = None if sigma is None else sigma.expand(len(points))
-    values = weight * critic.potential(points, times, levels)
+    values = weight * critic.potential(points, At(t, sigma))
     return _kept(values.view(GRID, GRID))
 
 
@@ -550,7 +548,7 @@ def _discriminators(field: Field, t: Tensor) -> list[tuple[DiscriminatorField, f
     if isinstance(field, DiscriminatorField):
         return [(field, 1.0)]
     if isinstance(field, Scaled):
-        weight = field.weight(t[None])[0] if callable(field.weight) else field.weight
+        weight = field.weight(t) if callable(field.weight) else field.weight
         inner = _discriminators(field.field, t)
         return [(critic, float(weight) * factor) for critic, factor in inner]
     if isinstance(field, Sum):

@@ -1,6 +1,5 @@
 """Fields of samples: what compares a cloud of particles with real samples."""
 
-from partikel.fields.samples.base import SampleField, check_cloud
 from partikel.fields.samples.dmmd import DeepMMDField
 from partikel.fields.samples.drift import DriftField
 from partikel.fields.samples.mmd import MMDField
@@ -11,9 +10,7 @@ __all__ = [
     "DeepMMDField",
     "DriftField",
     "MMDField",
-    "SampleField",
     "SinkhornField",
     "SlicedWassersteinField",
     "SteinField",
-    "check_cloud",
 ]

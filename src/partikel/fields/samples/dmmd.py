@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
-from partikel.fields.base import Loss, LossValue, TrainingBatch
-from partikel.fields.samples.base import SampleField
+from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.objectives import GradientPenalty, exact
 from partikel.schedules import NoiseLaw
-from partikel.tensors import expand_like, flat_sum, shared
+from partikel.tensors import expand_like, flat_sum
 
 _PASS = 4096  # points that go through the network together
 
 
-class DeepMMDField(SampleField):
+class DeepMMDField(Field):
     """The MMD flow of a kernel of features that were learned at each noise level.
 
         V(x, σ) = ∇_x (E_{y~p} k_σ(x, y) - E_{y~ρ} k_σ(x, y)),    k_σ(x, y) = ⟨φ(x, σ), φ(y, σ)⟩
@@ -58,6 +57,8 @@ class DeepMMDField(SampleField):
         ConfigError: for values out of range.
     """
 
+    requires = frozenset({"real", "particles"})
+
     def __init__(
         self,
         network: nn.Module,
@@ -68,10 +69,8 @@ class DeepMMDField(SampleField):
         gradient_penalty: float = 1.0,
         l2_penalty: float = 0.1,
         name: str = "features",
-        real: Tensor | None = None,
-        particles: Tensor | None = None,
     ) -> None:
-        super().__init__(real=real, particles=particles)
+        super().__init__()
         if not all(0 < level < torch.inf for level in levels):
             raise ConfigError(f"the noise levels of a deep MMD field are > 0, got {levels}.")
         if groups < 1 or not l2_penalty >= 0:
@@ -83,7 +82,6 @@ class DeepMMDField(SampleField):
         self.law = law
         self.levels = levels
         self.groups = groups
-        self.gradient_penalty = gradient_penalty
         self.penalty = GradientPenalty(gradient_penalty, centre=1.0)
         self.l2_penalty = l2_penalty
         self.name = name
@@ -92,12 +90,10 @@ class DeepMMDField(SampleField):
         """φ(x, σ): (B, ...), and (B,) or (1,) -> (B, F)."""
         return self.network(x, sigma[:, None].log() / 4, None).view(len(x), -1)
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇ of the witness function at σ; without σ, the mean over ``levels``."""
-        real, cloud = self._clouds(x)
-        if sigma is None:
+        real, cloud = self.bound_real(x), self.bound_cloud(x)
+        if at.sigma is None:
             if not self.levels:
                 raise ConfigError(
                     "a deep MMD field is asked at a noise level: give its carrier a schedule, or the "
@@ -105,7 +101,7 @@ class DeepMMDField(SampleField):
                 )
             fields = [self._at(x, real, cloud, x.new_tensor([level])) for level in self.levels]
             return torch.stack(fields).mean(0)
-        distinct, place = torch.unique(shared(sigma), return_inverse=True)
+        distinct, place = torch.unique(torch.atleast_1d(at.sigma), return_inverse=True)
         if len(distinct) == 1:
             return self._at(x, real, cloud, distinct)
         velocity = torch.empty_like(x)
@@ -114,9 +110,9 @@ class DeepMMDField(SampleField):
             velocity[rows] = self._at(x[rows], real, cloud, level[None])
         return velocity
 
-    def losses(self) -> tuple[Loss, ...]:
-        """Clean data against noised, unless frozen or without a law of σ."""
-        if self.frozen or self.law is None:
+    def own_losses(self) -> tuple[Loss, ...]:
+        """Clean data against noised, unless without a law of σ."""
+        if self.law is None:
             return ()
         return (Loss(self.name, self.network, frozenset({"real"}), self._loss, adds_noise=True),)
 
@@ -167,19 +163,4 @@ class DeepMMDField(SampleField):
         return LossValue(
             slope + self.l2_penalty * size - mmd2,
             {name: value.detach().mean() for name, value in metrics.items()},
-        )
-
-    def _bound(
-        self, real: Tensor, particles: Tensor | None, generator: torch.Generator | None
-    ) -> SampleField:
-        return DeepMMDField(
-            self.network,
-            self.law,
-            levels=self.levels,
-            groups=self.groups,
-            gradient_penalty=self.gradient_penalty,
-            l2_penalty=self.l2_penalty,
-            name=self.name,
-            real=real,
-            particles=particles,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError, nearest
-from partikel.fields.samples.base import SampleField
+from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 
 Normalisation: TypeAlias = Literal["mean shift", "batch"]
@@ -18,7 +18,7 @@ PAIRS = 2**22
 """Most pairs of points held at once."""
 
 
-class DriftField(SampleField):
+class DriftField(Field):
     """V = V_p⁺ - V_ρ⁻: attraction by the data, repulsion by the other particles (Deng et al. 2026).
 
         V_p(x) = E_{y~p}[k(x, y) (y - x)] / E_{y~p}[k(x, y)],    k(x, y) = exp(-‖x - y‖/τ)     (eqs. 8-12)
@@ -45,15 +45,10 @@ class DriftField(SampleField):
         ConfigError: for another temperature or normalisation.
     """
 
-    def __init__(
-        self,
-        temperature: float,
-        normalisation: Normalisation = "mean shift",
-        *,
-        real: Tensor | None = None,
-        particles: Tensor | None = None,
-    ) -> None:
-        super().__init__(real=real, particles=particles)
+    requires = frozenset({"real", "particles"})
+
+    def __init__(self, temperature: float, normalisation: Normalisation = "mean shift") -> None:
+        super().__init__()
         if not 0 < temperature < torch.inf:
             raise ConfigError(
                 f"the temperature of a drifting field is a length > 0, got {temperature}."
@@ -66,11 +61,9 @@ class DriftField(SampleField):
         self.temperature = temperature
         self.normalisation: Normalisation = normalisation
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """V_p⁺(x) - V_ρ⁻(x)."""
-        real, cloud = self._clouds(x)
+        real, cloud = self.bound_real(x), self.bound_cloud(x)
         flat, real, cloud = x.detach().flatten(1), real.flatten(1), cloud.flatten(1)
         with torch.no_grad():
             batch = self._batch_sums(real, cloud) if self.normalisation == "batch" else None
@@ -103,8 +96,3 @@ class DriftField(SampleField):
         distance = squared_distances(x, y).sqrt_()
         logits = distance / -self.temperature
         return logits.masked_fill_(distance == 0, -torch.inf) if others else logits
-
-    def _bound(
-        self, real: Tensor, particles: Tensor | None, generator: torch.Generator | None
-    ) -> SampleField:
-        return DriftField(self.temperature, self.normalisation, real=real, particles=particles)

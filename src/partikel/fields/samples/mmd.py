@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.fields.base import Weight
-from partikel.fields.samples.base import SampleField
+from partikel.fields.base import At, Field, Weight
 from partikel.kernels import Kernel
 from partikel.tensors import expand_like
 
 
-class MMDField(SampleField):
+class MMDField(Field):
     """E_{y~p} ∇_x k(x, y) - E_{y~ρ} ∇_x k(x, y): minus the gradient of ½ MMD²(ρ, p).
 
     Each x ascends the witness function E_p k(x, ·) - E_ρ k(x, ·). Both means are sums over all samples,
@@ -33,16 +32,10 @@ class MMDField(SampleField):
         ConfigError: if ``noise`` is negative.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        *,
-        noise: Weight = 0.0,
-        real: Tensor | None = None,
-        particles: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(real=real, particles=particles, generator=generator)
+    requires = frozenset({"real", "particles"})
+
+    def __init__(self, kernel: Kernel, *, noise: Weight = 0.0) -> None:
+        super().__init__()
         if not callable(noise) and not noise >= 0:
             raise ConfigError(f"the injected noise of an MMD field is >= 0, got {noise}.")
         self.kernel = kernel
@@ -50,22 +43,18 @@ class MMDField(SampleField):
         if callable(noise) or noise > 0:
             self.requires = self.requires | {"generator"}
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """∇ of the witness function at x, or at x + β ξ."""
-        real, cloud = self._clouds(x)
+        real, cloud = self.bound_real(x), self.bound_cloud(x)
         point = x.detach()
         if "generator" in self.requires:
-            draw = torch.randn(x.shape, generator=self._random(), dtype=x.dtype, device=x.device)
-            beta = expand_like(self.noise(t), x) if callable(self.noise) else self.noise
+            generator = self.bound_generator()
+            draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            beta = expand_like(self.noise(at.t), x) if callable(self.noise) else self.noise
             point = point + beta * draw
         return self.kernel.gradient(point, real) - self.kernel.gradient(point, cloud)
 
-    def _bound(
-        self, real: Tensor, particles: Tensor | None, generator: torch.Generator | None
-    ) -> SampleField:
-        kernel = self.kernel.fitted(*(c for c in (real, particles) if c is not None))
-        return MMDField(
-            kernel, noise=self.noise, real=real, particles=particles, generator=generator
-        )
+    def prepare(self) -> None:
+        """Measure a bandwidth of "median"."""
+        clouds = (self.context.real, self.context.particles)
+        self.kernel = self.kernel.fitted(*(cloud for cloud in clouds if cloud is not None))

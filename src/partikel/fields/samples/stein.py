@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.fields.base import Context, Field, Loss
-from partikel.fields.samples.base import check_cloud
+from partikel.fields.base import At, Field
 from partikel.kernels import Kernel
-from partikel.tensors import shared
 
 
 class SteinField(Field):
@@ -27,13 +25,14 @@ class SteinField(Field):
     Args:
         score: s_p, the score of a target: exact, learned, or any other field.
         kernel: k; a bandwidth of "median" is measured on the cloud, anew in each call where it moves.
-        particles: bound cloud (P, ...).
 
     Raises:
         ConfigError: if ``score`` is no field.
     """
 
-    def __init__(self, score: Field, kernel: Kernel, *, particles: Tensor | None = None) -> None:
+    requires = frozenset({"particles"})
+
+    def __init__(self, score: Field, kernel: Kernel) -> None:
         super().__init__()
         if not isinstance(score, Field):
             raise ConfigError(
@@ -42,58 +41,37 @@ class SteinField(Field):
             )
         self.score = score
         self.kernel = kernel
-        self.particles = particles
-        own = frozenset({"particles"} if particles is None else ())
-        self.requires = score.requires | own
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """E_y[k(x, y) s_p(y)] + E_y[∇_y k(x, y)].
 
         Raises:
             ConfigError: for fewer than two particles.
             NumericsError: for particles that are not finite.
         """
-        point = x.detach()
-        if self.particles is None:
-            check_cloud(point)
-            kernel = self.kernel.fitted(point)
-            attraction = kernel.mean(point, point, self._score(point, t, sigma))
-            return attraction + kernel.repulsion(point, point)
-        cloud, kernel = self.particles.to(point), self.kernel.fitted(self.particles)
+        point, cloud = x.detach(), self.bound_cloud(x)
+        kernel = self.kernel.fitted(cloud)
+        if self.context.particles is None or max(map(Tensor.numel, self._levels(at))) == 1:
+            attraction = kernel.mean(point, cloud, self._score(cloud, at))
+            return attraction + kernel.repulsion(point, cloud)
         attraction = torch.empty_like(point)
-        conditions = [c for c in (t, sigma) if c is not None]
-        levels = torch.stack(torch.broadcast_tensors(*map(shared, conditions)), 1)
+        levels = torch.stack(torch.broadcast_tensors(*self._levels(at)), 1)
         distinct, place = torch.unique(levels, dim=0, return_inverse=True)
         for number, level in enumerate(distinct):  # the cloud's scores under each point's own
-            rows = (place == number).expand(len(x))
-            at = [value.expand(len(cloud)) for value in level]
-            attraction[rows] = kernel.mean(point[rows], cloud, self._score(cloud, *at))
+            rows = place == number
+            here = At(level[0], None if at.sigma is None else level[1])
+            attraction[rows] = kernel.mean(point[rows], cloud, self._score(cloud, here))
         return attraction + kernel.repulsion(point, cloud)
 
-    def bind(self, context: Context) -> Field:
-        """Fix the cloud, where the context has one, and bind the score.
+    def prepare(self) -> None:
+        """Measure a bandwidth of "median" on a bound cloud."""
+        if self.context.particles is not None:
+            self.kernel = self.kernel.fitted(self.context.particles)
 
-        Raises:
-            ConfigError: for fewer than two particles.
-            NumericsError: if a particle is not finite.
-        """
-        score = self.score.bind(context)
-        particles = self.particles if context.particles is None else context.particles
-        if score is self.score and particles is self.particles:
-            return self
-        if particles is not None:
-            check_cloud(particles)
-        kernel = self.kernel if particles is None else self.kernel.fitted(particles)
-        bound = SteinField(score, kernel, particles=particles)
-        bound._frozen = self._frozen
-        return bound
+    @staticmethod
+    def _levels(at: At) -> list[Tensor]:
+        return [torch.atleast_1d(value) for value in (at.t, at.sigma) if value is not None]
 
-    def losses(self) -> tuple[Loss, ...]:
-        """The score's."""
-        return () if self.frozen else self.score.losses()
-
-    def _score(self, x: Tensor, t: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def _score(self, x: Tensor, at: At) -> Tensor:
         with torch.no_grad():
-            return self.score(x, t, sigma)
+            return self.score(x, at._replace(cond=None))

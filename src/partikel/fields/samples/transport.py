@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.fields.samples.base import SampleField
+from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 
 PAIRS = 2**22
@@ -19,7 +19,7 @@ ANNEALING = 4.0
 """Ratio of successive ε while Sinkhorn's iterations approach the one asked for."""
 
 
-class SlicedWassersteinField(SampleField):
+class SlicedWassersteinField(Field):
     """-δ/δρ ½ SW2²: E_θ θ (T_θ(⟨θ, x⟩) - ⟨θ, x⟩), θ uniform on the sphere (Bonneel et al. 2015).
 
     T_θ is the optimal transport between the projections of ρ and p on a line, which sorting solves:
@@ -42,31 +42,22 @@ class SlicedWassersteinField(SampleField):
 
     requires = frozenset({"real", "particles", "generator"})
 
-    def __init__(
-        self,
-        projections: int = 64,
-        *,
-        real: Tensor | None = None,
-        particles: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(real=real, particles=particles, generator=generator)
+    def __init__(self, projections: int = 64) -> None:
+        super().__init__()
         if projections < 1:
             raise ConfigError(
                 f"a sliced field projects on at least 1 line, got projections={projections}."
             )
         self.projections = projections
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """The mean over fresh lines of the way to go along each."""
-        real, cloud = self._clouds(x)
+        real, cloud = self.bound_real(x), self.bound_cloud(x)
         flat, real, cloud = x.detach().flatten(1), real.flatten(1), cloud.flatten(1)
         lines = torch.randn(
             self.projections,
             flat.shape[1],
-            generator=self._random(),
+            generator=self.bound_generator(),
             dtype=flat.dtype,
             device=flat.device,
         )
@@ -77,19 +68,12 @@ class SlicedWassersteinField(SampleField):
             order = _argsort(places)
             places = places.gather(1, order)
             ways = _quantile_means(_sorted(some @ real.T), len(cloud)) - places
-            if self.particles is None:
+            if self.context.particles is None:
                 ways = torch.empty_like(ways).scatter_(1, order, ways)
             else:
                 ways = _interpolated(some @ flat.T, places, ways)
             velocity.addmm_(ways.T, some)
         return (velocity / self.projections).view_as(x)
-
-    def _bound(
-        self, real: Tensor, particles: Tensor | None, generator: torch.Generator | None
-    ) -> SampleField:
-        return SlicedWassersteinField(
-            self.projections, real=real, particles=particles, generator=generator
-        )
 
 
 class Potentials(NamedTuple):
@@ -101,7 +85,7 @@ class Potentials(NamedTuple):
     """(P,) of the transport from the cloud to itself (or to another), where it goes."""
 
 
-class SinkhornField(SampleField):
+class SinkhornField(Field):
     """-δ/δρ of the debiased Sinkhorn divergence S_ε(ρ, p): the difference of two transport maps.
 
         V(x) = T_{ρ,p}(x) - T_{ρ,ρ}(x)
@@ -142,6 +126,8 @@ class SinkhornField(SampleField):
         ConfigError: for values out of range.
     """
 
+    requires = frozenset({"real", "particles"})
+
     def __init__(
         self,
         blur: float,
@@ -149,12 +135,9 @@ class SinkhornField(SampleField):
         iterations: int = 200,
         tolerance: float = 1e-3,
         halves: bool = False,
-        real: Tensor | None = None,
-        particles: Tensor | None = None,
-        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(real=real, particles=particles, generator=generator)
-        if halves and particles is None:
+        super().__init__()
+        if halves:
             self.requires = self.requires | {"generator"}
         if not 0 < blur < torch.inf:
             raise ConfigError(f"the blur of a Sinkhorn field is a length > 0, got {blur}.")
@@ -169,18 +152,16 @@ class SinkhornField(SampleField):
         self.halves = halves
         self._solved: tuple[Potentials, ...] = ()
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         """T_{ρ,p}(x) - T_{ρ,ρ}(x)."""
-        real, cloud = self._clouds(x)
+        real, cloud = self.bound_real(x), self.bound_cloud(x)
         flat, real, cloud = x.detach().flatten(1), real.flatten(1), cloud.flatten(1)
         with torch.no_grad():
-            if not self.halves or self.particles is not None:
+            if not self.halves or self.context.particles is not None:
                 solved = self._solved or self._solve(cloud, real)
                 velocity = torch.stack(self._driven((flat,) * len(solved), cloud, real, solved))
                 return velocity.mean(0).view_as(x)
-            order = torch.randperm(len(x), generator=self._random(), device=x.device)
+            order = torch.randperm(len(x), generator=self.bound_generator(), device=x.device)
             cloud, velocity = flat[order], torch.empty_like(flat)
             halves = cloud.tensor_split(2)
             velocity[order] = torch.cat(self._driven(halves, cloud, real, self._solve(cloud, real)))
@@ -233,22 +214,13 @@ class SinkhornField(SampleField):
         pairs = zip(parts, parts[::-1], strict=True)
         return tuple(self.potentials(own, real, other) for own, other in pairs)
 
-    def _bound(
-        self, real: Tensor, particles: Tensor | None, generator: torch.Generator | None
-    ) -> SampleField:
-        bound = SinkhornField(
-            self.blur,
-            iterations=self.iterations,
-            tolerance=self.tolerance,
-            halves=self.halves,
-            real=real,
-            particles=particles,
-            generator=generator,
-        )
-        if particles is not None:
+    def prepare(self) -> None:
+        """Solve for the potentials of a bound cloud, once."""
+        cloud, real = self.context.particles, self.context.real
+        if cloud is not None and real is not None:
+            self.requires = self.requires - {"generator"}  # its halves are those of its order
             with torch.no_grad():
-                bound._solved = bound._solve(particles.flatten(1), real.to(particles).flatten(1))
-        return bound
+                self._solved = self._solve(cloud.flatten(1), real.to(cloud).flatten(1))
 
 
 def _quantile_means(ordered: Tensor, n: int) -> Tensor:

@@ -24,10 +24,10 @@ from torch import Tensor
 from partikel.app.runs import context_for, draw_samples
 from partikel.app.show import plots
 from partikel.data import Dataset
-from partikel.fields import Context, Field
+from partikel.fields import At, Context, Field
 from partikel.metrics import energy_distance
 from partikel.metrics.evaluation import evaluate
-from partikel.models import Carrier, GeneratorModel, generate, ntk_operator, surrogate_loss
+from partikel.models import Carrier, generate, ntk_operator, surrogate_loss
 from partikel.studies.benches import (
     EDM,
     FLOW,
@@ -316,15 +316,14 @@ def _followed(plan: Plan, lab: Lab, model: Model, seed: int) -> dict[str, Any]:
 def _compared(plan: Plan, lab: Lab, trainer: Trainer, steps: Any, seed: int) -> dict[str, Any]:
     """One iteration of the training, and one step of gradient descent from the same weights."""
     model = trainer.model
-    assert isinstance(model, GeneratorModel)
     device = trainer.accelerator.device
     draws = lab.generator(seed, "motion", trainer.step)
-    z = model.latent.sample(2 * plan.particles, generator=draws).to(device)
+    z = model.prior.sample(2 * plan.particles, generator=draws).to(device)
     others, seen = z.split(plan.particles)
-    before = copy.deepcopy(model.generator)
+    before = copy.deepcopy(model.sampled)
     next(steps)
     x, elsewhere = generate(before, seen), generate(before, others)
-    moved = generate(model.generator, seen) - x
+    moved = generate(model.sampled, seen) - x
     # the field is that of the iteration's own score, which is trained before the generator is
     noise = torch.Generator(device).manual_seed(draws.initial_seed())
     field = model.field.bind(Context(generator=noise))
@@ -353,9 +352,9 @@ def _compared(plan: Plan, lab: Lab, trainer: Trainer, steps: Any, seed: int) -> 
 
 def _averaged(field: Field, x: Tensor, t: float, draws: int) -> Tensor:
     """The mean of a perturbed field over its own noise."""
-    times = x.new_full((len(x),), t)
+    at = At(x.new_tensor(t))
     with torch.no_grad():
-        return torch.stack([field(x, times) for _ in range(draws)]).mean(0)
+        return torch.stack([field(x, at) for _ in range(draws)]).mean(0)
 
 
 def _descended(generator: torch.nn.Module, z: Tensor, velocity: Tensor, at: Tensor) -> Tensor:

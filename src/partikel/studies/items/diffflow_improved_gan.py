@@ -19,7 +19,8 @@ import torch
 
 from partikel.app.runs import Run
 from partikel.app.show import plots
-from partikel.models import ParticleModel
+from partikel.fields import At
+from partikel.models import free_particles
 from partikel.studies.benches import Model, on
 from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
 from partikel.studies.lab import Lab
@@ -186,10 +187,11 @@ def _course(run: Run) -> list[tuple[float, float]]:
 def _early(model: Model, run: Run, plan: Plan, lab: Lab) -> float:
     """RMS of the field early: of particles at t = 0, or in the first iterations of a generator."""
     carrier, seed = run.model, run.recipe.seed
-    if isinstance(carrier, ParticleModel):
+    if carrier.steps is not None:
+        carrier = free_particles(carrier, "only free particles have a field of strength eta.")
         x = carrier.prior.sample(4096, generator=lab.generator(seed, "early"))
         with torch.no_grad():
-            velocity = carrier.eta * carrier.field(x, x.new_zeros(len(x)))
+            velocity = carrier.eta * carrier.field(x, At(x.new_zeros(())))
         return float(velocity.square().mean().sqrt())
     first = itertools.islice(lab.trainer(model, seed).run(), plan.early)
     squares = [float(done.metrics["generator/field_rms"]) ** 2 for done in first]

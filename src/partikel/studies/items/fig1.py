@@ -23,7 +23,7 @@ from partikel.app.show.animation import visible
 from partikel.data import FiniteDataset
 from partikel.errors import ConfigError
 from partikel.metrics import Classifier, default_classifier
-from partikel.models import ParticleModel
+from partikel.models import free_particles
 from partikel.streams import derive_seed
 from partikel.studies.benches import EDM, FLOW, Bench, benches
 from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
@@ -145,8 +145,7 @@ def path(run: Run, n: int, purpose: str) -> tuple[Tensor, list[int]]:
     Returns:
         (N + 1, n, C, H, W) on the CPU, and N + 1 numbers.
     """
-    model = run.model
-    assert isinstance(model, ParticleModel)
+    model = free_particles(run.model, "only free particles leave paths.")
     with on_device(run) as device:
         generator = torch.Generator(device).manual_seed(derive_seed(0, "paths", purpose))
         start = model.prior.sample(n, generator=generator)

@@ -8,15 +8,14 @@ also stopped and then denoised at once, by one step of Euler's to σ = 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from partikel.app.show import plots
 from partikel.models import ParticleModel
-from partikel.solvers import Dynamics, Solver
-from partikel.solvers.noise import Brownian
+from partikel.solvers import Dynamics, Solver, Step
 from partikel.studies.benches import EDM, FLOW, Bench, benches
 from partikel.studies.curves import (
     Line,
@@ -48,35 +47,23 @@ class Leaving(Solver):
     Args:
         solver: of the first steps.
         after: how many they are.
-        taken: steps of a run so far; made by :meth:`prepared`.
     """
 
     solver: Solver
     after: int
-    taken: list[int] | None = field(default=None, repr=False, compare=False)
 
-    def prepared(self, steps: int) -> Solver:
-        """With a counter of its own."""
-        return replace(self, solver=self.solver.prepared(steps), taken=[])
+    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
+        """A step that knows nothing of earlier ones."""
+        return self.advance(dynamics, x, step, None)[0]
 
-    def step(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        t: float,
-        t_next: float,
-        brownian: Brownian | None,
-        last: bool,
-    ) -> Tensor:
+    def advance(self, dynamics: Dynamics, x: Tensor, step: Step, memory: Any) -> tuple[Tensor, Any]:
         """A step of the solver, the last one to the end, or none."""
-        assert self.taken is not None
         assert dynamics.schedule is not None
-        self.taken.append(len(self.taken))
-        if len(self.taken) <= self.after:
-            return self.solver.step(dynamics, x, t, t_next, brownian, last)
-        if len(self.taken) > self.after + 1:
-            return x
-        return x + (dynamics.schedule.horizon - t) * dynamics.velocity(x, t)
+        if step.number < self.after:
+            return self.solver.advance(dynamics, x, step, memory)
+        if step.number > self.after:
+            return x, None
+        return x + (dynamics.schedule.horizon - step.t) * dynamics.velocity(x, step.t), None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.app.show.animation import Frame, film_strip, render
 from partikel.metrics import energy_distance
-from partikel.models import ParticleModel
+from partikel.models import free_particles
 from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench
 from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
 from partikel.studies.lab import Lab
@@ -72,7 +72,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     for name in FOUR:
         for seed in bench.seeds:
             run = lab.run(bench.models[name], seed)
-            if isinstance(run.model, ParticleModel):
+            if run.model.steps is not None:
                 key = f"generation-{name.lower().replace(' ', '-')}-seed-{seed}"
                 curve = lab.once(key, lambda run=run, seed=seed: generation(run, plan, lab, seed))
             else:
@@ -122,7 +122,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     steps = {
         name: run.model.steps
         for name in (EDM, FLOW)
-        if isinstance((run := lab.run(bench.models[name], bench.seeds[0])).model, ParticleModel)
+        if (run := lab.run(bench.models[name], bench.seeds[0])).model.steps is not None
     }
     notes = (
         f"EDM samples by {steps[EDM]} steps of Heun's method, Discriminator Flow by {steps[FLOW]} of "
@@ -140,8 +140,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 
 def generation(run: Run, plan: Plan, lab: Lab, seed: int) -> list[tuple[float, float]]:
     """(percent of the steps, energy distance) at every node of a particle model's path."""
-    model = run.model
-    assert isinstance(model, ParticleModel)
+    model = free_particles(run.model, "only free particles are followed while they are generated.")
     generator = lab.generator(seed, "generation")
     data = run.dataset.draw(plan.samples, "test", generator=generator).x
     start = model.prior.sample(plan.samples, generator=generator)
@@ -196,7 +195,7 @@ def _draw(number: int, run: Run, parts: bool, plan: Plan, lab: Lab) -> None:
     data = run.dataset.draw(1000, "validation", generator=generator).x
     frames = run_frames(run, generator=generator, frames=plan.frames, parts=parts)
     caption = CAPTIONS[run.recipe.title, parts]
-    shown = frames if isinstance(run.model, ParticleModel) else _earlier(frames, 8)
+    shown = frames if run.model.steps is not None else _earlier(frames, 8)
     strip = film_strip(shown, data, columns=4, rows=2, inches=2.4)
     lab.draw(strip, caption, f"{number}")
     render(

@@ -27,7 +27,6 @@ from partikel.fields import (
     ScoreField,
     SteinField,
 )
-from partikel.models import GeneratorModel
 from partikel.recipes import RECIPES
 from partikel.studies.benches import on
 from partikel.studies.catalogue import (
@@ -275,7 +274,7 @@ def _recipes() -> Table:
         rows.append(
             (
                 kind.title,
-                "✓" if isinstance(model, GeneratorModel) else "✗",
+                "✓" if model.kind == "generator" else "✗",
                 kind.symbol,
                 learned,
                 _link(f"recipe {name}", kind),

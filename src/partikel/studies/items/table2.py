@@ -21,6 +21,7 @@ from torch import Tensor
 from partikel.app.show import plots
 from partikel.divergences import get_divergence
 from partikel.fields import (
+    At,
     Context,
     DensityRatioField,
     ExactScoreField,
@@ -103,6 +104,10 @@ class Flow:
     field: Callable[[Law, Tensor], Field]
     integrand: Callable[[Tensor, Tensor], Tensor] | None = None
     kernel: Kernel | None = None
+
+
+HERE = At(torch.zeros((), dtype=torch.float64))
+"""These fields do not depend on time."""
 
 
 def _divergence_field(name: str, own: Law, real: Tensor) -> Field:
@@ -196,14 +201,14 @@ def slope(flow: Flow, lab: Lab, plan: Plan, seed: int) -> float:
     if flow.kernel is not None:
         x = law.sample(plan.particles, generator=lab.generator(seed, "x"), dtype=torch.float64)
         y = TARGET.sample(plan.particles, generator=lab.generator(seed, "y"), dtype=torch.float64)
-        velocity = flow.field(law, y)(x, torch.zeros_like(x[:, 0]))
+        velocity = flow.field(law, y)(x, HERE)
         power = float(velocity.square().sum(1).mean())
         ends = [_mmd(flow.kernel, x + sign * STEP * velocity, y) for sign in (1, -1)]
         return (ends[0] - ends[1]) / (2 * STEP) / -power
     assert flow.integrand is not None
     points, cell = _grid(plan.side)
     points.requires_grad_()
-    velocity = flow.field(law, points)(points, torch.zeros_like(points[:, 0]))
+    velocity = flow.field(law, points)(points, HERE)
     rows = [torch.autograd.grad(v.sum(), points, retain_graph=True)[0] for v in velocity.unbind(1)]
     jacobian, velocity, points = torch.stack(rows, 1), velocity.detach(), points.detach()
     log_rho = law.log_density(points)
@@ -264,8 +269,8 @@ def followed(flow: Flow, lab: Lab, plan: Plan, seed: int) -> dict[str, Any]:
         if flow.kernel is not None:
             return _mmd(flow.kernel, x, real)
         assert flow.integrand is not None
-        own = KernelScoreField(plan.bandwidth, samples=x)
-        log_rho = own.estimate(points, torch.zeros_like(log_p))[0]
+        own = KernelScoreField(plan.bandwidth).bind(Context(particles=x))
+        log_rho = own.estimate(points, HERE)[0]
         return float(flow.integrand(log_rho, log_p).sum()) * cell
 
     model = ParticleModel(
@@ -279,7 +284,7 @@ def followed(flow: Flow, lab: Lab, plan: Plan, seed: int) -> dict[str, Any]:
     times, values, powers, snapshots = [], [], [], {}
     moments = {round(moment * plan.steps) for moment in MOMENTS}
     for state in model.stream(start, generator=torch.Generator()):
-        velocity = field(state.x, torch.zeros_like(state.x[:, 0]))
+        velocity = field(state.x, HERE)
         times.append(flow.horizon * state.t)
         powers.append(float(velocity.square().sum(1).mean()))
         if state.step % stride == 0:
