@@ -240,6 +240,7 @@ class _Kept:
         if folder is None:
             return
         text = json.dumps(protocol, sort_keys=True)
+        # not files.fingerprint: files of earlier versions are to be found again
         name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.path = folder / f"likelihood-{name}.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
