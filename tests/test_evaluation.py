@@ -357,7 +357,7 @@ def test_damaged_features_are_computed_again(
     seen = count_features(monkeypatch)
     assert evaluate(noise, digits, n=100) == first
     assert sum(seen) == 300
-    assert not [path for path in cache.iterdir() if path.name.endswith(".part")]
+    assert not [path for path in cache.iterdir() if path.name.startswith(".writing-")]
 
 
 # --- memorisation

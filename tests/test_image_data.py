@@ -340,7 +340,7 @@ def test_an_interrupted_build_leaves_nothing(
     def interrupted(*given: Any) -> Any:
         for i, piece in enumerate(pieces(*given)):
             if i == 2:
-                assert list(cache.glob(".*.part/images.bin"))  # some of it is written
+                assert list(cache.glob(".writing-*/images.bin"))  # some of it is written
                 raise fault
             yield piece
 
@@ -356,7 +356,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, cache: Path)
     folder = fill(tmp_path / "own", LETTERS)
     whole = everything(mapped(path=str(folder)))
     (made,) = (path for path in cache.iterdir() if path.is_dir())
-    part = cache / f".{made.name}.part"
+    part = cache / f".writing-0-{made.name}"
     made.rename(part)  # killed just before the end
     os.truncate(part / "images.bin", 5)
     assert np.array_equal(everything(mapped(path=str(folder))), whole)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import MIXTURE, seeded
+from partikel import streams
 from partikel.app.cli import main
 from partikel.app.config import load_preset, make_recipe
 from partikel.app.runs import load, train_run
@@ -27,7 +28,6 @@ from partikel.likelihood import (
     map_density,
     probability_flow,
 )
-from partikel.likelihood import dataset as module
 from partikel.models import ParticleModel
 from partikel.networks import NetworkSettings
 from partikel.priors import GaussianPrior
@@ -62,7 +62,7 @@ def exact_flow() -> ProbabilityFlow:
 
 def test_a_data_sets_mean_is_its_entropy() -> None:
     data, how = mixture("mixture", MIXTURE), Integrator("rk4", steps=40)
-    x = data.draw(200, generator=module._generator(0, "points"), dtype=torch.float64).x
+    x = data.draw(200, generator=streams.seeded(0, "likelihood", "points"), dtype=torch.float64).x
     report = dataset_likelihood(
         exact_flow(), data, n=200, batch=64, integrator=how, dtype=torch.float64
     )
@@ -120,7 +120,7 @@ def test_bits_of_digits_have_the_jacobian_of_their_scaling() -> None:
     flow = ProbabilityFlow(lambda x, t, cond: 0 * x, GaussianPrior(data.shape), 1.0, data.shape)
     how = Integrator("euler", steps=2)
     report = dataset_likelihood(flow, data, n=50, integrator=how, bits=True)
-    x = data.draw(50, "test", generator=module._generator(0, "points")).x
+    x = data.draw(50, "test", generator=streams.seeded(0, "likelihood", "points")).x
     noise_free = -flow.prior.log_density(x).mean() / 64 / torch.log(torch.tensor(2.0)) + 3
     assert report.bits_per_dim == pytest.approx(float(noise_free), abs=0.02)  # log₂(16/2) = 3
     assert report.bits_error is not None
@@ -229,7 +229,9 @@ def test_a_relativistic_flow_is_measured_against_its_real_samples(
     context = loaded.context()
     assert context is not None
     model, real = loaded.model.double(), context.double()
-    x = loaded.dataset.draw(6, generator=module._generator(0, "points"), dtype=torch.float64).x
+    x = loaded.dataset.draw(
+        6, generator=streams.seeded(0, "likelihood", "points"), dtype=torch.float64
+    ).x
     if method == "map":
         exact = map_density(model, x, real=real).log_prob
         with pytest.raises(ConfigError, match="pass samples of them as real"):

@@ -72,17 +72,6 @@ def where(picture: np.ndarray, color: str, tolerance: int = 40) -> np.ndarray:
 # --- files
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.txt"
-    with plots.replacing(path) as part:
-        part.write_text("old")
-    with pytest.raises(RuntimeError), plots.replacing(path) as part:  # noqa: PT012
-        part.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
-
-
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((40, 2), (720, 720)), ((9, 1, 8, 8), None), ((40, 3), (1080, 1080)), ((40, 1), (720, 720))],

@@ -9,10 +9,11 @@ import pytest
 
 from partikel.app.cli import main
 from partikel.errors import CheckpointError, ConfigError
+from partikel.files import fingerprint, plain
 from partikel.studies.benches import BENCHES, FOUR, SCALES, Model
 from partikel.studies.item import FAILS, HOLDS, OPEN, judged, log_ratio, spread
 from partikel.studies.items import ITEMS
-from partikel.studies.lab import Lab, fingerprint, plain
+from partikel.studies.lab import Lab
 from partikel.studies.page import index, page
 from partikel.studies.reproduce import reproduce
 from partikel.training.fit import Interrupted

@@ -29,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffix, that takes its place when the block succeeds.
 
     The block writes a file there, or makes a folder and fills it. The folder around it is created where it
-    is missing; nothing half-written stays behind, of earlier processes that were killed neither.
+    is missing; nothing half-written stays behind, unless the process is killed (:func:`clear_parts`).
 
     Args:
         path: the file or folder to make or to replace.
@@ -48,14 +48,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
         os.replace(part, path)
         _flush(path.parent)
+    except OSError as fault:  # which may name the temporary path, or none
+        if fault.filename is None or _PART in str(fault.filename):
+            fault.filename = str(path)
+        raise
     finally:
         _remove(part)
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove what processes that were killed left half-written in a folder."""
+def clear_parts(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left half-written in a folder: all, or what was to have a name.
+
+    No other process may be writing it.
+    """
     for part in folder.glob(f"{_PART}*"):
-        _remove(part)
+        if part.name.endswith(name):
+            _remove(part)
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -92,7 +100,7 @@ def writing_to(
     """A block whose failure to write (a full disk, say) ends in one sentence.
 
     Args:
-        place: what is written, for the sentence.
+        place: what the sentence names where the fault names no file.
         mend: what the user can do.
         error: what is raised.
 
@@ -102,8 +110,8 @@ def writing_to(
     try:
         yield
     except OSError as fault:
-        named = place if place is not None else fault.filename
-        raise error(f"cannot write to {named} ({fault.strerror or fault}): {mend}.") from fault
+        named, reason = fault.filename or place, fault.strerror or fault
+        raise error(f"cannot write to {named} ({reason}): {mend}.") from fault
 
 
 def plain(value: Any) -> Any:

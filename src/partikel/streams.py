@@ -46,9 +46,10 @@ class Streams:
 
     def __init__(self, seed: int, rank: int = 0, device: torch.device | str = "cpu") -> None:
         self._generators = {
-            name: torch.Generator(
-                device="cpu" if name == "dropout" else torch.device(device)
-            ).manual_seed(derive_seed(seed, name, 0 if name == "data" else rank))
+            name: seeded(
+                *(seed, name, 0 if name == "data" else rank),
+                device="cpu" if name == "dropout" else device,
+            )
             for name in NAMES
         }
         self.data = self._generators["data"]

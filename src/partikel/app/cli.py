@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from partikel.errors import ConfigError, DataError, PartikelError, nearest
+from partikel.files import replacing, write_json
 
 SolverName: TypeAlias = Literal[
     "euler",
@@ -121,7 +122,6 @@ def sample(
     x = loaded.sample(
         n, generator=generator, cond=cond, guidance=guidance, steps=steps, stop=stop, solver=chosen
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         _save_npz(path, x=x.numpy(), **({} if cond is None else {"cond": cond.numpy()}))
     elif rows > 1 and is_images(x):
@@ -214,7 +214,7 @@ def evaluate(
         accelerator=accelerator,
     )
     if not quiet:
-        record = jsonlib.loads(path.read_text())
+        record = jsonlib.loads(path.read_text(encoding="utf-8"))
         _show_curve(f"{loaded.preset}, iteration {loaded.step}", record, json)
         print(path.with_suffix(".png"), file=sys.stderr if json else sys.stdout)
 
@@ -629,7 +629,7 @@ def likelihood(
                 "agrees": found.agrees,
             }
     path = loaded.path / f"likelihood-{method}.json"
-    path.write_text(jsonlib.dumps(record, indent=1))
+    write_json(path, record)
     if json:
         print(jsonlib.dumps(record, indent=1))
         return
@@ -914,10 +914,8 @@ def _console() -> Any:
 def _save_npz(path: Path, **arrays: Any) -> None:
     import numpy as np
 
-    temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    temporary.replace(path)
+    with replacing(path) as part:
+        np.savez_compressed(part, **arrays)
 
 
 def _measured(measured: dict[str, Any]) -> str:

@@ -68,9 +68,9 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"there is no configuration file {path}.")
-        text, label = path.read_text(), path.stem
+        text, label = path.read_text(encoding="utf-8"), path.stem
     elif name in preset_names():
-        text, label = (_PRESETS / f"{name}.yaml").read_text(), name
+        text, label = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), name
     else:
         raise ConfigError(
             f"there is no preset '{name}': {nearest(name, preset_names())} "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from partikel.app.config import load_preset, make_recipe
 from partikel.app.gallery import draw_comparison, summarise
 from partikel.app.runs import Run, train_run
 from partikel.app.show.pages import RunSummary, write_page
+from partikel.training.engine import one_thread
 
 INTRO = """
 A generative model is a <b>field</b> and something that <b>carries</b> it: free particles, which
@@ -44,17 +44,13 @@ def run_demo(
     Returns:
         The runs' summaries, and the page.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these networks are too small for more to pay
-    try:
+    with one_thread():
         runs = _train(out, seed, console)
         summaries = []
         for run in runs:
             if console is not None:
                 console.print(f"measuring and drawing {run.preset}")
             summaries.append(summarise(run, seed=seed))
-    finally:
-        torch.set_num_threads(threads)
     planar = [run for run in runs if run.dataset.shape == (2,)]
     draw_comparison(planar, out / "comparison.png", seed=seed)
     page = out / "index.html"

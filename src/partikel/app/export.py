@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +28,11 @@ from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import Linear
+from partikel.files import replacing, write_json, write_whole
 from partikel.models import Carrier, GeneratorModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 
 SCHEMA = 1
 KIND = "partikel one-step generator"
@@ -119,31 +119,24 @@ def export_run(run: Run, out: Path | str) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: choose another --out.")
     config = _config(run, model)
-    temporary = out.with_name(f".writing-{out.name}")
+    weights = model.sampled.state_dict()
+    weights = {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()}
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        weights = model.sampled.state_dict()
-        save_file(
-            {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()},
-            temporary / _WEIGHTS,
-        )
-        (temporary / _CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        exported = load_generator(temporary)  # what cannot be read back is not handed out
-        generator = torch.Generator().manual_seed(derive_seed(0, "export"))
-        images = len(run.dataset.shape) == 3
-        samples = exported.sample(64 if images else 1000, generator=generator)
-        save_picture(samples, temporary / _PICTURE)
-        (temporary / _CARD).write_text(_card(run, out.name, config))
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
+        with replacing(out) as part:
+            part.mkdir()
+            save_file(weights, part / _WEIGHTS)
+            write_json(part / _CONFIG, config)
+            exported = load_generator(part)  # what cannot be read back is not handed out
+            images = len(run.dataset.shape) == 3
+            samples = exported.sample(64 if images else 1000, generator=seeded(0, "export"))
+            save_picture(samples, part / _PICTURE)
+            write_whole(part / _CARD, _card(run, out.name, config))
+            if out.exists():
+                out.rmdir()  # still empty
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"could not write the export {out} ({error}): free some space or choose another --out."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -161,7 +154,7 @@ def load_generator(path: Path | str) -> OneStepGenerator:
     """
     path = Path(path)
     try:
-        config = json.loads((path / _CONFIG).read_text())
+        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
         kind, schema = config["kind"], config["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -294,7 +287,7 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _measured(run: Run) -> str:
     """The table of the run's evaluation of this iteration, if it has one."""
     try:
-        result = json.loads((run.path / "evaluation.json").read_text())
+        result = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
         if result["protocol"]["iteration"] != run.step:
             raise ValueError("of another iteration")
         rows = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
 from partikel.data import FiniteDataset
 from partikel.errors import CheckpointError, ConfigError
+from partikel.files import write_json
 from partikel.metrics.evaluation import (
     Evaluation,
     Memorisation,
@@ -36,7 +36,7 @@ from partikel.metrics.evaluation import (
     find_memorised,
 )
 from partikel.solvers import Solver
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.training.engine import processes
 
 
@@ -181,8 +181,7 @@ def curve_run(
         "reference": result.reference,
         "protocol": common,
     }
-    with plots.replacing(path) as part:
-        part.write_text(json.dumps(record, indent=1))
+    write_json(path, record)
     images = len(run.dataset.shape) > 1
     measure = "frechet" if images else "energy"
     label = "Fréchet distance" if images else "energy distance"
@@ -260,8 +259,7 @@ def neighbours_run(
     notes = [f"{first:.3g}, {second:.3g}" for first, second in distances[shown, :2].tolist()]
     plots.save_figure(plots.neighbours_figure(found.samples[shown], images, notes), path)
     record = {"figures": found.figures, "protocol": found.protocol}
-    with plots.replacing(path.with_suffix(".json")) as part:
-        part.write_text(json.dumps(record, indent=1))
+    write_json(path.with_suffix(".json"), record)
     return found
 
 
@@ -318,7 +316,7 @@ def interpolate_run(
         raise ConfigError(
             f"an interpolation needs pairs >= 1 and points >= 2, got {pairs} and {points}."
         )
-    generator = torch.Generator().manual_seed(derive_seed(seed, "interpolation"))
+    generator = seeded(seed, "interpolation")
     samples = interpolated(run, method, pairs, points, generator=generator).flatten(0, 1)
     title = f"{run.preset}: {method}"
     if plots.is_images(samples):
@@ -400,7 +398,7 @@ def animate_run(
     """
     if frames < 2 or fps < 1:
         raise ConfigError(f"an animation needs frames >= 2 and fps >= 1, got {frames} and {fps}.")
-    generator = torch.Generator().manual_seed(derive_seed(seed, "animation"))
+    generator = seeded(seed, "animation")
     data = run.dataset.draw(1000, "validation", generator=generator).x if _planar(run) else None
     made = run_frames(run, generator=generator, frames=frames, n=n, parts=parts)
     render(made, path, data=data, title=run.preset if title else None, fps=fps, size=size)
@@ -468,9 +466,9 @@ def summarise(
     out = out or run.path
     out.mkdir(parents=True, exist_ok=True)
     result = evaluate_run(run, n=n, seed=seed)
-    (out / "evaluation.json").write_text(json.dumps(result.as_dict(), indent=1))
+    write_json(out / "evaluation.json", result.as_dict())
     picture = out / "samples.png"
-    generator = torch.Generator().manual_seed(derive_seed(seed, "picture"))
+    generator = seeded(seed, "picture")
     count = 1000 if len(run.dataset.shape) == 1 else 100
     samples = run.sample(count, generator=generator)
     data = None
@@ -549,7 +547,7 @@ def compare_runs(
         folder: {"recipe": s.title, "metrics": s.metrics, "protocol": s.protocol}
         for folder, s in zip(folders, summaries, strict=True)
     }
-    (out / "comparison.json").write_text(json.dumps(record, indent=1))
+    write_json(out / "comparison.json", record)
     page = out / "index.html"
     command = "partikel compare " + " ".join(str(run.path) for run in runs)
     write_page(page, f"Comparison on {data.pop()}", summaries, command=command)
@@ -561,10 +559,10 @@ def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
     panels: dict[str, Tensor] = {}
     count = 1000 if len(runs[0].dataset.shape) == 1 else 64
     for run in runs:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "comparison"))
+        generator = seeded(seed, "comparison")
         label = run.recipe.title if run.recipe.title not in panels else run.path.name
         panels[label] = run.sample(count, generator=generator)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "comparison data"))
+    generator = seeded(seed, "comparison data")
     data = runs[0].dataset.draw(count, "validation", generator=generator).x
     plots.save_figure(plots.comparison_figure(panels, data), path)
 

@@ -39,15 +39,15 @@ from partikel.data import Dataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import Perturbed
 from partikel.fields.base import Weight
+from partikel.files import write_json, write_whole, writing_to
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
 from partikel.models import Carrier
 from partikel.recipes import Recipe, System
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.training import Engine, fit, latest_checkpoint
 from partikel.training.checkpoint import has_average, load_weights, read_step
 from partikel.training.ema import averaged_model
 from partikel.training.engine import on_main, processes
-from partikel.training.fit import write_whole
 
 CONTEXT = 256
 """Real samples that a field is bound to, where it compares particles with data."""
@@ -148,7 +148,7 @@ class Run:
     def log(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
     @property
@@ -237,7 +237,7 @@ def context_for(model: Carrier, dataset: Dataset, seed: int = 0) -> Tensor | Non
     """:data:`CONTEXT` real samples if the model's field needs them to be asked, else None."""
     if "real" not in model.field.needs:
         return None
-    generator = torch.Generator().manual_seed(derive_seed(seed, "context"))
+    generator = seeded(seed, "context")
     size = dataset.size("train")
     n = CONTEXT if size is None else min(CONTEXT, size)
     device = next(model.parameters()).device
@@ -343,7 +343,7 @@ def load(path: Path | str) -> Run:
         load_weights(average, checkpoint, "average")
         system.model.sampled.load_state_dict(average.module.state_dict())
     system.model.eval()
-    preset = yaml.safe_load(file.read_text()).get("preset") or recipe.name
+    preset = yaml.safe_load(file.read_text(encoding="utf-8")).get("preset") or recipe.name
     return Run(path, preset, recipe, dataset, system, read_step(checkpoint))
 
 
@@ -367,7 +367,7 @@ class _Watch:
 
         device = next(model.parameters()).device
         figures = quick_evaluation(sampler, dataset, n=recipe.evaluate_samples, device=device)
-        generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "pictures"))
+        generator = seeded(recipe.seed, "pictures", device=device)
         few = 400 if len(dataset.shape) == 1 else 64
         picture = self._out / "samples" / f"step-{step:08d}.png"
         data = dataset.draw(few, "validation", generator=generator).x
@@ -392,8 +392,7 @@ class _Watch:
         if isinstance(model.field, Perturbed) and data.ndim == 2:  # GPM Figure 12
             frames["parts"] = PARTS_SIGMA
         for kind, sigma in frames.items():
-            generator = torch.Generator(data.device)
-            generator.manual_seed(derive_seed(self._recipe.seed, "frames"))
+            generator = seeded(self._recipe.seed, "frames", device=data.device)
             frame = training_frame(
                 model,
                 z,
@@ -429,14 +428,9 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
 
 def _describe(out: Path, text: str) -> None:
     """Write what the run is; a full disk leaves what was there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing_to(out):
         write_whole(out / "config.yaml", text)
-        write_whole(out / "environment.json", json.dumps(_environment(), indent=1))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to {out} ({error.strerror}): free some space or choose another --out."
-        ) from error
+        write_json(out / "environment.json", _environment())
 
 
 def _check_folder(out: Path, text: str) -> None:
@@ -447,7 +441,7 @@ def _check_folder(out: Path, text: str) -> None:
         if (out / "checkpoints").exists():
             raise ConfigError(f"{out} holds checkpoints but no config.yaml: choose another --out.")
         return
-    old, new = yaml.safe_load(file.read_text()), yaml.safe_load(text)
+    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(text)
     if not isinstance(old, dict):
         raise ConfigError(f"{file} is no configuration: choose another --out.")
     if old.get("recipe") != new["recipe"]:

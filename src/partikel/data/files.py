@@ -1,9 +1,8 @@
-"""Files of data: where they lie, how they are fetched, how they are written whole or not at all."""
+"""Files of data: where they lie, and how they are fetched."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from partikel.errors import DataError
+from partikel.files import write_whole
 
 
 class ContentError(Exception):
@@ -125,17 +125,8 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         DataError: where it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written ({error.strerror or error}): free some space, or point "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from partikel.errors import DataError
+from partikel.files import fingerprint
 
 ENLARGE = 2
 """Pictures that would have to be enlarged by more are refused: there is nothing to learn in between."""
@@ -145,7 +145,7 @@ def identity(path: Path) -> str:
             entries = [(path.name, stat.st_size, stat.st_mtime_ns)]
     except OSError as error:
         raise _unreadable(path, error) from error
-    return hashlib.sha256(repr((str(path.resolve()), entries)).encode()).hexdigest()
+    return fingerprint(repr((str(path.resolve()), entries)).encode(), 64)
 
 
 @contextmanager

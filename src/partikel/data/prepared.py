@@ -8,7 +8,6 @@ aside and renamed: it is there whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from torch import Tensor
 from partikel.data.base import SPLITS, FiniteDataset, digests, select, split_indices
 from partikel.data.pictures import square
 from partikel.errors import DataError
+from partikel.files import clear_parts, fingerprint, replacing, write_json
 
 FORMAT = 1
 """Of the files, and of how images are prepared: another number, another name in the cache."""
@@ -84,7 +84,7 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            about = json.loads((folder / "about.json").read_text())
+            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
             with np.load(folder / "table.npz") as table:
                 columns = dict(table)
             shape = tuple(about["shape"])
@@ -239,15 +239,14 @@ def prepare(
     from filelock import FileLock, Timeout
 
     key = repr((FORMAT, source.identity, size, channels, on_error))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     root = cache_folder(cache)
-    folder = root / f"{source.name}-{size}x{size}x{channels}-{digest}"
+    name = f"{source.name}-{size}x{size}x{channels}-{fingerprint(key.encode(), 16)}"
+    folder = root / name
     if folder.exists():
         return Prepared(folder)
-    part = root / f".{folder.name}.part"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f".{folder.name}.lock")
+        lock = FileLock(root / f".{name}.lock")
         try:
             lock.acquire(timeout=2)
         except Timeout:
@@ -255,13 +254,10 @@ def prepare(
             lock.acquire()
         try:
             if not folder.exists():
-                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-                part.mkdir()
-                try:
+                clear_parts(root, name)
+                with replacing(folder) as part:
+                    part.mkdir()
                     _build(source, part, size, channels, on_error)
-                    os.replace(part, folder)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
         finally:
             lock.release()
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
@@ -325,7 +321,7 @@ def _build(source: Source, folder: Path, size: int, channels: int, on_error: str
         hashes: list[np.ndarray] = []
         broken: list[tuple[str, str]] = []
         with (
-            (folder / "images.bin").open("xb") as file,
+            (folder / "images.bin").open("wb") as file,
             closing(_pieces(source, listing, size, channels)) as prepared,
         ):
             for piece in prepared:
@@ -340,8 +336,6 @@ def _build(source: Source, folder: Path, size: int, channels: int, on_error: str
                 numbers += piece.rows
                 moments.append(piece.moments)
                 hashes.append(piece.digests)
-            file.flush()
-            os.fsync(file.fileno())
     rows = np.array(numbers, np.int64)
     if broken:
         name, reason = broken[0]
@@ -371,14 +365,8 @@ def _build(source: Source, folder: Path, size: int, channels: int, on_error: str
         "classes": None if listing.classes is None else list(listing.classes),
         "skipped": dict(broken),
     }
-    with (folder / "table.npz").open("xb") as file:
-        np.savez(file, **columns)
-        file.flush()
-        os.fsync(file.fileno())
-    with (folder / "about.json").open("x") as file:
-        json.dump(about, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    np.savez(folder / "table.npz", **columns)
+    write_json(folder / "about.json", about)
 
 
 def _pieces(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.files import write_whole, writing_to
 from partikel.likelihood.bound import GenerativeSDE, Trace, elbo
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative
 from partikel.likelihood.images import bits_per_dim, byte_width, dequantised
 from partikel.likelihood.maps import map_density
 from partikel.likelihood.ode import Divergence, Integrator, log_likelihood
 from partikel.models import Carrier
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 
 INVERTIBLE = 0.99
 """Share of points at which a map has to be invertible for its density to be given."""
@@ -151,7 +153,9 @@ def dataset_likelihood(
         protocol |= {"method": "ode", "divergence": divergence, "probes": probes}
         protocol |= (integrator or Integrator()).protocol
     kept = _Kept(folder, protocol)
-    everything = dataset.draw(n, split, generator=_generator(seed, "points"), dtype=torch.float64)
+    everything = dataset.draw(
+        n, split, generator=seeded(seed, "likelihood", "points"), dtype=torch.float64
+    )
     shape_dim = math.prod(dataset.shape)
     context = None if real is None else real.to(device, dtype)
     for start in range(0, n, batch):
@@ -160,7 +164,7 @@ def dataset_likelihood(
         x = everything.x[start : start + batch].to(device)
         cond = everything.cond
         cond = None if not labels or cond is None else cond[start : start + batch].to(device)
-        generator = _generator(seed, "batch", start, device=device)
+        generator = seeded(seed, "likelihood", "batch", start, device=device)
         if top is not None:
             x = dequantised(x, byte_width(top), generator=generator)
         x = x.to(dtype)
@@ -181,7 +185,9 @@ def dataset_likelihood(
             kept.add(start, density.log_prob, (~density.invertible).double())
         else:
             if not kept.checked:
-                check_derivative(model, x, cond, generator=_generator(seed, "check", device=device))
+                check_derivative(
+                    model, x, cond, generator=seeded(seed, "likelihood", "check", device=device)
+                )
                 kept.checked = True
             result = log_likelihood(
                 model,
@@ -234,28 +240,19 @@ class _Kept:
         if folder is None:
             return
         text = json.dumps(protocol, sort_keys=True)
+        # not files.fingerprint: files of earlier versions are to be found again
         name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.path = folder / f"likelihood-{name}.jsonl"
-        if self.path.exists():
-            whole = []
-            for line in self.path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # cut short as it was written
-                    continue
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        whole = [text]
+        for line in lines[1:]:
+            with contextlib.suppress(json.JSONDecodeError):  # cut short as it was written
+                record = json.loads(line)
+                self.done[record["start"]] = record["log_prob"], record["solver_error"]
                 whole.append(line)
-                if "start" in record:
-                    self.done[record["start"]] = record["log_prob"], record["solver_error"]
-            self.path.write_text("\n".join(whole) + "\n")
-            self.checked = bool(self.done)
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(text + "\n")
-        except OSError as error:
-            raise DataError(
-                f"cannot write to {folder} ({error.strerror}): free some space or choose another folder."
-            ) from error
+        self.checked = bool(self.done)
+        with writing_to(folder, "free some space or choose another folder", DataError):
+            write_whole(self.path, "\n".join(whole) + "\n")
 
     def add(self, start: int, log_prob: Tensor, solver_error: Tensor | None) -> None:
         """Keep a batch."""
@@ -263,7 +260,7 @@ class _Kept:
         self.done[start] = log_prob.tolist(), errors
         if self.path is not None:
             record = {"start": start, "log_prob": self.done[start][0], "solver_error": errors}
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def all(self) -> tuple[Tensor, Tensor | None]:
@@ -272,7 +269,3 @@ class _Kept:
         log_prob = torch.tensor([value for row, _ in rows for value in row], dtype=torch.float64)
         errors = [value for _, row in rows if row is not None for value in row]
         return log_prob, torch.tensor(errors, dtype=torch.float64) if errors else None
-
-
-def _generator(seed: int, *names: object, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(derive_seed(seed, "likelihood", *names))

@@ -93,7 +93,7 @@ class ClassifierFeatures(nn.Module, ABC):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """What is known of the shipped weights: accuracy, seed, epochs, data, command."""
-        return json.loads((WEIGHTS / f"{cls.name}_features.json").read_text())
+        return json.loads((WEIGHTS / f"{cls.name}_features.json").read_text(encoding="utf-8"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images.

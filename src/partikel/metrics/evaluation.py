@@ -11,7 +11,6 @@ numbers of one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.errors import ConfigError, DataError
+from partikel.files import fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
     KEPT,
@@ -45,7 +45,7 @@ from partikel.metrics import (
     sliced_wasserstein2,
     wasserstein2,
 )
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.targets import GaussianMixture
 
 if TYPE_CHECKING:
@@ -480,9 +480,8 @@ class _Work:
             "kept": limit,
         }
         text = json.dumps(about, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         name = re.sub(r"\W+", "-", dataset.name)
-        path = statistics_folder() / f"{name}-{split}-{digest}.safetensors"
+        path = statistics_folder() / f"{name}-{split}-{fingerprint(about, 16)}.safetensors"
         found = None
         with contextlib.suppress(DataError):  # missing or damaged: computed again
             found = FeatureSet.load(path, text, limit)
@@ -495,7 +494,6 @@ class _Work:
         )
         if self._accelerator is None or self._accelerator.is_main_process:
             with contextlib.suppress(OSError):  # without room for it only time is lost
-                path.parent.mkdir(parents=True, exist_ok=True)
                 made.save(path, text)
         return made
 
@@ -584,4 +582,4 @@ def _generator(
 ) -> torch.Generator:
     # The first chunk's seed is that of samples which were drawn all at once, as they used to be.
     path = (purpose, chunk) if chunk else (purpose,)
-    return torch.Generator(device).manual_seed(derive_seed(seed, "evaluation", *path))
+    return seeded(seed, "evaluation", *path, device=device)

@@ -11,8 +11,6 @@ one protocol compare.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from partikel.errors import ConfigError, DataError
+from partikel.files import write_whole
 from partikel.metrics.distances import squared_distances
 
 
@@ -141,7 +140,7 @@ class FeatureStatistics:
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, whole or not at all."""
         metadata = {"format": _STATISTICS, "network": self.network, "n": str(self.n)}
-        _write(Path(path), {"mean": self.mean, "scatter": self.scatter}, metadata)
+        write_whole(path, save({"mean": self.mean, "scatter": self.scatter}, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
@@ -210,7 +209,7 @@ class FeatureSet:
         mine = self.statistics
         metadata = {"format": _SET, "network": mine.network, "n": str(mine.n), "about": about}
         tensors = {"mean": mine.mean, "scatter": mine.scatter, "kept": self.kept}
-        _write(Path(path), tensors, metadata)
+        write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
 
     @classmethod
     def load(cls, path: str | Path, about: str, limit: int = KEPT) -> FeatureSet:
@@ -231,15 +230,6 @@ class FeatureSet:
 
 _STATISTICS = "partikel.feature_statistics/1"
 _SET = "partikel.feature_set/1"
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(

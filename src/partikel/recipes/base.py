@@ -19,7 +19,7 @@ from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
 from partikel.models import Carrier
 from partikel.networks import NetworkSettings
 from partikel.objectives import objective_name
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.targets import GaussianMixture
 from partikel.training import EMA, Engine, Phase
 from partikel.training.ema import decay_rule
@@ -124,7 +124,7 @@ class Recipe(ABC):
 
     def init_generator(self, part: str) -> torch.Generator:
         """The source of the initial weights of one network."""
-        return torch.Generator().manual_seed(derive_seed(self.seed, "init", part))
+        return seeded(self.seed, "init", part)
 
 
 def score_in(flow: Field) -> Field:

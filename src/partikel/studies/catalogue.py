@@ -55,6 +55,7 @@ from partikel.fields import (
     WhiteNoise,
 )
 from partikel.fields.particles import Particles
+from partikel.files import replacing, write_json
 from partikel.kernels import (
     IMQKernel,
     Kernel,
@@ -71,10 +72,11 @@ from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, LogNormalLaw, VESchedule
 from partikel.solvers import Heun
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.targets import GaussianMixture, Target
 from partikel.training import AdamSettings, Phase, Trainer
 from partikel.training.ema import swapped_in
+from partikel.training.engine import one_thread
 
 CarrierName = Literal["particles", "generator"]
 CARRIERS: tuple[CarrierName, ...] = ("particles", "generator")
@@ -139,7 +141,7 @@ class Bench:
             shape=(2,),
             scalars=scalars,
             latent=LATENT if role == "generator" else None,
-            generator=torch.Generator().manual_seed(derive_seed(self.seed, "matrix", part or role)),
+            generator=seeded(self.seed, "matrix", part or role),
         )
 
     def critic(
@@ -166,8 +168,7 @@ class Bench:
             embedding_features=16,
             fourier_scale=1.0,
         )
-        seed = derive_seed(self.seed, "matrix", "features")
-        return initialise(network, "he", generator=torch.Generator().manual_seed(seed))
+        return initialise(network, "he", generator=seeded(self.seed, "matrix", "features"))
 
     def own_score(self) -> ScoreField:
         """s_ρ, to be learned from the carrier's particles."""
@@ -471,7 +472,9 @@ class _AgainstSamples(Field):
 
 def _guided(bench: Bench) -> Field:
     score = _Blurred(bench.target)
-    drawn = _diffused(score).sample(10 * SAMPLES, generator=_stream(bench.seed, "wrong samples"))
+    drawn = _diffused(score).sample(
+        10 * SAMPLES, generator=seeded(bench.seed, "matrix", "wrong samples")
+    )
     critic = DiscriminatorField(bench.network("logit", 1), conditions=("log sigma",))
     return score + _AgainstSamples(LogRatioField(critic), drawn)
 
@@ -790,9 +793,7 @@ def run_matrix(
         "limit": LIMIT,
     }
     folder = _Folder(out, protocol)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these networks are too small for more to pay
-    try:
+    with one_thread():
         for seed in seeds:
             scores = _Scores(dataset, seed, cap)
             for row in chosen:
@@ -803,8 +804,6 @@ def run_matrix(
                     folder.add(cell, samples)
                     if console is not None:
                         console.print(_line(cell), highlight=False)
-    finally:
-        torch.set_num_threads(threads)
     cells = [
         folder.cells[row.name, carrier, seed]
         for row in chosen
@@ -812,7 +811,7 @@ def run_matrix(
         for seed in seeds
     ]
     shown = [cell for cell in cells if cell.seed == seeds[0]]
-    data = dataset.draw(SAMPLES, generator=_stream(0, "picture")).x
+    data = dataset.draw(SAMPLES, generator=seeded(0, "matrix", "picture")).x
     clouds = {(c.row, c.carrier): folder.samples(c) for c in shown}
     figure = matrix_figure(shown, clouds, data, modes_of(dataset.target), _caption(protocol, seeds))
     plots.save_figure(figure, out / "matrix.png", dpi=110)
@@ -929,17 +928,11 @@ class _Folder:
     def add(self, cell: Cell, samples: Tensor | None) -> None:
         """Keep a cell: its samples, then its line."""
         if samples is not None:
-            with plots.replacing(self._path(cell)) as part:
+            with replacing(self._path(cell)) as part:
                 np.save(part, samples.numpy().astype(np.float32))
         self.cells[cell.row, cell.carrier, cell.seed] = cell
-        record = {
-            "protocol": self.protocol,
-            "cells": [asdict(each) for each in self.cells.values()],
-        }
-        with plots.replacing(self.out / "matrix.json") as part:
-            part.write_text(
-                json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+        cells = [asdict(each) for each in self.cells.values()]
+        write_json(self.out / "matrix.json", {"protocol": self.protocol, "cells": cells})
 
     def samples(self, cell: Cell) -> Tensor | None:
         """What was kept."""
@@ -1028,8 +1021,8 @@ def _train(plan: Plan, dataset: Dataset, seed: int, cap: float) -> tuple[Trainer
 
 def _sampled(model: Carrier, dataset: Dataset, seed: int, cap: float) -> tuple[Tensor, bool]:
     """Samples, and whether the cap stopped the flow."""
-    generator = _stream(seed, "samples")
-    real = dataset.draw(SAMPLES, generator=_stream(seed, "real")).x
+    generator = seeded(seed, "matrix", "samples")
+    real = dataset.draw(SAMPLES, generator=seeded(seed, "matrix", "real")).x
     if model.steps is None:
         return model.sample(SAMPLES, generator=generator, real=real), False
     model = free_particles(model, "only free particles can be followed.")
@@ -1043,7 +1036,7 @@ def _sampled(model: Carrier, dataset: Dataset, seed: int, cap: float) -> tuple[T
 
 
 def _measured(samples: Tensor, dataset: Dataset) -> dict[str, Any]:
-    reference = dataset.draw(REFERENCE, generator=_stream(0, "reference")).x
+    reference = dataset.draw(REFERENCE, generator=seeded(0, "matrix", "reference")).x
     figures: dict[str, Any] = {
         "energy": round(energy_distance(samples, reference), 5),
         "sliced_w2": round(sliced_wasserstein2(samples, reference), 4),
@@ -1053,10 +1046,6 @@ def _measured(samples: Tensor, dataset: Dataset) -> dict[str, Any]:
         modes = mode_statistics(samples, target.means, target.stds, target.weights)
         figures["modes"] = modes.covered
     return figures
-
-
-def _stream(seed: int, *path: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "matrix", *path))
 
 
 # --- the picture

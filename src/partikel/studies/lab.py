@@ -6,9 +6,6 @@ what was measured once is read back, so that an interrupted command goes on wher
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,12 +23,12 @@ from partikel.app.gallery import evaluate_run, on_device
 from partikel.app.runs import Run, train_run
 from partikel.app.show.plots import save_figure, save_image
 from partikel.data import open_dataset
+from partikel.files import fingerprint, kept_json
 from partikel.recipes import Recipe
 from partikel.solvers import Solver
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.studies.benches import Model, Scale
 from partikel.training import Trainer
-from partikel.training.fit import write_whole
 
 T = TypeVar("T")
 
@@ -162,7 +159,7 @@ class Lab:
         """
         started = time.process_time()
         with on_device(run) as device:
-            generator = torch.Generator(device).manual_seed(self._seed(seed, *path))
+            generator = self.generator(seed, *path, device=device)
             samples = run.sample(n, generator=generator, **options).cpu()
         self.seconds += time.process_time() - started
         return samples
@@ -182,12 +179,11 @@ class Lab:
         self.once(f"{key}-made", made)
         return path
 
-    def generator(self, seed: int, *path: object) -> torch.Generator:
+    def generator(
+        self, seed: int, *path: object, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
         """A stream of its own for one use of randomness."""
-        return torch.Generator().manual_seed(self._seed(seed, *path))
-
-    def _seed(self, seed: int, *path: object) -> int:
-        return derive_seed(seed, "reproduce", self.item, *path)
+        return seeded(seed, "reproduce", self.item, *path, device=device)
 
     def draw(self, picture: Figure | Image.Image, caption: str, part: str = "") -> Path:
         """Write a picture beside the result.
@@ -217,36 +213,13 @@ class Lab:
             self.console.print(text, highlight=False)
 
     def _kept(self, path: Path, work: Callable[[], T]) -> T:
-        if path.exists():
-            record = json.loads(path.read_text())
-        else:
+        def timed() -> dict[str, Any]:
             started = time.process_time()
-            value = work()
-            record = {"value": value, "cpu_seconds": time.process_time() - started}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(record)
-            write_whole(path, text)
-            record = json.loads(text)  # what is read back later, lists for tuples included
+            return {"value": work(), "cpu_seconds": time.process_time() - started}
+
+        record = kept_json(path, timed)
         self.seconds += record["cpu_seconds"]
         return record["value"]
-
-
-def fingerprint(value: Any) -> str:
-    """Twelve digits that change with any part of a plan or of settings."""
-    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as JSON has them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"a plan holds plain values, not {type(value).__name__}")
 
 
 def _shown(options: Mapping[str, Any]) -> str:

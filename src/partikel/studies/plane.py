@@ -13,7 +13,6 @@ knows the laws of the place that it was trained at, which are those of all place
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +38,12 @@ from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, NumericsError
 from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, ScoreField
 from partikel.fields.terms import AtScale, LogRatioField
+from partikel.files import write_json
 from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.schedules import GeometricGrid, Schedule, VESchedule
 from partikel.solvers import StochasticHeun
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.targets import GaussianMixture
 
 POINTS = (
@@ -148,7 +148,7 @@ def draw_map(
     chosen = _chosen(points, dataset, score, critic)
     if samples < FEWEST:
         raise ConfigError(f"clouds are compared with samples >= {FEWEST}, got {samples}.")
-    generator = _stream(seed, "data")
+    generator = seeded(seed, "map", "data")
     first, data = dataset.draw(2 * samples, generator=generator).x.split(samples)
     start = schedule.noised(first, torch.zeros(samples), generator=generator)
     simulate = _Simulator(dataset, score, critic, schedule, start, data, steps, seed)
@@ -182,18 +182,17 @@ def draw_map(
     numbers = [
         {k: v for k, v in vars(place).items() if k not in ("samples", "paths")} for place in places
     ]
-    with plots.replacing(out / "map.json") as part:
-        found = {
-            "protocol": protocol,
-            "points": numbers,
-            "left_out": [{"g2": g2, "lambda2": lambda2} for g2, lambda2 in left_out],
-            "between_g2": [{"lambda2": k, "largest_energy": v} for k, v in between.items()],
-            "data_vs_data": {
-                name: {"median": values[len(values) // 2], "largest": values[-1], "pairs": PAIRS}
-                for name, values in reference.items()
-            },
-        }
-        part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = {
+        "protocol": protocol,
+        "points": numbers,
+        "left_out": [{"g2": g2, "lambda2": lambda2} for g2, lambda2 in left_out],
+        "between_g2": [{"lambda2": k, "largest_energy": v} for k, v in between.items()],
+        "data_vs_data": {
+            name: {"median": values[len(values) // 2], "largest": values[-1], "pairs": PAIRS}
+            for name, values in reference.items()
+        },
+    }
+    write_json(out / "map.json", found)
     plots.save_figure(
         _drawn(places, left_out, data, _caption(protocol, reference, left_out), score is None),
         out / "map.png",
@@ -427,7 +426,7 @@ class _Simulator:
             solver=StochasticHeun(),
         )
         states, paths = [], []
-        for state in model.stream(self.start, generator=_stream(self.seed, "noise")):
+        for state in model.stream(self.start, generator=seeded(self.seed, "map", "noise")):
             t = state.x.new_tensor([state.t])
             shrunk = self.schedule.u(t) / (1 + self.schedule.sigma(t) ** 2).sqrt()
             paths.append(shrunk * state.x[:PATHS])
@@ -543,10 +542,6 @@ def _chosen(
     if not chosen:
         raise ConfigError("the map has no places to show: give at least one point.")
     return chosen
-
-
-def _stream(seed: int, *path: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "map", *path))
 
 
 # --- the picture

@@ -9,10 +9,9 @@ that set the paper's claim beside what was measured. A result is ``ITEM.json`` w
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,16 @@ import torch
 from rich.console import Console
 
 from partikel.errors import CheckpointError, ConfigError, PartikelError, nearest
+from partikel.files import fingerprint, plain, write_json, write_whole, writing_to
 from partikel.studies.benches import SCALES, Scale
 from partikel.studies.item import OPEN, Item
 from partikel.studies.items import ITEMS
-from partikel.studies.lab import Lab, fingerprint, plain
+from partikel.studies.lab import Lab
 from partikel.studies.page import index, page
-from partikel.training.fit import Interrupted, write_whole
+from partikel.training.engine import one_thread
+from partikel.training.fit import Interrupted
+
+_MEND = "free some space or choose another --out; the same command goes on from what is kept"
 
 
 def reproduce(
@@ -75,17 +78,13 @@ def reproduce(
             continue
         if console is not None:
             console.print(f"[bold]{name}[/]: {item.title}", highlight=False)
-        try:
-            results.append(_measured(item, scale, out, runs, console))
-        except Interrupted:
-            raise
-        except PartikelError as error:  # such as data that are not there: others may go on
-            errors[name] = error
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write to {error.filename or out} ({error.strerror or error}): free some space "
-                "or choose another --out; the same command goes on from what is kept."
-            ) from error
+        with writing_to(out, _MEND):
+            try:
+                results.append(_measured(item, scale, out, runs, console))
+            except Interrupted:
+                raise
+            except PartikelError as error:  # such as data that are not there: others may go on
+                errors[name] = error
     _write_index(out, scale)
     return results, errors
 
@@ -96,13 +95,13 @@ def _measured(
     """Measure an item and write its files, the JSON last: it says that all are there."""
     plan = item.plans[scale]
     lab = Lab(item.name, scale, plan, out=out, runs=runs, console=console)
-    with _one_thread(scale):
+    with one_thread(scale != "paper"):  # the papers' settings may use all of them
         outcome = item.measure(plan, lab)
         threads = torch.get_num_threads()
     trained = {
         key: {
             "preset": model.preset,
-            "changes": plain(model.changes),
+            "changes": model.changes,
             "iterations": run.step,
             "cpu_seconds": round(run.cpu_seconds, 1),
         }
@@ -111,7 +110,7 @@ def _measured(
     findings = [plain(finding) for finding in outcome.findings]
     if scale == "smoke":  # a few iterations decide nothing
         findings = [{**finding, "verdict": OPEN} for finding in findings]
-    result = {
+    value = {
         "item": item.name,
         "title": item.title,
         "source": item.source,
@@ -119,10 +118,10 @@ def _measured(
         "scale": scale,
         "plan": fingerprint(plan),
         "findings": findings,
-        "tables": [plain(each) for each in outcome.tables],
-        "pictures": dict(lab.pictures),
-        "notes": list(outcome.notes),
-        "protocol": plain(outcome.protocol),
+        "tables": outcome.tables,
+        "pictures": lab.pictures,
+        "notes": outcome.notes,
+        "protocol": outcome.protocol,
         "trained": trained,
         "cpu_seconds": {
             "training": round(sum(each["cpu_seconds"] for each in trained.values()), 1),
@@ -135,14 +134,11 @@ def _measured(
             "python": platform.python_version(),
             "partikel": metadata.version("partikel"),
         },
-        "values": plain(outcome.values),
+        "values": outcome.values,
     }
-    text = json.dumps(result, indent=1)
-    result = json.loads(text)
-    out.mkdir(parents=True, exist_ok=True)
+    result = plain(value)
     write_whole(out / f"{item.name}.md", page(result))
-    write_whole(out / f"{item.name}.json", text + "\n")
-    return result
+    return write_json(out / f"{item.name}.json", result)
 
 
 def _finished(item: Item[Any], scale: Scale, out: Path) -> dict[str, Any] | None:
@@ -166,7 +162,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         if not {"item", "scale", "plan", "findings", "trained"} <= set(result):
             raise ValueError
     except (OSError, ValueError, TypeError) as error:
@@ -174,15 +170,3 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"{path} is no result of 'partikel reproduce': remove it, or choose another --out."
         ) from error
     return result
-
-
-@contextlib.contextmanager
-def _one_thread(scale: Scale) -> Iterator[None]:
-    """One thread, in which small networks are fastest; the papers' settings may use all of them."""
-    threads = torch.get_num_threads()
-    if scale != "paper":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

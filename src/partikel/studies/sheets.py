@@ -28,7 +28,7 @@ from partikel.metrics import (
     prdc,
 )
 from partikel.metrics.evaluation import NEIGHBOUR, chunk_size
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.studies.benches import EDM, FLOW, FOUR, SCORE_GAN, Bench
 from partikel.studies.item import Finding, Outcome, Table, judged, spread
 from partikel.studies.lab import Lab
@@ -181,7 +181,7 @@ def classes_of(lab: Lab, run: Run, n: int) -> Reading | None:
         with on_device(run) as device:
             classifier = default_classifier(dataset.name, dataset.shape, device)
             assert classifier is not None
-            generator = torch.Generator(device).manual_seed(derive_seed(0, "classes"))
+            generator = seeded(0, "classes", device=device)
             size = chunk_size(dataset.shape)
             parts = [
                 run.sample(min(size, n - start), generator=generator) for start in range(0, n, size)

@@ -11,7 +11,6 @@ for tests and benchmarks.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +30,7 @@ from partikel.errors import ConfigError
 from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, TrainingBatch
 from partikel.fields.particles import Particles
 from partikel.fields.terms import AtScale, Potential
+from partikel.files import write_json
 from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
@@ -48,7 +48,7 @@ from partikel.schedules import (
     VPSchedule,
 )
 from partikel.solvers import Heun, Solver, State, StochasticHeun
-from partikel.streams import Streams, derive_seed
+from partikel.streams import Streams, derive_seed, seeded
 from partikel.studies.gaussian_laws import (
     Convergence,
     convergence,
@@ -127,18 +127,17 @@ def verify(out: Path, *, samples: int = 10_000, seed: int = 0) -> list[Check]:
     _enough(samples)
     runs = convergence_runs()
     checks = measured(runs, samples=samples, seed=seed)
-    with plots.replacing(out / "verify.json") as part:
-        found = {
-            "samples": samples,
-            "seed": seed,
-            "holds": all(check.holds for check in checks),
-            "checks": [asdict(check) for check in checks],
-            "kl": {
-                name: {key: getattr(run, key).tolist() for key in ("times", "kl", "bound")}
-                for name, run in runs.items()
-            },
-        }
-        part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = {
+        "samples": samples,
+        "seed": seed,
+        "holds": all(check.holds for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "kl": {
+            name: {key: getattr(run, key).tolist() for key in ("times", "kl", "bound")}
+            for name, run in runs.items()
+        },
+    }
+    write_json(out / "verify.json", found)
     plots.save_figure(kl_figure(runs, samples, seed), out / "kl.png")
     return checks
 
@@ -240,7 +239,7 @@ def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) 
     kernel = -torch.cdist(cloud, cloud).double()
     kernel = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
     largest = torch.linalg.eigvalsh(kernel)[-64:] / len(cloud)
-    draws = torch.randn(200_000, len(largest), generator=_stream(seed, "quantile"))
+    draws = torch.randn(200_000, len(largest), generator=seeded(seed, "verify", "quantile"))
     null = (draws.square_() - 1) @ largest.float()
     return float(null.quantile(level)) * (1 / n + 1 / m)
 
@@ -249,7 +248,7 @@ def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) 
 
 
 def _forms(seed: int) -> Iterator[Check]:
-    x = 2 * torch.randn(256, 2, generator=_stream(seed, "forms"), dtype=torch.float64)
+    x = 2 * torch.randn(256, 2, generator=seeded(seed, "verify", "forms"), dtype=torch.float64)
     score, own = ExactScoreField(MIXTURE), ExactScoreField(OTHER)
     worst = 0.0
     for flow in _FLOWS.values():
@@ -289,7 +288,7 @@ _BETAS: dict[Potential, tuple[str, str, Callable[[Tensor], Tensor], Callable[[Te
 
 
 def _gan(seed: int) -> Iterator[Check]:
-    stream = _stream(seed, "gan")
+    stream = seeded(seed, "verify", "gan")
 
     def network(role: Literal["logit", "generator"]) -> nn.Module:
         settings = NetworkSettings("mlp", width=32, depth=2, activation="tanh")
@@ -547,12 +546,12 @@ def _simulated(samples: int, seed: int) -> Iterator[Check]:
     simulations = list(_simulations())
     level = 1 - CHANCE / sum(len(simulation.flows) for simulation in simulations)
     for simulation in simulations:
-        cloud = simulation.end(1000, _stream(seed, simulation.name, "null"))
+        cloud = simulation.end(1000, seeded(seed, "verify", simulation.name, "null"))
         bound = energy_quantile(cloud, samples, samples, level, seed)
         for place, flow in simulation.flows.items():
             own = derive_seed(seed, simulation.name, place)
             ended = simulation.run(flow, samples, own)
-            reference = simulation.end(samples, _stream(own, "reference"))
+            reference = simulation.end(samples, seeded(own, "verify", "reference"))
             name = f"{simulation.name}, {place}"
             energy = energy_distance(ended.float(), reference.float())
             yield _at_most(
@@ -602,7 +601,7 @@ class Trial:
 
     def run(self, n: int, seed: int) -> State:
         """The end of n particles' paths."""
-        start = self.start(n, _stream(seed, "start"))
+        start = self.start(n, seeded(seed, "verify", "start"))
         model = ParticleModel(
             self.flow.field(self.score, self.log_ratio),
             self.flow.prior(start.shape[1:]),
@@ -613,7 +612,7 @@ class Trial:
             solver=self.solver,
             score=AtScale(self.score, self.flow.schedule) if self.flow.matched else None,
         )
-        *_, end = model.stream(start, generator=_stream(seed, "noise"))
+        *_, end = model.stream(start, generator=seeded(seed, "verify", "noise"))
         return end
 
 
@@ -667,10 +666,10 @@ def limits(
         projections: lines of sliced W2.
         seed: of all draws.
     """
-    energy = energy_quantile(draw(1000, _stream(seed, "cloud")), n, n, level, seed)
+    energy = energy_quantile(draw(1000, seeded(seed, "verify", "cloud")), n, n, level, seed)
     found = []
     for pair in range(pairs):
-        x, y = draw(2 * n, _stream(seed, "pair", pair)).split(n)
+        x, y = draw(2 * n, seeded(seed, "verify", "pair", pair)).split(n)
         found.append(sliced_wasserstein2(x, y, projections))
     return energy, float(torch.tensor(found).quantile(level))
 
@@ -697,7 +696,7 @@ def outcome(
     found = Outcome(0, [], [], *quantiles)
     for run in range(runs):
         own = derive_seed(seed, trial.preset, run)
-        state, data = trial.run(n, own), trial.end(n, _stream(own, "reference"))
+        state, data = trial.run(n, own), trial.end(n, seeded(own, "verify", "reference"))
         found.energy.append(energy_distance(state.x, data))
         found.sliced_w2.append(sliced_wasserstein2(state.x, data, projections))
         found = replace(found, evaluations=state.evaluations)
@@ -729,7 +728,7 @@ def exact_targets(dim: int) -> tuple[GaussianMixture, Gaussian]:
     """A mixture of three components and a Gaussian in R^dim, both asymmetric and anisotropic."""
     if dim == 2:
         return MIXTURE, GAUSSIAN
-    generator = _stream(0, "targets", dim)
+    generator = seeded(0, "verify", "targets", dim)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -1068,10 +1067,10 @@ def _particles_kl(g2: float, samples: int, seed: int) -> list[tuple[float, float
         diffusion=flow.diffusion,
         solver=StochasticHeun(),
     )
-    start = OTHER.sample(samples, generator=_stream(seed, "kl", g2), dtype=torch.float64)
+    start = OTHER.sample(samples, generator=seeded(seed, "verify", "kl", g2), dtype=torch.float64)
     smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
     found = []
-    for state in model.stream(start, generator=_stream(seed, "kl noise", g2)):
+    for state in model.stream(start, generator=seeded(seed, "verify", "kl noise", g2)):
         kl = gaussian_kl(state.x.mean(0), state.x.T.cov(), GAUSSIAN.mean, smoothed)
         found.append((state.t, float(kl)))
     return found[::3]
@@ -1108,7 +1107,3 @@ def _place(g2: float, lambda2: float) -> str:
 def _times(ratio: float) -> str:
     """So many times β."""
     return "0" if ratio == 0 else "β" if ratio == 1 else f"{ratio:g}β"
-
-
-def _stream(seed: int, *path: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "verify", *path))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError, NumericsError
+from partikel.files import clear_parts, replacing, write_json
 from partikel.training.engine import on_main
 from partikel.training.loop import Trainer
 
@@ -77,25 +77,17 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
     if scales:
         parts["scales"] = scales
     target = folder / f"step-{trainer.step:08d}"
-    temporary = folder / f".writing-{target.name}"
+    state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
+    state |= {"processes": len(others) + 1, "parts": sorted(parts)}
     try:
-        for unfinished in folder.glob(".writing-*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tensors in parts.items():
-            path = temporary / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, path)
-            _flush(path)
-        state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
-        state["processes"] = len(others) + 1
-        state["parts"] = sorted(parts)
-        (temporary / _STATE).write_text(json.dumps(state, indent=1))
-        _flush(temporary / _STATE)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        _flush(folder)
+        clear_parts(folder)
+        with replacing(target) as part:
+            part.mkdir()
+            for name, tensors in parts.items():
+                whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+                save_file(whole, part / f"{name}.safetensors")
+            write_json(part / _STATE, state)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
         cause = "the disk is full" if full else str(error)
         raise CheckpointError(
@@ -194,7 +186,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _read_state(checkpoint: Path) -> dict:
     try:
-        state = json.loads((checkpoint / _STATE).read_text())
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         schema = state["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -281,11 +273,3 @@ def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
                 if value.shape == weight.shape:  # fused steps need the memory format of the weight
                     values[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

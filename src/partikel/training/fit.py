@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ import torch
 from accelerate import Accelerator
 
 from partikel.data import Dataset
-from partikel.errors import CheckpointError, PartikelError
+from partikel.errors import PartikelError
+from partikel.files import write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
 from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -37,6 +37,9 @@ Evaluate = Callable[[Carrier, int], dict[str, float]]
 
 Progress = Callable[[Trainer], AbstractContextManager[Callable[[dict[str, float]], None]]]
 """Made for a trainer, it is entered for the time of training and called with the figures so far."""
+
+
+_MEND = "free some space, then run the same command; the last whole checkpoint is kept"
 
 
 class Interrupted(PartikelError):
@@ -122,7 +125,7 @@ def fit(
     def evaluated() -> dict[str, float]:
         if evaluate is None:
             return {}
-        with swapped_in(model.sampled, trainer.average), exact(), _writing_to(folder):
+        with swapped_in(model.sampled, trainer.average), exact(), writing_to(folder, _MEND):
             return evaluate(model, trainer.step)
 
     if found is None and evaluate_every is not None:
@@ -161,27 +164,6 @@ def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, floa
     return nullcontext(lambda figures: None)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the new text or the old one, never a part."""
-    temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _writing_to(folder: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"could not write to {error.filename or folder} ({error.strerror or error}): free some "
-            "space, then run the same command; the last whole checkpoint is kept."
-        ) from error
-
-
 def _agreed(code: int | None, accelerator: Accelerator) -> int | None:
     """The signal that any process was sent, on all of them after the same iteration."""
     own = torch.tensor(code or 0, device=accelerator.device)
@@ -196,9 +178,9 @@ class _Log:
         self._path = None if folder is None else folder / "metrics.jsonl"
         if self._path is None:
             return
-        with _writing_to(folder):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
+        with writing_to(folder, _MEND):
+            there = self._path.exists()
+            lines = self._path.read_text(encoding="utf-8").splitlines() if there else []
             kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]  # type: ignore[operator]
             write_whole(self._path, "".join(line + "\n" for line in (kept if step else [])))
             accelerator.init_trackers("tensorboard")
@@ -207,8 +189,8 @@ class _Log:
         if self._path is None:
             return
         record = {"step": trainer.step, "cpu_seconds": round(trainer.cpu_seconds, 3), **figures}
-        with _writing_to(self._path.parent):
-            with self._path.open("a") as file:
+        with writing_to(self._path.parent, _MEND):
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._accelerator.log(figures, step=trainer.step)
 

@@ -45,6 +45,7 @@ from partikel.fields import (
     ScoreField,
     Sum,
 )
+from partikel.files import replacing
 from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.solvers import State
 
@@ -260,7 +261,7 @@ def save_frame(frame: Frame, path: str | Path) -> None:
         arrays["potential"] = frame.potential.numpy()
     if frame.extent is not None:
         arrays["extent"] = np.array(frame.extent)
-    with plots.replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -334,7 +335,7 @@ def render(
             f"an animation has 1 to 50 frames a second and 64 pixels or more, got {fps} and {size}."
         )
     pictures = [_pixels(frame_figure(frame, data, title), size) for frame in frames]
-    with plots.replacing(path) as part:
+    with replacing(path) as part:
         if suffix == ".gif":
             grey = all(frame.x.ndim == 4 and frame.x.shape[1] == 1 for frame in frames)
             _write_gif(pictures, part, 1 / fps, hold, colors=32 if grey else 96)

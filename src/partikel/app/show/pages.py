@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from partikel.app.show import plots
 from partikel.errors import DataError
+from partikel.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,7 @@ def write_page(
         f'<header><h1>{escape(title)}</h1><div class="lead">{paragraphs}</div>{key}</header>\n'
         f"<main>\n{''.join(body)}</main>\n{made}\n</body>\n</html>\n"
     )
-    with plots.replacing(path) as part:
-        part.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 # --- parts of the page

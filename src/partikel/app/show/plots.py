@@ -7,12 +7,10 @@ and in print. Figures are matplotlib's objects without its global state; they ar
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from partikel.errors import ConfigError
+from partikel.files import replacing
 
 DATA = "#2b6ca3"
 GENERATED = "#ee7a1c"
@@ -63,22 +62,6 @@ class Stroke:
 
 
 # --- files
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block succeeds.
-
-    The folder is created where it is missing; nothing half-written stays behind.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:

@@ -171,7 +171,7 @@ def _small(folder: Path) -> Image.Image:
 
 
 def _read(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    return [json.loads((folder / "map.json").read_text()) for folder in folders]
+    return [json.loads((folder / "map.json").read_text(encoding="utf-8")) for folder in folders]
 
 
 def _data(plan: Plan) -> DataSettings:

@@ -24,7 +24,7 @@ from partikel.data import FiniteDataset
 from partikel.errors import ConfigError
 from partikel.metrics import Classifier, default_classifier
 from partikel.models import free_particles
-from partikel.streams import derive_seed
+from partikel.streams import seeded
 from partikel.studies.benches import EDM, FLOW, Bench, benches
 from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
 from partikel.studies.lab import Lab
@@ -147,7 +147,7 @@ def path(run: Run, n: int, purpose: str) -> tuple[Tensor, list[int]]:
     """
     model = free_particles(run.model, "only free particles leave paths.")
     with on_device(run) as device:
-        generator = torch.Generator(device).manual_seed(derive_seed(0, "paths", purpose))
+        generator = seeded(0, "paths", purpose, device=device)
         start = model.prior.sample(n, generator=generator)
         states = [
             (state.x.cpu(), state.evaluations)
