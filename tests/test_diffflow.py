@@ -602,7 +602,7 @@ def test_noised_data_have_the_paths_law() -> None:
     flow = DiffFlow.sub_vp()
     x = GAUSSIAN.sample(60_000, generator=seeded(), dtype=torch.float64)
     t = tensor([0.7]).expand(len(x))
-    noised = flow.noised_data(x, t, generator=seeded(1))
+    noised = flow.schedule.noised(x, t, generator=seeded(1))
     sigma, u = flow.schedule.sigma(t[:1]), flow.schedule.u(t[:1])
     covariance = GAUSSIAN.covariance + sigma**2 * torch.eye(2).double()
     assert_moments(u * noised, GAUSSIAN.mean, covariance)
@@ -654,7 +654,7 @@ def test_every_g_carries_a_mixture_home(g2: float, lambda2: float) -> None:
         diffusion=flow.diffusion,
     )
     data = MIXTURE.sample(2000, generator=seeded(4), dtype=torch.float64)
-    start = flow.noised_data(data, torch.zeros(2000).double(), generator=seeded(5))
+    start = flow.schedule.noised(data, torch.zeros(2000).double(), generator=seeded(5))
     end = model.sample(2000, generator=seeded(6), x=start)
     assert_moments(end, MIXTURE.mean, MIXTURE.covariance)
 

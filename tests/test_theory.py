@@ -143,7 +143,7 @@ def test_the_paths_laws_are_those_of_noised_data() -> None:
     means, covariances = path_marginals(flow.schedule, GAUSSIAN, times)
     x = GAUSSIAN.sample(50_000, generator=seeded(), dtype=torch.float64)
     for i in range(2):
-        noised = flow.noised_data(x, times[i].expand(50_000), generator=seeded(1))
+        noised = flow.schedule.noised(x, times[i].expand(50_000), generator=seeded(1))
         assert_mean(noised, means[i])
         centred = noised - means[i]
         assert_mean(centred[:, :, None] * centred[:, None, :], covariances[i])

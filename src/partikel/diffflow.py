@@ -325,10 +325,6 @@ class DiffFlow:
             shape, self.schedule.prior_std if self.prior_std is None else self.prior_std
         )
 
-    def noised_data(self, x: Tensor, t: Tensor, *, generator: torch.Generator) -> Tensor:
-        """(x + σ(t) ε)/u(t): the real samples (B, ...) that a discriminator at t (B,) compares with."""
-        return self.schedule.noised(x, t, generator=generator)
-
     # --- the fields ---
 
     def field(self, score: Field | None = None, log_ratio: Field | None = None) -> Field:

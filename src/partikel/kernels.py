@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from partikel.errors import ConfigError, DataError
 
@@ -330,45 +330,71 @@ class NTKKernel(Kernel):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The matrix ⟨∂_w f(x_i), ∂_w f(y_j)⟩, through both Jacobians: for small clouds."""
-        return self._jacobian(x) @ self._jacobian(y).T
+        jacobians = [weight_jacobian(self._output, self._weights(), cloud) for cloud in (x, y)]
+        return jacobians[0] @ jacobians[1].T
 
     def mean(self, x: Tensor, y: Tensor, values: Tensor | None = None) -> Tensor:
         """E_y[k(x, y) v(y)], one derivative for each entry of a value."""
-        with torch.no_grad():
-            directions = [self._direction(y, column) for column in _weights(y, values).T]
-            rows = [[self._along(block, d) for d in directions] for block in x.split(_PASS)]
-        columns = torch.cat([torch.stack(row, 1) for row in rows])
-        return columns.view(len(x), *(() if values is None else values.shape[1:]))
+        moved = [
+            pushed_forward(self._output, self._weights(), x.detach(), self._direction(y, column))
+            for column in _weights(y, values).T
+        ]
+        return torch.stack(moved, 1).view(len(x), *(() if values is None else values.shape[1:]))
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """E_y ∇_x k(x, y)."""
-        direction = self._direction(y, _weights(y, None)[:, 0])
-        slopes = grad(lambda points: self._along(points, direction).sum())
-        return torch.cat([slopes(block) for block in x.detach().split(_PASS)])
+        weights, direction = self._weights(), self._direction(y, _weights(y, None)[:, 0])
+        along = grad(lambda some: pushed_forward(self._output, weights, some, direction).sum())
+        return torch.cat([along(block) for block in x.detach().split(_PASS)])
 
-    def _call(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _output(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(self.network, weights, (x,))
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.network.named_parameters()}
 
     def _direction(self, y: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """Σ_y v(y) ∂_w f(y)."""
-        total = {name: torch.zeros_like(weight) for name, weight in self._weights().items()}
-        for block, some in zip(y.detach().split(_PASS), values.split(_PASS), strict=True):
-            part = grad(lambda w, b=block, v=some: self._call(w, b) @ v)(self._weights())
-            total = {name: value + part[name] for name, value in total.items()}
-        return total
+        return pulled_back(self._output, self._weights(), y.detach(), values)
 
-    def _along(self, x: Tensor, direction: dict[str, Tensor]) -> Tensor:
-        """The derivative of f(x) along a direction of the weights, (n,)."""
-        weights = self._weights()
-        return jvp(lambda w: self._call(w, x), (weights,), (direction,))[1]
 
-    def _jacobian(self, x: Tensor) -> Tensor:
-        """(n, number of weights)."""
-        rows = vmap(grad(lambda w, point: self._call(w, point[None])[0]), in_dims=(None, 0))
-        return torch.cat([part.flatten(1) for part in rows(self._weights(), x).values()], 1)
+Output: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""(weights, points (n, ...)) -> what a network makes of them, (n, ...)."""
+
+
+def pulled_back(
+    output: Output, weights: dict[str, Tensor], x: Tensor, values: Tensor, chunk: int = _PASS
+) -> dict[str, Tensor]:
+    """Σ_x J_w f(x)ᵀ v(x): the direction of the weights that values (n, ...) at f(x) ask for."""
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for block, some in zip(x.split(chunk), values.split(chunk), strict=True):
+        _, pull_back, *_ = vjp(lambda w, points=block: output(w, points), weights)
+        (part,) = pull_back(some)
+        total = {name: value + part[name] for name, value in total.items()}
+    return total
+
+
+def pushed_forward(
+    output: Output,
+    weights: dict[str, Tensor],
+    x: Tensor,
+    direction: dict[str, Tensor],
+    chunk: int = _PASS,
+) -> Tensor:
+    """J_w f(x) · direction: how f(x) moves where the weights do, (n, ...)."""
+    return torch.cat(
+        [
+            jvp(lambda w, points=block: output(w, points), (weights,), (direction,))[1]
+            for block in x.split(chunk)
+        ]
+    )
+
+
+def weight_jacobian(output: Output, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """J_w f, (n · entries of f(x), number of weights): for small sizes."""
+    rows = vmap(jacrev(lambda w, point: output(w, point[None])[0].flatten()), in_dims=(None, 0))(
+        weights, x
+    )
+    return torch.cat([part.flatten(2) for part in rows.values()], 2).flatten(0, 1)
 
 
 def median_distance(*clouds: Tensor) -> float:

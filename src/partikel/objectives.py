@@ -46,9 +46,8 @@ class Objective(ABC):
             (B,) losses.
         """
 
-    @abstractmethod
     def potential(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """c(d), to ascend.
+        """c(d), to ascend; d itself unless overridden.
 
         Args:
             fake: (B,) logits of the particles.
@@ -58,9 +57,10 @@ class Objective(ABC):
         Returns:
             (B,) potentials.
         """
+        return fake
 
     def log_ratio(self, logit: Tensor) -> Tensor:
-        """log(p/ρ) as the optimal discriminator gives it.
+        """log(p/ρ) as the optimal discriminator gives it; d itself unless overridden.
 
         Args:
             logit: (B,) values of d.
@@ -68,6 +68,8 @@ class Objective(ABC):
         Raises:
             ConfigError: where this objective's optimum is no log-ratio.
         """
+        if self.is_log_ratio:
+            return logit
         raise ConfigError(
             f"the objective '{objective_name(self)}' has no log-ratio at its optimum: train the "
             "discriminator with 'non-saturating' (or another one whose logit is a log-ratio)."
@@ -105,10 +107,6 @@ class Vanilla(Objective):
             return logsigmoid(fake)
         return softplus(fake) if self.potential_form == "saturating" else fake
 
-    def log_ratio(self, logit: Tensor) -> Tensor:
-        """D itself."""
-        return logit
-
 
 @dataclass(frozen=True)
 class LSGAN(Objective):
@@ -137,10 +135,6 @@ class Hinge(Objective):
         """relu(1-real) + relu(1+fake)."""
         return relu(1 - real) + relu(1 + fake)
 
-    def potential(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """D."""
-        return fake
-
 
 @dataclass(frozen=True)
 class IPM(Objective):
@@ -149,10 +143,6 @@ class IPM(Objective):
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Fake - real."""
         return fake - real
-
-    def potential(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """D."""
-        return fake
 
 
 @dataclass(frozen=True)
@@ -261,10 +251,6 @@ class FGAN(Objective):
         """f_N*(g_f(d)), or g_f(d) with the trick."""
         divergence = DIVERGENCES[self.divergence]
         return divergence.activation(fake) if self.trick else divergence.conjugate(fake)
-
-    def log_ratio(self, logit: Tensor) -> Tensor:
-        """D itself."""
-        return logit
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,23 @@ class LogNormalLaw(NoiseLaw):
         return torch.exp(self.mean + self.std * normal)
 
 
+@dataclass(frozen=True)
+class LogUniformLaw(NoiseLaw):
+    """ln σ uniform: the law whose "likelihood" weighting has no weights to even out."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check_levels(self.sigma_min, self.sigma_max)
+
+    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """(n,) independent levels."""
+        place = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
+        return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * place).exp()
+
+
 def karras_level(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """(σ_max^{1/ρ} + u (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ (GPM eq. 28): u = 0 is σ_max, u = 1 σ_min."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -361,11 +378,8 @@ class KarrasLaw(NoiseLaw):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
-            raise ConfigError(
-                "Karras noise levels need 0 < sigma_min < sigma_max and rho > 0, "
-                f"got {self.sigma_min}, {self.sigma_max} and {self.rho}."
-            )
+        _check_levels(self.sigma_min, self.sigma_max)
+        _check_exponent(self.rho)
 
     def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
@@ -407,8 +421,7 @@ class KarrasGrid(TimeGrid):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not self.rho > 0:
-            raise ConfigError(f"the grid's exponent rho must be positive, got {self.rho}.")
+        _check_exponent(self.rho)
         _check_lowest(self.schedule, self.sigma_min)
 
     def nodes(self, steps: int) -> Tensor:
@@ -470,6 +483,18 @@ def _through_levels(
     return torch.cat([times[:-1], end]) if reaches_end else torch.cat([times, end])
 
 
+def _check_levels(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise ConfigError(
+            f"noise levels need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}."
+        )
+
+
+def _check_exponent(rho: float) -> None:
+    if not rho > 0:
+        raise ConfigError(f"Karras's exponent rho must be positive, got {rho}.")
+
+
 def _check_lowest(schedule: Schedule, sigma_min: float) -> None:
     if not schedule.sigma_end <= sigma_min < schedule.sigma_max:
         raise ConfigError(
@@ -481,24 +506,3 @@ def _check_lowest(schedule: Schedule, sigma_min: float) -> None:
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ConfigError(f"a sampler needs at least 1 step, got {steps}.")
-
-
-@dataclass(frozen=True)
-class LogUniformLaw(NoiseLaw):
-    """ln σ uniform: the law whose "likelihood" weighting has no weights to even out."""
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ConfigError(
-                f"noise levels need 0 < sigma_min < sigma_max, got {self.sigma_min} and "
-                f"{self.sigma_max}."
-            )
-
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """(n,) independent levels."""
-        place = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
-        return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * place).exp()

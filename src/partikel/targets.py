@@ -81,15 +81,7 @@ class _Constants(NamedTuple):
     boundaries: Tensor  # (K - 1,), of the cumulative weights
 
     def to(self, dtype: torch.dtype, device: torch.device) -> _Constants:
-        axes = None if self.axes is None else self.axes.to(device, dtype)
-        return _Constants(
-            self.means.to(device, dtype),
-            self.variances.to(device, dtype),
-            axes,
-            self.log_weights.to(device, dtype),
-            self.scales.to(device, dtype),
-            self.boundaries.to(device, dtype),
-        )
+        return self._make(part if part is None else part.to(device, dtype) for part in self)
 
 
 class GaussianMixture(Target):

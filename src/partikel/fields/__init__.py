@@ -14,14 +14,11 @@ from partikel.fields.guidance import Guided, LabelDropout
 from partikel.fields.particles import At, Particles
 from partikel.fields.perturbed import Perturbed, WhiteNoise
 from partikel.fields.ratio import DensityRatioField, FDivergenceField, KernelScoreField
-from partikel.fields.samples import (
-    DeepMMDField,
-    DriftField,
-    MMDField,
-    SinkhornField,
-    SlicedWassersteinField,
-    SteinField,
-)
+from partikel.fields.samples.dmmd import DeepMMDField
+from partikel.fields.samples.drift import DriftField
+from partikel.fields.samples.mmd import MMDField
+from partikel.fields.samples.stein import SteinField
+from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
 from partikel.fields.score import ExactScoreField, ScoreField
 from partikel.fields.terms import AtScale, Linear, LogRatioField
 

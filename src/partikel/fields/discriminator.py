@@ -118,10 +118,18 @@ class DiscriminatorField(Field):
         compute = self._loss if self.schedule is None else Along(self._loss, self.schedule)
         return (Loss(self.name, self.network, frozenset({"real", "particles"}), compute),)
 
+    def estimate(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """The values log(p/ρ)(x) (B,) and ∇log(p/ρ)(x) (B, ...), see :meth:`log_ratio`."""
+        return ascent(lambda point: self.log_ratio(point, at), x)
+
     def _logit(self, x: Tensor, at: At, generator: torch.Generator | None = None) -> Tensor:
-        if self.augmentation is not None:
-            x = self.augmentation(x, generator=generator or self.bound_generator())
-        return self.network(x, self._conditions(at), at.cond)
+        return self.network(self._shown(x, generator), self._conditions(at), at.cond)
+
+    def _shown(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Tx, or x."""
+        if self.augmentation is None:
+            return x
+        return self.augmentation(x, generator=generator or self.bound_generator())
 
     def _conditions(self, at: At) -> Tensor | None:
         """(B, S), or (1, S) where all points share them."""
@@ -141,18 +149,10 @@ class DiscriminatorField(Field):
     def _real_logits(self, x: Tensor, at: At) -> Tensor:
         """D of the bound real samples under each particle's conditions: (B, R), or (1, R)."""
         real, conditions = self.bound_real(x), self._conditions(at)
-        distinct, place = [None], torch.zeros(1, dtype=torch.int64, device=x.device)
-        if conditions is not None:
-            rows, place = torch.unique(conditions, dim=0, return_inverse=True)
-            distinct = [row[None] for row in rows]
-        if self.augmentation is None:
-            logits = [self.network(real, c, None) for c in distinct]
-        else:
-            generator = self.bound_generator()
-            logits = [
-                self.network(self.augmentation(real, generator=generator), c, None)
-                for c in distinct
-            ]
+        if conditions is None:
+            return self.network(self._shown(real), None, None)[None]
+        distinct, place = torch.unique(conditions, dim=0, return_inverse=True)
+        logits = [self.network(self._shown(real), c[None], None) for c in distinct]
         return torch.stack(logits)[place]
 
     def _loss(self, batch: TrainingBatch) -> LossValue:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -55,15 +55,5 @@ class Particles:
         return self.x.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Particles:
-        def part(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[index]
-
-        return Particles(
-            self.x[index],
-            self.t[index],
-            part(self.sigma),
-            part(self.cond),
-            part(self.latent),
-            part(self.clean),
-            part(self.moved),
-        )
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value[index] for name, value in given.items()})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from partikel.divergences import CLIP, DivergenceLike, get_divergence, weight
 from partikel.errors import ConfigError
-from partikel.fields.base import At, Field, ascent
+from partikel.fields.base import At, Field
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.score import ExactScoreField
 from partikel.kernels import squared_distances
@@ -123,8 +123,8 @@ class DensityRatioField(RatioField):
 
     def estimate(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """The values log r and ∇log r, differentiable in x where both laws are exact."""
-        log_p, s_p = _density(self.data, x, at)
-        log_rho, s_rho = _density(self.own, x, at)
+        log_p, s_p = self.data.estimate(x, at)
+        log_rho, s_rho = self.own.estimate(x, at)
         return log_p - log_rho, s_p - s_rho
 
 
@@ -185,15 +185,12 @@ class FDivergenceField(Field):
 
     def forward(self, x: Tensor, at: At) -> Tensor:
         """h(r(x)) ∇log r(x)."""
-        if self.gradient is not None:
-            direction = self.gradient(x, at)
-            log_ratio = self.ratio.log_ratio(x, at)
-            if not x.requires_grad:
-                log_ratio = log_ratio.detach()
-        elif isinstance(self.ratio, RatioField):
+        if self.gradient is None:
             log_ratio, direction = self.ratio.estimate(x, at)
         else:
-            log_ratio, direction = ascent(lambda point: self.ratio.log_ratio(point, at), x)
+            log_ratio, direction = self.ratio.log_ratio(x, at), self.gradient(x, at)
+            if not x.requires_grad:
+                log_ratio = log_ratio.detach()
         return expand_like(weight(self.divergence, log_ratio, self.clip), x) * direction
 
 
@@ -234,9 +231,3 @@ def _law(law: Target | Field) -> ExactScoreField | KernelScoreField:
         f"a density ratio needs laws whose density and score are known, and a {type(law).__name__} is "
         "none: give a Target, a KernelScoreField, or use a discriminator (LogRatioField)."
     )
-
-
-def _density(law: ExactScoreField | KernelScoreField, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
-    if isinstance(law, ExactScoreField):
-        return law.target.log_density(x, at.sigma), law(x, at)
-    return law.estimate(x, at)

@@ -89,3 +89,7 @@ class ExactScoreField(Field):
     def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log p_σ(x)."""
         return self.target.score(x, at.sigma)
+
+    def estimate(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """The values log p_σ(x) (B,) and ∇log p_σ(x) (B, ...)."""
+        return self.target.log_density(x, at.sigma), self(x, at)

@@ -11,7 +11,7 @@ you train*. A :class:`ParticleModel` integrates the field (GPM Definition 1); a
 :class:`GeneratorModel` trains a generator whose outputs follow it (GPM Definition 2).
 """
 
-from partikel.models.base import Carrier
+from partikel.models.base import Carrier, Sampling
 from partikel.models.generator import GeneratorModel, generate, surrogate_loss
 from partikel.models.ntk import kernel_operator, ntk_matrix, ntk_operator, ntk_spectrum
 from partikel.models.particle import ParticleModel, free_particles
@@ -21,6 +21,7 @@ __all__ = [
     "Carrier",
     "GeneratorModel",
     "ParticleModel",
+    "Sampling",
     "StagedParticleModel",
     "free_particles",
     "generate",

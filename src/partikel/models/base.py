@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
-from partikel.fields import Field, Loss
+from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
 from partikel.priors import GaussianPrior
 from partikel.solvers import Solver
 from partikel.streams import Streams
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn, where not as the model says.
+
+    Attributes:
+        steps: number of steps instead of the model's own.
+        stop: stop after so many of them.
+        solver: instead of the model's own.
+        guidance: weight of the labels, see :class:`~partikel.fields.Guided`; one evaluation of a guided
+            field is two of its network's.
+    """
+
+    steps: int | None = None
+    stop: int | None = None
+    solver: Solver | None = None
+    guidance: Weight | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What departs from the model's own way, by name."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 class Carrier(nn.Module, ABC):
@@ -100,7 +124,6 @@ class Carrier(nn.Module, ABC):
             NumericsError: if particles leave the finite numbers.
         """
 
-    @abstractmethod
     def sample(
         self,
         n: int,
@@ -109,10 +132,7 @@ class Carrier(nn.Module, ABC):
         start: Tensor | None = None,
         cond: Tensor | None = None,
         real: Tensor | None = None,
-        steps: int | None = None,
-        stop: int | None = None,
-        solver: Solver | None = None,
-        guidance: Weight | None = None,
+        **options: Any,
     ) -> Tensor:
         """Draw samples, without gradients.
 
@@ -122,10 +142,7 @@ class Carrier(nn.Module, ABC):
             start: (n, ...) where they start, instead of draws of the prior.
             cond: (n, ...) labels, for a conditional model; drawn by ``label_weights`` unless given.
             real: samples of the data, for a field that compares with them.
-            steps: number of steps instead of the model's own.
-            stop: stop after so many of them.
-            solver: instead of the model's own.
-            guidance: weight of the labels, see :class:`~partikel.fields.Guided`.
+            options: ``steps``, ``stop``, ``solver``, ``guidance``: see :class:`Sampling`.
 
         Returns:
             (n, ...) samples.
@@ -134,17 +151,23 @@ class Carrier(nn.Module, ABC):
             ConfigError: for labels that the model does not know, or options that it does not have.
             NumericsError: if particles leave the finite numbers.
         """
+        sampling, cond = Sampling(**options), self._labels(n, cond, generator)
+        start = self.start(n, generator) if start is None else start
+        return self._sampled(start, cond, Context(real=real, generator=generator), sampling)
 
-    def evaluations(
-        self,
-        *,
-        real: Tensor | None = None,
-        steps: int | None = None,
-        stop: int | None = None,
-        solver: Solver | None = None,
-        guidance: Weight | None = None,
-    ) -> int:
-        """How often the field (or a generator, once) is evaluated to draw a sample, the NFE."""
+    @abstractmethod
+    def _sampled(
+        self, start: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
+    ) -> Tensor:
+        """Samples from where they start, in a context of real samples and a generator."""
+
+    def evaluations(self, *, real: Tensor | None = None, **options: Any) -> int:
+        """How often the field (or a generator, once) is evaluated to draw a sample, the NFE.
+
+        Args:
+            real: samples of the data, for a field that compares with them.
+            options: as of :meth:`sample`.
+        """
         return 1
 
     def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
@@ -164,7 +187,7 @@ class Carrier(nn.Module, ABC):
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, ...) draws of the prior, in the dtype of the model's weights."""
-        like = next(self.parameters(), None)
+        like = next(self.sampled.parameters(), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
         return self.prior.sample(n, generator=generator, dtype=dtype)
 

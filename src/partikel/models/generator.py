@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from partikel.errors import ConfigError
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
-from partikel.fields.base import Weight, unique_losses
+from partikel.fields.base import unique_losses
 from partikel.fields.particles import Particles
-from partikel.models.base import Carrier
+from partikel.models.base import Carrier, Sampling
 from partikel.priors import GaussianPrior
-from partikel.solvers import Solver
 from partikel.streams import Streams
 from partikel.tensors import flat_sum
 
@@ -116,29 +115,16 @@ class GeneratorModel(Carrier):
             self.draws += 1
         return particles
 
-    def sample(
-        self,
-        n: int,
-        *,
-        generator: torch.Generator,
-        start: Tensor | None = None,
-        cond: Tensor | None = None,
-        real: Tensor | None = None,
-        steps: int | None = None,
-        stop: int | None = None,
-        solver: Solver | None = None,
-        guidance: Weight | None = None,
+    def _sampled(
+        self, start: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
     ) -> Tensor:
-        """Draw samples: one call of the generator, on latents (given ones, if any)."""
-        options = {"guidance": guidance, "solver": solver, "steps": steps, "stop": stop}
-        given = [name for name, value in options.items() if value is not None]
+        given = sorted(sampling.given)
         if given:
             trained = " (a Score GAN learns it in training)" if "guidance" in given else ""
             raise ConfigError(
                 f"a generator makes samples in one call: leave out {', '.join(given)}{trained}."
             )
-        cond = self._labels(n, cond, generator)
-        return generate(self.generator, self.start(n, generator) if start is None else start, cond)
+        return generate(self.generator, start, cond)
 
     def _surrogate(self, batch: TrainingBatch) -> LossValue:
         z = self.start(batch.size, batch.streams.latent)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import functional_call
 
 from partikel.errors import ConfigError
-from partikel.kernels import Kernel
+from partikel.kernels import Kernel, Output, pulled_back, pushed_forward, weight_jacobian
 
 MOST_ENTRIES = 2**27
 """Entries of the largest Jacobian that is built."""
@@ -39,24 +39,14 @@ def ntk_operator(
     Returns:
         (A, ...) A_θ[V](z).
     """
-    weights = _weights(generator)
+    output, weights = _output(generator), _weights(generator)
     size = len(z) if chunk is None else chunk
-
-    def outputs(latents: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda parameters: functional_call(generator, parameters, (latents,))
-
     if callable(velocity):
         with torch.no_grad():
-            x = torch.cat([outputs(part)(weights) for part in z.split(size)])
+            x = torch.cat([output(weights, part) for part in z.split(size)])
         velocity = velocity(x)
-    direction = {name: torch.zeros_like(value) for name, value in weights.items()}
-    for part, values in zip(z.split(size), velocity.split(size), strict=True):
-        _, pull_back, *_ = vjp(outputs(part), weights)
-        (pulled,) = pull_back(values / len(z))
-        direction = {name: total + pulled[name] for name, total in direction.items()}
-    parts = (z if at is None else at).split(size)
-    moved = [jvp(outputs(part), (weights,), (direction,))[1] for part in parts]
-    return torch.cat(moved).detach()
+    direction = pulled_back(output, weights, z, velocity / len(z), size)
+    return pushed_forward(output, weights, z if at is None else at, direction, size).detach()
 
 
 def kernel_operator(
@@ -114,13 +104,13 @@ def _weights(generator: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in generator.named_parameters() if p.requires_grad}
 
 
+def _output(generator: nn.Module) -> Output:
+    return lambda weights, z: functional_call(generator, weights, (z,))
+
+
 def _jacobian(generator: nn.Module, z: Tensor) -> Tensor:
     """(B D, number of weights)."""
     weights = _weights(generator)
-
-    def output(parameters: dict[str, Tensor], latent: Tensor) -> Tensor:
-        return functional_call(generator, parameters, (latent[None],))[0].flatten()
-
     with torch.no_grad():
         size = generator(z[:1]).numel() * len(z)
     size *= sum(value.numel() for value in weights.values())
@@ -129,5 +119,4 @@ def _jacobian(generator: nn.Module, z: Tensor) -> Tensor:
             f"the Jacobian of this generator would have {size:.2g} entries: take fewer latents, or "
             "ntk_operator, which builds none."
         )
-    rows = vmap(jacrev(output), in_dims=(None, 0))(weights, z)
-    return torch.cat([part.flatten(2) for part in rows.values()], 2).flatten(0, 1)
+    return weight_jacobian(_output(generator), weights, z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from partikel.errors import ConfigError
 from partikel.fields import At, Context, Field, Guided
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
-from partikel.models.base import Carrier
+from partikel.models.base import Carrier, Sampling
 from partikel.priors import GaussianPrior
 from partikel.schedules import Schedule, TimeGrid, UniformGrid
 from partikel.solvers import (
@@ -150,33 +151,32 @@ class ParticleModel(Carrier):
         x: Tensor,
         *,
         generator: torch.Generator,
-        steps: int | None = None,
-        stop: int | None = None,
-        solver: Solver | None = None,
         cond: Tensor | None = None,
-        guidance: Weight | None = None,
         real: Tensor | None = None,
+        **options: Any,
     ) -> Iterator[State]:
         """Move given particles along the whole path, handing out every node.
 
         Args:
             x: (B, ...) particles at t = 0.
             generator: source of noise.
-            steps: number of steps instead of the model's own.
-            stop: stop after so many of them.
-            solver: instead of the model's own.
             cond: (B,) labels; None moves the particles by the field of no label.
-            guidance: weight of the labels, see :class:`~partikel.fields.Guided`; one evaluation of
-                a guided field is two of its network's.
             real: samples of the data, for a field that compares with them.
+            options: see :class:`~partikel.models.Sampling`.
 
         Yields:
             States at t = 0, ..., the last one holding the samples.
 
         Raises:
             ConfigError: for guidance of a model without labels.
+            NumericsError: if particles leave the finite numbers.
         """
-        field = self.field
+        return self._states(x, cond, Context(real=real, generator=generator), Sampling(**options))
+
+    def _states(
+        self, x: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
+    ) -> Iterator[State]:
+        field, guidance = self.field, sampling.guidance
         if guidance is not None:
             if not self.conditional:
                 raise ConfigError(
@@ -184,10 +184,12 @@ class ParticleModel(Carrier):
                     "labels: leave guidance out."
                 )
             field = Guided(field, guidance)
-        field = field.bind(Context(real=real, generator=generator))
-        times = self.grid.nodes(self.steps if steps is None else steps)
-        states = (solver or self.solver).stream(
-            self.dynamics(cond, field, guidance), x, times, stop=stop, generator=generator
+        states = (sampling.solver or self.solver).stream(
+            self.dynamics(cond, field.bind(context), guidance),
+            x,
+            self.grid.nodes(self.steps if sampling.steps is None else sampling.steps),
+            stop=sampling.stop,
+            generator=context.generator,
         )
         while True:  # gradients are off inside a step, not in the consumer's code between steps
             with torch.no_grad():
@@ -196,54 +198,17 @@ class ParticleModel(Carrier):
                 return
             yield state
 
-    def sample(
-        self,
-        n: int,
-        *,
-        generator: torch.Generator,
-        start: Tensor | None = None,
-        cond: Tensor | None = None,
-        real: Tensor | None = None,
-        steps: int | None = None,
-        stop: int | None = None,
-        solver: Solver | None = None,
-        guidance: Weight | None = None,
+    def _sampled(
+        self, start: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
     ) -> Tensor:
-        """Draw samples: integrate from the prior (or from given points) and return the end."""
-        cond = self._labels(n, cond, generator)
-        states = self.stream(
-            self.start(n, generator) if start is None else start,
-            generator=generator,
-            steps=steps,
-            stop=stop,
-            solver=solver,
-            cond=cond,
-            guidance=guidance,
-            real=real,
-        )
-        return deque(states, maxlen=1).pop().x
+        return deque(self._states(start, cond, context, sampling), maxlen=1).pop().x
 
-    def evaluations(
-        self,
-        *,
-        real: Tensor | None = None,
-        steps: int | None = None,
-        stop: int | None = None,
-        solver: Solver | None = None,
-        guidance: Weight | None = None,
-    ) -> int:
+    def evaluations(self, *, real: Tensor | None = None, **options: Any) -> int:
         """Counted on two particles."""
         generator = torch.Generator().manual_seed(0)
-        states = self.stream(
-            self.start(2, generator),
-            generator=generator,
-            steps=steps,
-            stop=stop,
-            solver=solver,
-            cond=self.labels(2, generator=generator),
-            guidance=guidance,
-            real=real,
-        )
+        x, cond = self.start(2, generator), self.labels(2, generator=generator)
+        context = Context(real=real, generator=generator)
+        states = self._states(x, cond, context, Sampling(**options))
         return deque(states, maxlen=1).pop().evaluations
 
     def particles(

@@ -13,7 +13,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -28,6 +30,7 @@ from partikel.training.loop import Trainer
 
 SCHEMA = 1
 _STATE = "state.json"
+_SCALE = ("scale", "_growth_tracker")  # of loss scaling
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
@@ -59,23 +62,18 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
         )
     parts = {
         "model": model,
-        "optimizers": _optimizer_tensors(trainer),
+        "optimizers": _flat(_flat(each.state_dict()["state"]) for each in trainer.optimizers),
         "streams": trainer.streams.state_dict(),
-        "batches": {
-            f"{i}.{key}": value
-            for i, stream in enumerate(trainer.batches)
-            if stream is not None
-            for key, value in stream.state_dict().items()
-        },
+        "batches": _flat(stream.state_dict() if stream else {} for stream in trainer.batches),
         **{_rank_part(rank): state for rank, state in enumerate(others, start=1)},
     }
     if trainer.average is not None:
         parts["average"] = trainer.average.state_dict()
-    scales = {
-        f"{i}.{k}": v for i, s in enumerate(trainer.scalers) if s for k, v in _scale(s).items()
-    }
-    if scales:
-        parts["scales"] = scales
+    scales = [scaler.state_dict() if scaler else {} for scaler in trainer.scalers]
+    if any(scales):
+        parts["scales"] = _flat(
+            {k: torch.tensor(each[k]) for k in _SCALE if each} for each in scales
+        )
     target = folder / f"step-{trainer.step:08d}"
     state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
     state |= {"processes": len(others) + 1, "parts": sorted(parts)}
@@ -135,12 +133,15 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
         else:
             _load_own_state(trainer, _read(checkpoint, _rank_part(rank)))
         if "scales" in state["parts"]:
-            _load_scales(trainer, _read(checkpoint, "scales"))
+            scales = _read(checkpoint, "scales")
+            for i, scaler in enumerate(trainer.scalers):
+                if scaler is not None:  # a run may go on in another precision
+                    own = {key: value.item() for key, value in _group(scales, i).items()}
+                    scaler.load_state_dict({**scaler.state_dict(), **own})
         batches = _read(checkpoint, "batches")
         for i, stream in enumerate(trainer.batches):
             if stream is not None:
-                own = {k.split(".", 1)[1]: v for k, v in batches.items() if k.startswith(f"{i}.")}
-                stream.load_state_dict(own)
+                stream.load_state_dict(_group(batches, i))
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint {checkpoint} does not fit this model's training ({error}): resume with "
@@ -222,48 +223,39 @@ def _rank_part(rank: int) -> str:
 
 def _own_state(trainer: Trainer) -> dict[str, Tensor]:
     """What a process does not share with the others, on the CPU."""
-    state = {f"streams.{k}": v for k, v in trainer.streams.state_dict().items()}
-    state |= {f"buffers.{k}": v for k, v in trainer.model.named_buffers()}
+    buffers = dict(trainer.model.named_buffers())
+    state = _flat({"streams": trainer.streams.state_dict(), "buffers": buffers})
     return {key: value.detach().cpu() for key, value in state.items()}
 
 
 def _load_own_state(trainer: Trainer, state: dict[str, Tensor]) -> None:
-    streams = {k.split(".", 1)[1]: v for k, v in state.items() if k.startswith("streams.")}
-    trainer.streams.load_state_dict(streams)
+    trainer.streams.load_state_dict(_group(state, "streams"))
     with torch.no_grad():
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(state[f"buffers.{name}"])
 
 
-def _scale(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
-    state = scaler.state_dict()
-    return {key: torch.tensor(state[key]) for key in ("scale", "_growth_tracker")}
+def _flat(
+    groups: Mapping[Any, Mapping[str, Tensor]] | Iterable[Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Groups of tensors as one: "name.key", or "number.key"."""
+    named = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
+    return {f"{name}.{key}": value for name, group in named for key, value in group.items()}
 
 
-def _load_scales(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
-    for i, scaler in enumerate(trainer.scalers):
-        if scaler is not None:  # a run may go on in another precision
-            own = {key: tensors[f"{i}.{key}"].item() for key in ("scale", "_growth_tracker")}
-            scaler.load_state_dict({**scaler.state_dict(), **own})
-
-
-def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    return {
-        f"{i}.{parameter}.{key}": value
-        for i, optimizer in enumerate(trainer.optimizers)
-        for parameter, entries in optimizer.state_dict()["state"].items()
-        for key, value in entries.items()
-    }
+def _group(tensors: Mapping[str, Tensor], name: str | int) -> dict[str, Tensor]:
+    """One group out of what :func:`_flat` joined."""
+    start = f"{name}."
+    return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
 
 
 def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
     for i, optimizer in enumerate(trainer.optimizers):
         state = optimizer.state_dict()
         entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            phase, parameter, name = key.split(".")
-            if int(phase) == i:
-                entries.setdefault(int(parameter), {})[name] = value
+        for key, value in _group(tensors, i).items():
+            parameter, name = key.split(".")
+            entries.setdefault(int(parameter), {})[name] = value
         weights = optimizer.param_groups[0]["params"]
         if entries and max(entries) >= len(weights):  # weights without a gradient yet have no state
             raise ValueError("another number of trained weights")

@@ -92,8 +92,7 @@ def averaged_model(module: nn.Module, ema: float | EMA) -> AveragedModel:
         if averages[0].is_floating_point():
             get_ema_multi_avg_fn(rule(float(count)))(averages, values, count)
         else:  # counters of batch norm
-            for average, value in zip(averages, values, strict=True):
-                average.copy_(value)
+            _copy([*values], [*averages])
 
     return AveragedModel(module, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
 
@@ -103,22 +102,20 @@ def swapped_in(module: nn.Module, average: AveragedModel | None) -> Iterator[Non
     """Run a block with the averaged weights in ``module``'s place, in evaluation mode."""
     training = module.training
     module.eval()
-    if average is None:
-        try:
-            yield
-        finally:
-            module.train(training)
-        return
-    own = [*module.parameters(), *module.buffers()]
-    theirs = [*average.module.parameters(), *average.module.buffers()]
+    own, theirs = [], []
+    if average is not None:
+        own = [*module.parameters(), *module.buffers()]
+        theirs = [*average.module.parameters(), *average.module.buffers()]
     kept = [tensor.detach().clone() for tensor in own]
-    with torch.no_grad():
-        for tensor, value in zip(own, theirs, strict=True):
-            tensor.copy_(value)
     try:
+        _copy(theirs, own)
         yield
     finally:
-        with torch.no_grad():
-            for tensor, value in zip(own, kept, strict=True):
-                tensor.copy_(value)
+        _copy(kept, own)
         module.train(training)
+
+
+@torch.no_grad()
+def _copy(values: list[Tensor], tensors: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
