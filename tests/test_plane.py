@@ -204,7 +204,7 @@ def test_a_map_with_learned_fields(tmp_path: Path) -> None:
 
 # --- what a run has learned
 
-TINY = ["--evaluate-every", "9", "--iterations", "2"]
+TINY = ["--evaluate-every", "9", "--evaluate-samples", "50", "--iterations", "2"]
 NETWORKS = {
     "edm-gaussians": ["network"],
     "diffusion-gan-gaussians": ["score.network", "discriminator"],
