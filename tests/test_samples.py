@@ -248,8 +248,10 @@ TRAINED: dict[str, SampleField] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flow", TRAINED)
+@pytest.mark.parametrize(
+    "flow",
+    [pytest.param(n, marks=pytest.mark.slow if n == "sinkhorn" else []) for n in TRAINED],
+)
 def test_a_generator_covers_the_five_gaussians(flow: str) -> None:
     settings = NetworkSettings(kind="mlp", width=128, depth=3)
     generator = build_network(settings, "generator", shape=(2,), latent=2, generator=seeded())
