@@ -1,16 +1,23 @@
-# `make demo` and `make test` each set up .venv on a fresh machine by themselves.
+# `make demo`, `make test` and `make check` each set up .venv on a fresh machine by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
 # spinning OpenMP threads on a busy machine cost far more than they bring
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint types imports benchmark clean
+# loadfile: the tests of a file share what they train
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: demo test check lint types imports benchmark clean
 
 demo: .venv/ready
 	$(BIN)/partikel demo --out demo
 
 test: .venv/ready lint types imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# what is long by nature: simulations in many dimensions, processes that are killed, compilers
+check: .venv/ready
+	$(PYTEST) -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .

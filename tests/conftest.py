@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads OpenMP
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from partikel.app import gallery
 from partikel.fields import Field
 from partikel.targets import Gaussian, GaussianMixture
 
@@ -45,6 +47,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "PARTIKEL_CACHE" not in os.environ:
             patch.setenv("PARTIKEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_pages() -> Iterator[None]:
+    """The page of a run that a test trains is measured by 300 samples, which takes 4 s less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "write_run_page", partial(gallery.write_run_page, n=300))
         yield
 
 

@@ -741,7 +741,6 @@ def edm() -> tuple[Carrier, Dataset]:
     return trained(SCORE_OF_DATA)
 
 
-@pytest.mark.slow
 def test_a_conditional_edm_samples_its_classes(edm: tuple[Carrier, Dataset]) -> None:
     model, dataset = edm
     assert purity(model, dataset) > 0.9

@@ -288,7 +288,7 @@ def launch(count: int, *command: str, check: bool = True) -> subprocess.Complete
         env={**os.environ, **threads},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert not check or done.returncode == 0, done.stderr[-4000:]
     return done

@@ -198,9 +198,9 @@ class Processes:
         def process(rank: int) -> None:
             def gather(x: Tensor) -> Tensor:
                 self._given[rank] = x
-                self._barrier.wait(60)
+                self._barrier.wait(600)
                 everything = torch.cat([y.view(-1, *x.shape[1:]) for y in self._given])
-                self._barrier.wait(60)
+                self._barrier.wait(600)
                 return everything
 
             try:
@@ -291,8 +291,8 @@ def test_two_gloo_processes_measure_what_one_does(
         )
         for rank in range(2)
     ]
-    world, metrics = json.loads(processes[0].communicate(timeout=120)[0])
-    assert processes[1].wait(120) == 0
+    world, metrics = json.loads(processes[0].communicate(timeout=600)[0])
+    assert processes[1].wait(600) == 0
     assert world == 2
     assert metrics == evaluate(noise, digits).metrics
 

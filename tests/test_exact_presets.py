@@ -1,7 +1,7 @@
 """With exact fields, from the exact law at t = 0, presets end in the law that the theory says.
 
 10,000 samples against the 99% quantile of two draws of that law, by the majority of at most three
-runs, in 2-D and 16-D. The whole table is benchmarks/exact_presets.py.
+runs, in 2-D and, where ``make check`` runs them, 16-D. The whole table is benchmarks/exact_presets.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def tried(trial: Trial, dim: int) -> Outcome:
     return outcome(trial, quantiles(dim), N, projections=LINES)
 
 
-in_both = pytest.mark.parametrize("dim", [2, 16])
+in_16_dimensions = pytest.param(16, marks=pytest.mark.slow)
+in_both = pytest.mark.parametrize("dim", [2, in_16_dimensions])
 
 
 # --- presets ---
@@ -69,11 +70,11 @@ def test_diffusions_end_in_the_data(path: str, preset: str, steps: int, dim: int
     ("preset", "dim"),
     [
         ("Diffusion-GAN, g² = 1.5β", 2),
-        ("Diffusion-GAN, g² = 1.5β", 16),
-        ("Diffusion-GAN without noise", 16),
+        pytest.param("Diffusion-GAN, g² = 1.5β", 16, marks=pytest.mark.slow),
+        pytest.param("Diffusion-GAN without noise", 16, marks=pytest.mark.slow),
         ("SLCD, λ² = 1.5β", 2),
         ("SLCD, λ² = 0.5β", 2),
-        ("SLCD, g² = 3β", 16),
+        pytest.param("SLCD, g² = 3β", 16, marks=pytest.mark.slow),
     ],
 )
 def test_other_points_end_in_the_data(preset: str, dim: int) -> None:
@@ -86,22 +87,23 @@ def test_annealed_langevin_dynamics_keep_pace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "dim"),
+    ("preset", "dim", "n"),
     [
-        ("GAN, β = 1", 16),
-        ("DiffODE-GAN", 2),
-        ("continuation, g² = β, λ² = -0.5β", 2),
+        ("continuation, g² = β, λ² = -0.5β", 2, 2000),
+        pytest.param("GAN, β = 1", 16, N, marks=pytest.mark.slow),
+        pytest.param("DiffODE-GAN", 2, N, marks=pytest.mark.slow),
+        pytest.param("continuation, g² = β, λ² = -0.5β", 2, N, marks=pytest.mark.slow),
     ],
 )
-def test_laws_in_closed_form(preset: str, dim: int) -> None:
-    """Where ∇d is not zero, on Gaussians; the last law is not the data's."""
+def test_laws_in_closed_form(preset: str, dim: int, n: int) -> None:
+    """Where ∇d is not zero, on Gaussians; the continuation's law is not the data's."""
     trial = closed_form_trial(preset, dim)
-    bounds = limits(trial.end, N, pairs=60, projections=LINES)
-    assert outcome(trial, bounds, N, projections=LINES).holds
+    bounds = limits(trial.end, n, pairs=60, projections=LINES)
+    assert outcome(trial, bounds, n, projections=LINES).holds
     if trial.law != "Gaussian":
         _, target = exact_targets(dim)
         data = replace(trial, end=lambda n, generator: target.sample(n, generator=generator))
-        assert not outcome(data, bounds, N, runs=1, projections=LINES).holds
+        assert not outcome(data, bounds, n, runs=1, projections=LINES).holds
 
 
 @in_both

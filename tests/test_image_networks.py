@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -383,18 +384,24 @@ def test_second_derivatives_in_x(kind, norm):
 # Compilation and layout.
 
 
-def with_norms(*norms: str) -> pytest.MarkDecorator:
-    """Every network, under each of the norms if it has a choice."""
+def with_norms(*norms: str, quick: Collection[str] | None = None) -> pytest.MarkDecorator:
+    """Every network, under each of the norms if it has a choice; slow, but for ``quick`` ids."""
     cases = [
         (kind, role, {} if kind == "unet" else {"norm": norm})
         for kind, role in NETWORKS
         for norm in (norms if kind != "unet" else ("",))
     ]
     ids = [f"{kind}-{role}-{options.get('norm')}" for kind, role, options in cases]
-    return pytest.mark.parametrize(("kind", "role", "options"), cases, ids=ids)
+    marked = [
+        pytest.param(
+            *case, id=name, marks=[] if quick is None or name in quick else pytest.mark.slow
+        )
+        for case, name in zip(cases, ids, strict=True)
+    ]
+    return pytest.mark.parametrize(("kind", "role", "options"), marked)
 
 
-@with_norms("batch", "spectral")
+@with_norms("batch", "spectral", quick=("dcgan-logit-spectral", "dcgan-generator-batch"))
 def test_compiles_as_one_graph(kind, role, options):
     """The same outputs, gradients and (in training) running statistics as without compilation."""
     attend: dict[str, Any] = {"attention_resolutions": (8,)} if kind == "resnet" else {}

@@ -158,21 +158,22 @@ def test_probes_are_unbiased_and_average(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4)]
+    ("method", "order", "path"),  # where its errors are a power of the step from 32 steps on
+    [("euler", 1, "vp"), ("heun", 2, "ve"), ("midpoint", 2, "ve"), ("rk4", 4, "ve")],
 )
-def test_fixed_solvers_have_their_order(method: str, order: int) -> None:
-    schedule = PATHS["vp"]
+def test_fixed_solvers_have_their_order(method: str, order: int, path: str) -> None:
+    schedule = PATHS[path]
     flow = probability_flow(diffusion(MIXTURE, schedule), prior=law(MIXTURE, schedule, 0.0))
     x = MIXTURE.sample(8, generator=seeded(1), dtype=torch.float64)
     exact = law(MIXTURE, schedule, flow.end).log_density(x)
-    steps, errors = [64, 128, 256], []
+    steps, errors = [32, 64, 128], []
     for n in steps:
         how = Integrator(method, steps=n)
         found = log_likelihood(
             flow, x, generator=seeded(), integrator=how, strict=False, checked=False
         )
         errors.append(float((found.log_prob - exact).abs().mean()))
-    assert slope(tensor(steps), tensor(errors)) == pytest.approx(-order, abs=0.35)
+    assert slope(tensor(steps), tensor(errors)) == pytest.approx(-order, abs=0.25)
 
 
 def test_the_same_seed_gives_the_same_number() -> None:

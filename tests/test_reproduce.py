@@ -25,7 +25,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "out", root / "runs"
 
 
-@pytest.mark.parametrize("name", list(ITEMS))
+# these take half the time of all items, and the others have what they are made of
+LONG = {"table1", "table3", "fig4", "diffflow-improved-gan"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else []) for n in ITEMS]
+)
 def test_every_item_runs_at_smoke(name: str, folders: tuple[Path, Path]) -> None:
     out, runs = folders
     results, errors = reproduce([name], "smoke", out=out, runs=runs)

@@ -85,14 +85,14 @@ def steps(folder: Path) -> list[int]:
     ]
 
 
-def killer(folder: Path) -> None:
+def killer(folder: Path, kills: int, iterations: int) -> None:
     """Train in children that are killed at any moment, then to the end, and once without a kill."""
     torch.set_num_threads(1)
 
     def child(name: str) -> int:
         if pid := os.fork():
             return pid
-        trained(folder / name, 60)
+        trained(folder / name, iterations)
         os._exit(0)
 
     def step() -> int:
@@ -100,7 +100,7 @@ def killer(folder: Path) -> None:
         return 0 if path is None else int(path.name.removeprefix("step-"))
 
     dice, reached = random.Random(0), [0]
-    for _ in range(6):
+    for _ in range(kills):
         pid = child("killed")
         while step() == reached[-1]:
             time.sleep(0.002)
@@ -113,17 +113,22 @@ def killer(folder: Path) -> None:
     (folder / "reached.json").write_text(json.dumps(reached))
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "iterations"), [(1, 20), pytest.param(6, 60, marks=pytest.mark.slow)]
+)
+def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
+    kills: int, iterations: int, tmp_path: Path
+) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, check=True)
+    command = [sys.executable, __file__, str(tmp_path), str(kills), str(iterations)]
+    subprocess.run(command, env=environment, check=True)
     reached = json.loads((tmp_path / "reached.json").read_text())
     assert reached == sorted(set(reached))
-    assert reached[-1] < 60
+    assert reached[-1] < iterations
     assert state(tmp_path / "killed") == state(tmp_path / "straight")
     assert steps(tmp_path / "killed") == steps(tmp_path / "straight")
     left = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir())
-    assert left == ["step-00000059", "step-00000060"]
+    assert left == [f"step-{step:08d}" for step in (iterations - 1, iterations)]
 
 
 class Crash(BaseException):
@@ -311,4 +316,4 @@ def test_a_nan_leaves_the_last_checkpoint_and_the_run_resumes(
 
 
 if __name__ == "__main__":
-    killer(Path(sys.argv[1]))
+    killer(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

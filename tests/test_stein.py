@@ -231,7 +231,6 @@ def stein(bandwidth: float = 0.5) -> SteinField:
     return SteinField(ExactScoreField(target), RBFKernel(bandwidth))
 
 
-@pytest.mark.slow
 def test_particles_sample_from_five_gaussians() -> None:
     """A sampler of a known density: no data, no network."""
     model = ParticleModel(stein(), GaussianPrior((2,), std=2.0), steps=300, eta=50.0)
