@@ -42,6 +42,7 @@ from partikel.fields.base import Weight
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
 from partikel.models import Carrier, GeneratorModel, ParticleModel
 from partikel.recipes import Recipe, System
+from partikel.solvers import Solver
 from partikel.streams import derive_seed
 from partikel.training import Engine, fit, latest_checkpoint
 from partikel.training.checkpoint import has_average, load_weights, read_step
@@ -60,6 +61,34 @@ PARTS_SIGMA = 0.5
 
 Labels: TypeAlias = int | Sequence[int] | str
 """Classes to sample: one, several (a string has commas between them), or "all"."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn, where it is not as the run itself says (free particles only).
+
+    Attributes:
+        steps: sampling steps instead of the run's own.
+        stop: stop after so many steps.
+        solver: another solver.
+        guidance: weight of the labels, see :class:`~partikel.fields.Guided`.
+    """
+
+    steps: int | None = None
+    stop: int | None = None
+    solver: Solver | None = None
+    guidance: Weight | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What is given, as options of :meth:`Run.sample`."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    def departures(self) -> dict[str, Any]:
+        """What is given, for a protocol."""
+        return {
+            key: type(value).__name__ if isinstance(value, Solver) else value
+            for key, value in self.options().items()
+        }
 
 
 @dataclass(frozen=True)
