@@ -6,15 +6,20 @@ What a user can mend ends in one sentence on standard error and exit code 2.
 
 from __future__ import annotations
 
+import inspect
 import json as jsonlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from partikel.errors import ConfigError, DataError, PartikelError, nearest
 from partikel.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from partikel.app.runs import Run
 
 SolverName: TypeAlias = Literal[
     "euler",
@@ -105,23 +110,20 @@ def sample(
     """
     import torch
 
-    from partikel.app.runs import classes_in, load
+    from partikel.app.runs import classes_in
     from partikel.app.show.plots import image_grid, is_images, save_image, save_picture
-    from partikel.solvers import SOLVERS
 
-    loaded = load(run)
+    loaded = _load(run)
     path = Path(out) if out else loaded.path / "samples.png"
     if path.suffix not in (".npz", ".png"):
         raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
-    chosen = None if solver is None else SOLVERS[solver]()
+    sampling = _sampling(steps, stop, solver, guidance)
     generator = torch.Generator().manual_seed(seed)
     rows = 1 if label is None else len(classes_in(loaded.model, label))
     if n is None:
         n = 64 if rows == 1 else 8 * rows
     cond = None if n < 1 else loaded.labels(n, label, generator=generator)
-    x = loaded.sample(
-        n, generator=generator, cond=cond, guidance=guidance, steps=steps, stop=stop, solver=chosen
-    )
+    x = loaded.sample(n, generator=generator, cond=cond, **sampling)
     if path.suffix == ".npz":
         _save_npz(path, x=x.numpy(), **({} if cond is None else {"cond": cond.numpy()}))
     elif rows > 1 and is_images(x):
@@ -169,53 +171,29 @@ def evaluate(
         json: print JSON instead of a table.
     """
     from partikel.app.gallery import curve_run, evaluate_run, launched
-    from partikel.app.runs import load
-    from partikel.solvers import SOLVERS
 
-    loaded = load(run)
-    chosen = None if solver is None else SOLVERS[solver]()
+    loaded = _load(run)
     accelerator = launched()
     quiet = accelerator is not None and not accelerator.is_main_process
+    options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
+    options |= {"accelerator": accelerator, **_sampling(steps, stop, solver, guidance)}
+    title = f"{loaded.preset}, iteration {loaded.step}"
     if curve is None:
         if at is not None:
             raise ConfigError(
                 "--at names the numbers of steps of a curve: add --curve nfe or stop."
             )
-        result = evaluate_run(
-            loaded,
-            n=n,
-            seed=seed,
-            split=split,
-            features=features,
-            baselines=baselines,
-            steps=steps,
-            stop=stop,
-            solver=chosen,
-            guidance=guidance,
-            accelerator=accelerator,
-        )
+        result = evaluate_run(loaded, baselines=baselines, **options)
         if not quiet:
-            _show_evaluation(f"{loaded.preset}, iteration {loaded.step}", result, json)
+            _show_evaluation(title, result, json)
         return
     if baselines or steps is not None or stop is not None:
         raise ConfigError(
             "a curve sets the steps itself: leave out --baselines, --steps and --stop."
         )
-    path = curve_run(
-        loaded,
-        curve,
-        at=at,
-        n=n,
-        seed=seed,
-        split=split,
-        features=features,
-        solver=chosen,
-        guidance=guidance,
-        accelerator=accelerator,
-    )
+    path = curve_run(loaded, curve, at=at, **options)
     if not quiet:
-        record = jsonlib.loads(path.read_text(encoding="utf-8"))
-        _show_curve(f"{loaded.preset}, iteration {loaded.step}", record, json)
+        _show_curve(title, jsonlib.loads(path.read_text(encoding="utf-8")), json)
         print(path.with_suffix(".png"), file=sys.stderr if json else sys.stdout)
 
 
@@ -254,38 +232,23 @@ def neighbours(
         json: print JSON instead of a table.
     """
     from partikel.app.gallery import neighbours_run
-    from partikel.app.runs import load
-    from partikel.solvers import SOLVERS
 
-    loaded = load(run)
+    loaded = _load(run)
     path = Path(out) if out else loaded.path / "neighbours.png"
+    sampling = _sampling(steps, stop, solver, guidance)
     found = neighbours_run(
-        loaded,
-        path,
-        n=n,
-        k=k,
-        rows=rows,
-        seed=seed,
-        features=features,
-        steps=steps,
-        stop=stop,
-        solver=None if solver is None else SOLVERS[solver](),
-        guidance=guidance,
+        loaded, path, n=n, k=k, rows=rows, seed=seed, features=features, **sampling
     )
     if json:
         print(jsonlib.dumps({"figures": found.figures, "protocol": found.protocol}, indent=1))
         return
     title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
     kinds = [name.removeprefix("memorised ") for name in found.figures if "memorised" in name]
-    measures = {"memorised": "memorised {}", "median distance": "distance of {}"}
-    _table(
-        title,
-        ["measure", *kinds],
-        [
-            [name, *(_number(found.figures[key.format(kind)]) for kind in kinds)]
-            for name, key in measures.items()
-        ],
-    )
+    shares = [
+        [name, *(_number(found.figures[f"{key} {kind}"]) for kind in kinds)]
+        for name, key in {"memorised": "memorised", "median distance": "distance of"}.items()
+    ]
+    _table(title, ["measure", *kinds], shares)
     print(", ".join(f"{k}: {v}" for k, v in found.protocol.items()))
     print(path)
 
@@ -311,9 +274,8 @@ def interpolate(
         seed: of the latents.
     """
     from partikel.app.gallery import interpolate_run
-    from partikel.app.runs import load
 
-    loaded = load(run)
+    loaded = _load(run)
     path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
     interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
     print(path)
@@ -342,9 +304,8 @@ def animate(
         seed: of the particles.
     """
     from partikel.app.gallery import animate_run
-    from partikel.app.runs import load
 
-    loaded = load(run)
+    loaded = _load(run)
     path = Path(out) if out else loaded.path / "animation.gif"
     animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
     print(path)
@@ -360,9 +321,8 @@ def compare(runs: list[str], out: str = "comparison", n: int = 10_000, seed: int
         seed: of samples and reference.
     """
     from partikel.app.gallery import compare_runs
-    from partikel.app.runs import load
 
-    rows, page = compare_runs([load(run) for run in runs], Path(out), n=n, seed=seed)
+    rows, page = compare_runs([_load(run) for run in runs], Path(out), n=n, seed=seed)
     _comparison_table(rows)
     print(page)
 
@@ -378,9 +338,8 @@ def export(run: str, out: str | None = None) -> None:
         out: folder to write, new or empty; RUN/export unless given.
     """
     from partikel.app.export import export_run
-    from partikel.app.runs import load
 
-    loaded = load(run)
+    loaded = _load(run)
     print(export_run(loaded, Path(out) if out else loaded.path / "export"))
 
 
@@ -418,20 +377,11 @@ def verify(out: str = "verify", samples: int = 10_000, seed: int = 0) -> None:
     from partikel.studies.theory import verify as run_checks
 
     checks = run_checks(Path(out), samples=samples, seed=seed)
-    _table(
-        "DiffFlow's theory",
-        ["claim", "measured", "", "expected", "holds"],
-        [
-            [
-                c.claim,
-                _number(c.measured),
-                c.relation,
-                _number(c.expected),
-                "yes" if c.holds else "NO",
-            ]
-            for c in checks
-        ],
-    )
+    rows = [
+        [c.claim, _number(c.measured), c.relation, _number(c.expected), "yes" if c.holds else "NO"]
+        for c in checks
+    ]
+    _table("DiffFlow's theory", ["claim", "measured", "", "expected", "holds"], rows)
     failed = [c.claim for c in checks if not c.holds]
     print(f"{len(checks) - len(failed)} of {len(checks)} claims hold; see {out}/kl.png")
     if failed:
@@ -462,10 +412,9 @@ def draw_map(
     options: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed}
     folder = Path(out or "map")
     if run is not None:
-        from partikel.app.runs import load
         from partikel.recipes import PlanePoint
 
-        loaded = load(run)
+        loaded = _load(run)
         folder = Path(out) if out else loaded.path / "map"
         score, critic, path = learned_fields(loaded.model)
         label = f"Learned: the score of '{loaded.preset}', iteration {loaded.step}"
@@ -570,7 +519,6 @@ def likelihood(
     import torch
     from rich.progress import Progress
 
-    from partikel.app.runs import load
     from partikel.likelihood import (
         Integrator,
         agreement,
@@ -579,7 +527,7 @@ def likelihood(
         probability_flow,
     )
 
-    loaded = load(run)
+    loaded = _load(run)
     points = len(loaded.dataset.shape) == 1
     dtype = torch.float64 if points else torch.float32
     model = loaded.model.to(dtype)
@@ -677,11 +625,8 @@ def reproduce(
     from partikel.studies.reproduce import reproduce as run_items
 
     if items == ["list"]:
-        _table(
-            "The papers' items",
-            ["item", "paper", "what"],
-            [[name, item.source, item.title] for name, item in ITEMS.items()],
-        )
+        listed = [[name, item.source, item.title] for name, item in ITEMS.items()]
+        _table("The papers' items", ["item", "paper", "what"], listed)
         return
     folder = Path(out or f"reproduce/{scale}")
     names = list(ITEMS) if items == ["all"] else items
@@ -700,34 +645,22 @@ def reproduce(
         raise ConfigError("; ".join(f"{name}: {error}" for name, error in errors.items()))
 
 
+_COMMANDS = (
+    *(train, sample, evaluate, neighbours, interpolate, animate, compare, export, likelihood),
+    *(presets, verify, draw_map, draw_matrix, reproduce, demo),
+)
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "sample": sample,
-    "evaluate": evaluate,
-    "neighbours": neighbours,
-    "interpolate": interpolate,
-    "animate": animate,
-    "compare": compare,
-    "export": export,
-    "likelihood": likelihood,
-    "presets": presets,
-    "verify": verify,
-    "map": draw_map,
-    "matrix": draw_matrix,
-    "reproduce": reproduce,
-    "demo": demo,
+    command.__name__.removeprefix("draw_"): command for command in _COMMANDS
 }
 
 _ALIASES = {"-n": "--n", "-o": "--out"}
+_LISTED = {
+    "compare": ("runs", "folders of runs of the same data"),
+    "reproduce": ("items", "names of items, or all"),
+}
+"""Commands with a list of words: the parameter's name, and its help."""
 _SHORT_LIKELIHOOD = (
-    "data",
-    "points",
-    "split",
-    "seed",
-    "method",
-    "divergence",
-    "inference",
-    "draws",
+    *("data", "points", "split", "seed", "method", "divergence", "inference", "draws"),
 )
 _SHORT_PROTOCOL = (
     *("data", "samples", "split", "seed", "features"),
@@ -779,12 +712,13 @@ def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
     command = COMMANDS[name]
     from jsonargparse import ArgumentParser
 
+    parameters = inspect.signature(command).parameters
     parser = ArgumentParser(prog=f"partikel {name}", description=_summary(command))
-    listed = {"compare": "runs", "reproduce": "items"}.get(name)
-    skip: set[str | int] = {"settings"} if listed is None else {listed}
-    if listed is not None:
-        about = {"runs": "folders of runs of the same data", "items": "names of items, or all"}
-        parser.add_argument(listed, nargs="+", type=str, help=about[listed])
+    skip: set[str | int] = {"settings"}
+    if name in _LISTED:
+        listed, about = _LISTED[name]
+        parser.add_argument(listed, nargs="+", type=str, help=about)
+        skip = {listed}
     parser.add_function_arguments(command, as_positional=True, skip=skip, fail_untyped=False)
     for group in parser._action_groups:  # titled by the docstring's first line, which stands above
         if group.title and group.title.startswith(_summary(command).splitlines()[0].rstrip(".")):
@@ -801,10 +735,7 @@ def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
         if name == "train":
             _train_help(tokens)
         sys.exit(0)
-    given = dict(
-        zip(reversed(_parameters(command)), reversed(command.__defaults__ or ()), strict=False)
-    )
-    flags = {key for key, default in given.items() if default is False}
+    flags = {key for key, parameter in parameters.items() if parameter.default is False}
     tokens = [f"{t}=true" if t.lstrip("-") in flags and t.startswith("--") else t for t in tokens]
     known = [o for action in parser._actions for o in action.option_strings]
     for token in tokens:
@@ -820,8 +751,7 @@ def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
         parsed = parser.parse_args(tokens)
     except Exception as error:  # jsonargparse raises several kinds
         raise ConfigError(_complaint(name, str(error))) from error
-    values = parsed.as_dict()
-    return {key: value for key, value in values.items() if key in _parameters(command)}
+    return {key: value for key, value in parsed.as_dict().items() if key in parameters}
 
 
 def _split_settings(tokens: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -875,26 +805,11 @@ def _summary(command: Callable[..., None]) -> str:
     return (command.__doc__ or "").split("Args:")[0].strip()
 
 
-def _parameters(command: Callable[..., None]) -> list[str]:
-    code = command.__code__
-    return list(code.co_varnames[: code.co_argcount])
-
-
 def _dashed(text: str) -> str:
-    return "".join(
-        part.replace("_", "-") if part.startswith("--") else part for part in _words(text)
-    )
-
-
-def _words(text: str) -> list[str]:
-    import re
-
-    return re.split(r"(--[a-z_]+)", text)
+    return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), text)
 
 
 def _complaint(name: str, message: str) -> str:
-    import re
-
     found = re.search(r'[Kk]ey "([^"]+)"', message)
     value = re.search(r"(?:Got value|Given value|value): (\S+)", message)
     if "required" in message:
@@ -903,6 +818,23 @@ def _complaint(name: str, message: str) -> str:
         return " ".join(message.split())
     got = f", got {value.group(1)}" if value else ""
     return f"the option '{found.group(1)}' of 'partikel {name}' has a wrong value{got}."
+
+
+def _sampling(
+    steps: int | None, stop: int | None, solver: SolverName | None, guidance: float | None
+) -> dict[str, Any]:
+    """What is given of a command's options of sampling."""
+    from partikel.models import Sampling
+    from partikel.solvers import SOLVERS
+
+    chosen = None if solver is None else SOLVERS[solver]()
+    return Sampling(steps, stop, chosen, guidance).given
+
+
+def _load(run: str) -> Run:
+    from partikel.app.runs import load
+
+    return load(run)
 
 
 def _console() -> Any:
@@ -972,11 +904,7 @@ def _show_evaluation(title: str, result: Any, json: bool) -> None:
     if json:
         print(jsonlib.dumps(result.as_dict(), indent=1))
         return
-    columns = {
-        "model": result.metrics,
-        "data vs data": result.reference,
-        **result.baselines,
-    }
+    columns = {"model": result.metrics, "data vs data": result.reference, **result.baselines}
     rows = [[k, *(_number(row.get(k)) for row in columns.values())] for k in result.metrics]
     _table(title, ["measure", *columns], rows)
     print(", ".join(f"{k}: {v}" for k, v in result.protocol.items() if k in _SHORT_PROTOCOL))
@@ -994,8 +922,7 @@ def _show_curve(title: str, record: dict[str, Any], json: bool) -> None:
     ]
     rows.append(["data", "", *(_number(record["reference"][k]) for k in names)])
     _table(title, [value, "nfe", *names], rows)
-    shown = {k: v for k, v in record["protocol"].items() if k in _SHORT_PROTOCOL}
-    print(", ".join(f"{k}: {v}" for k, v in shown.items()))
+    print(", ".join(f"{k}: {v}" for k, v in record["protocol"].items() if k in _SHORT_PROTOCOL))
 
 
 if __name__ == "__main__":

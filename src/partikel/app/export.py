@@ -36,12 +36,8 @@ from partikel.streams import seeded
 
 SCHEMA = 1
 KIND = "partikel one-step generator"
-_WEIGHTS, _CONFIG, _CARD, _PICTURE = (
-    "generator.safetensors",
-    "config.json",
-    "README.md",
-    "samples.png",
-)
+_WEIGHTS, _CONFIG = "generator.safetensors", "config.json"
+_CARD, _PICTURE = "README.md", "samples.png"
 
 
 class OneStepGenerator(nn.Module):

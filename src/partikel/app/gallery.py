@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
@@ -16,12 +17,7 @@ from torch import Tensor
 from partikel.app.config import settings_of
 from partikel.app.runs import Run
 from partikel.app.show import plots
-from partikel.app.show.animation import (
-    Frame,
-    generation_frames,
-    load_frame,
-    render,
-)
+from partikel.app.show.animation import Frame, generation_frames, load_frame, render
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
 from partikel.data import FiniteDataset
@@ -30,14 +26,15 @@ from partikel.files import write_json
 from partikel.metrics.evaluation import (
     Evaluation,
     Memorisation,
-    Sampler,
     chunk_size,
     evaluate,
     find_memorised,
 )
-from partikel.solvers import Solver
+from partikel.models import Sampling
 from partikel.streams import seeded
 from partikel.training.engine import processes
+
+Measured = TypeVar("Measured", Evaluation, Memorisation)
 
 
 def evaluate_run(
@@ -48,40 +45,37 @@ def evaluate_run(
     split: str = "test",
     features: str | None = None,
     baselines: bool = False,
-    steps: int | None = None,
-    stop: int | None = None,
-    solver: Solver | None = None,
-    guidance: float | None = None,
     accelerator: Accelerator | None = None,
+    **sampling: Any,
 ) -> Evaluation:
     """Measure a run's samples; see :func:`partikel.metrics.evaluation.evaluate`.
 
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
+    Samples are drawn as the attributes of :class:`~partikel.models.Sampling` say that are given.
     """
-    options: dict[str, Any] = {
-        "steps": steps,
-        "stop": stop,
-        "solver": solver,
-        "guidance": guidance,
-    }
+    measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
+    result = _measured(run, Sampling(**sampling), measure, accelerator)
+    result.protocol["nfe"] = evaluations(run, **sampling)
+    return result
+
+
+def _measured(
+    run: Run,
+    sampling: Sampling,
+    measure: Callable[..., Measured],
+    accelerator: Accelerator | None = None,
+) -> Measured:
+    """What is measured of a run's samples and data, on its device; its protocol says of what."""
+    shared = {} if accelerator is None else {"accelerator": accelerator}
+
+    def sampler(count: int, generator: torch.Generator) -> Tensor:
+        return run.sample(count, generator=generator, **sampling.given)
+
     with on_device(run, accelerator) as device:
-        result = evaluate(
-            _sampler(run, options),
-            run.dataset,
-            n=n,
-            seed=seed,
-            split=split,
-            features=features,
-            baselines=baselines,
-            device=device,
-            accelerator=accelerator,
-        )
-    result.protocol.update(_departures(options))
+        result = measure(sampler, run.dataset, device=device, **shared)
+    result.protocol.update(sampling.protocol)
     result.protocol["iteration"] = run.step
-    result.protocol["nfe"] = evaluations(
-        run, steps=steps, stop=stop, solver=solver, guidance=guidance
-    )
     return result
 
 
@@ -90,18 +84,14 @@ def launched() -> Accelerator | None:
     return Accelerator() if processes().num_processes > 1 else None
 
 
-def evaluations(
-    run: Run,
-    *,
-    steps: int | None = None,
-    stop: int | None = None,
-    solver: Solver | None = None,
-    guidance: float | None = None,
-) -> int:
-    """How often the field (or the generator, once) is evaluated to draw a sample: the NFE."""
-    return run.model.evaluations(
-        real=run.context(), steps=steps, stop=stop, solver=solver, guidance=guidance
-    )
+def evaluations(run: Run, **sampling: Any) -> int:
+    """How often the field (or the generator, once) is evaluated to draw a sample: the NFE.
+
+    Args:
+        run: a trained run.
+        sampling: attributes of :class:`~partikel.models.Sampling`.
+    """
+    return run.model.evaluations(real=run.context(), **sampling)
 
 
 def curve_run(
@@ -109,13 +99,8 @@ def curve_run(
     along: Literal["nfe", "stop"],
     *,
     at: Sequence[int] | None = None,
-    n: int = 10_000,
-    seed: int = 0,
-    split: str = "test",
-    features: str | None = None,
-    solver: Solver | None = None,
-    guidance: float | None = None,
     accelerator: Accelerator | None = None,
+    **options: Any,
 ) -> Path:
     """Measure free particles at several numbers of steps, or stopped early after several.
 
@@ -123,13 +108,8 @@ def curve_run(
         run: a trained run.
         along: "nfe" for the number of steps, "stop" for early stopping.
         at: the numbers; a sixteenth to twice the run's own steps, or eighths of them, unless given.
-        n: samples of each evaluation.
-        seed: of samples and reference.
-        split: reference split.
-        features: feature network for images.
-        solver: another solver.
-        guidance: weight of the labels.
         accelerator: several processes that share the work.
+        options: of :func:`evaluate_run`: n, seed, split, features, solver, guidance.
 
     Returns:
         ``curve-nfe.json`` or ``curve-stop.json`` in the run's folder; its picture is beside it.
@@ -156,18 +136,8 @@ def curve_run(
     measured: list[dict[str, Any]] = []
     result: Evaluation | None = None
     for value in values:
-        result = evaluate_run(
-            run,
-            n=n,
-            seed=seed,
-            split=split,
-            features=features,
-            steps=value if along == "nfe" else None,
-            stop=value if along == "stop" else None,
-            solver=solver,
-            guidance=guidance,
-            accelerator=accelerator,
-        )
+        changed: dict[str, Any] = {"steps" if along == "nfe" else "stop": value}
+        result = evaluate_run(run, accelerator=accelerator, **options, **changed)
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
@@ -175,12 +145,8 @@ def curve_run(
     if accelerator is not None and not accelerator.is_main_process:
         return path
     common = {k: v for k, v in result.protocol.items() if k not in ("steps", "stop", "nfe")}
-    record = {
-        "along": along,
-        "points": measured,
-        "reference": result.reference,
-        "protocol": common,
-    }
+    reference = result.reference
+    record = {"along": along, "points": measured, "reference": reference, "protocol": common}
     write_json(path, record)
     images = len(run.dataset.shape) > 1
     measure = "frechet" if images else "energy"
@@ -190,7 +156,7 @@ def curve_run(
         [(p["nfe" if along == "nfe" else "stop"], p["metrics"][measure]) for p in measured],
         "function evaluations per sample" if along == "nfe" else f"steps taken, of {own}",
         label + (f" on {common['features']}" if images else ""),
-        level=("data vs data", result.reference[measure]),
+        level=("data vs data", reference[measure]),
         doubling=along == "nfe",
     )
     plots.save_figure(figure, path.with_suffix(".png"))
@@ -206,10 +172,7 @@ def neighbours_run(
     rows: int = 8,
     seed: int = 0,
     features: str | None = None,
-    steps: int | None = None,
-    stop: int | None = None,
-    solver: Solver | None = None,
-    guidance: float | None = None,
+    **sampling: Any,
 ) -> Memorisation:
     """Draw samples beside their nearest training images, and count copies.
 
@@ -222,34 +185,15 @@ def neighbours_run(
         rows: samples to show.
         seed: of the samples.
         features: see :func:`partikel.metrics.evaluation.find_memorised`.
-        steps: sampling steps instead of the run's own (free particles only).
-        stop: stop after so many steps (free particles only).
-        solver: another solver (free particles only).
-        guidance: weight of the labels (free particles only).
+        sampling: attributes of :class:`~partikel.models.Sampling`.
 
     Returns:
         Neighbours and figures.
     """
     if rows < 1:
         raise ConfigError(f"a picture of neighbours needs rows >= 1, got {rows}.")
-    options: dict[str, Any] = {
-        "steps": steps,
-        "stop": stop,
-        "solver": solver,
-        "guidance": guidance,
-    }
-    with on_device(run) as device:
-        found = find_memorised(
-            _sampler(run, options),
-            run.dataset,
-            n=n,
-            k=k,
-            seed=seed,
-            features=features,
-            device=device,
-        )
-    found.protocol.update(_departures(options))
-    found.protocol["iteration"] = run.step
+    measure = partial(find_memorised, n=n, k=k, seed=seed, features=features)
+    found = _measured(run, Sampling(**sampling), measure)
     assert isinstance(run.dataset, FiniteDataset)
     distances = found.neighbours.distances
     nearness = distances[:, 0] / distances[:, 1].clamp(min=1e-30)
@@ -261,19 +205,6 @@ def neighbours_run(
     record = {"figures": found.figures, "protocol": found.protocol}
     write_json(path.with_suffix(".json"), record)
     return found
-
-
-def _sampler(run: Run, options: dict[str, Any]) -> Sampler:
-    return lambda count, generator: run.sample(count, generator=generator, **options)
-
-
-def _departures(options: dict[str, Any]) -> dict[str, Any]:
-    """How sampling departs from a run's own settings, for a protocol."""
-    return {
-        key: type(value).__name__ if isinstance(value, Solver) else value
-        for key, value in options.items()
-        if value is not None
-    }
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from partikel.data import synthetic
 from partikel.data.base import (
@@ -109,20 +109,18 @@ def _points(about: str, make: Callable[[], Dataset]) -> Entry:
     return Entry(about, lambda settings: make())
 
 
-def _idx(about: str, source: IdxSource) -> Entry:
-    def make(settings: DataSettings) -> Dataset:
-        return idx_images(
-            source,
-            root=settings.root,
-            size=settings.size or SIZES[0],
-            download=settings.download,
-            validation=settings.validation,
-            split_seed=settings.split_seed,
-            flip=settings.flip,
-        )
+def _given(settings: DataSettings, *names: str) -> dict[str, Any]:
+    """Some settings by their names."""
+    return {name: getattr(settings, name) for name in names}
 
-    options = ("root", "size", "download", "validation", "split_seed", "flip")
-    return Entry(about, make, options, SIZES)
+
+def _idx(about: str, source: IdxSource) -> Entry:
+    options = ("root", "download", "validation", "split_seed", "flip")
+
+    def make(settings: DataSettings) -> Dataset:
+        return idx_images(source, size=settings.size or SIZES[0], **_given(settings, *options))
+
+    return Entry(about, make, (*options, "size"), SIZES)
 
 
 def _prepared(
@@ -134,19 +132,16 @@ def _prepared(
 ) -> Entry:
     def make(settings: DataSettings) -> Dataset:
         found = source(settings)
-        images = prepare(
-            found,
-            size=settings.size or size,
-            channels=settings.channels,
-            on_error=settings.on_error,
-            cache=settings.cache,
-        )
+        how = _given(settings, "channels", "on_error", "cache")
+        images = prepare(found, size=settings.size or size, **how)
         rows = images.rows(settings.validation, settings.split_seed, TEST_SHARE)
         return MappedDataset(found.name, images, rows, flip=settings.flip)
 
     every = ("size", "channels", "flip", "cache")
     return Entry(about, make, (*every, *options), sizes, "path" in options)
 
+
+_HUB = ("subset", "split", "image_column", "label_column")
 
 TEST_SHARE = 0.1
 """Share of pictures that is kept for testing where no official split says which."""
@@ -162,7 +157,7 @@ DATASETS: dict[str, Entry] = {
     "checkerboard": _points("uniform on the dark squares of a 4 x 4 board", synthetic.checkerboard),
     "digits": Entry(
         "scikit-learn's 8 x 8 handwritten digits: no download",
-        lambda settings: digits(settings.validation, settings.split_seed, settings.flip),
+        lambda settings: digits(**_given(settings, "validation", "split_seed", "flip")),
         ("size", "validation", "split_seed", "flip"),
         (8,),
     ),
@@ -170,7 +165,7 @@ DATASETS: dict[str, Entry] = {
     "fashion-mnist": _idx("articles of clothing, 28 x 28", FASHION_MNIST),
     "cifar10": _prepared(
         "photographs of ten kinds of things, 32 x 32",
-        lambda settings: cifar10(root=settings.root, download=settings.download),
+        lambda settings: cifar10(**_given(settings, "root", "download")),
         32,
         *("root", "download", "validation", "split_seed"),
         sizes=range(16, 65),
@@ -189,17 +184,9 @@ DATASETS: dict[str, Entry] = {
     ),
     "hub": _prepared(
         "pictures from Hugging Face datasets, 64 x 64",
-        lambda settings: hub(
-            settings.path or "",
-            subset=settings.subset,
-            split=settings.split,
-            image_column=settings.image_column,
-            label_column=settings.label_column,
-            labels=settings.labels,
-        ),
+        lambda settings: hub(settings.path or "", **_given(settings, "labels", *_HUB)),
         64,
-        *("path", "labels", "on_error", "validation", "split_seed"),
-        *("subset", "split", "image_column", "label_column"),
+        *("path", "labels", "on_error", "validation", "split_seed", *_HUB),
     ),
 }
 """Every data set that can be opened by name."""

@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from partikel.targets import Target
 SPLITS = ("train", "validation", "test")
 """The names of the splits."""
 
+Pair: TypeAlias = tuple[Tensor, Tensor | None]
+"""Points, and their labels where there are any."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,6 +40,25 @@ class Batch:
     """(B, *shape); images are in [-1, 1]."""
     cond: Tensor | None
     """(B,), int64, or None where the data have no labels."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """From where points are drawn, and to where."""
+
+    split: str
+    generator: torch.Generator
+    device: torch.device | str
+    dtype: torch.dtype
+
+    def permutation(self, n: int) -> Tensor:
+        """Of 0, ..., n - 1, on the generator's device."""
+        return torch.randperm(n, generator=self.generator, device=self.generator.device)
+
+
+def each(points: Tensor, labels: Tensor | None, do: Callable[[Tensor], Tensor]) -> Pair:
+    """The same done with points, and with labels where there are any."""
+    return do(points), None if labels is None else do(labels)
 
 
 class BatchStream(ABC, Iterator[Batch]):
@@ -90,7 +112,6 @@ class Dataset(ABC):
             ValueError: where ``split`` is not one of :data:`SPLITS`.
         """
 
-    @abstractmethod
     def draw(
         self,
         n: int,
@@ -113,8 +134,9 @@ class Dataset(ABC):
             DataError: where the split has fewer than ``n`` points.
             ValueError: where ``split`` is not one of :data:`SPLITS`.
         """
+        _check(split)
+        return self._draw(n, Draws(split, generator, device or generator.device, dtype))
 
-    @abstractmethod
     def batches(
         self,
         n: int,
@@ -147,6 +169,17 @@ class Dataset(ABC):
             ValueError: where ``split`` is not one of :data:`SPLITS`, ``n`` is less than 1, or there
                 is no such shard.
         """
+        _check(split, n, shard)
+        draws = Draws(split, generator, device or generator.device, dtype)
+        return self._stream(n * shard[1], slice(shard[0] * n, (shard[0] + 1) * n), draws)
+
+    @abstractmethod
+    def _draw(self, n: int, draws: Draws) -> Batch:
+        """See :meth:`draw`."""
+
+    @abstractmethod
+    def _stream(self, n: int, own: slice, draws: Draws) -> BatchStream:
+        """A stream of the process's own rows of global batches of n points; see :meth:`batches`."""
 
     @abstractmethod
     def fingerprint(self, split: str = "train") -> str:
@@ -170,11 +203,6 @@ def _check(split: str, n: int = 1, shard: tuple[int, int] = (0, 1)) -> None:
         raise ValueError(f"the shards of {world} processes are 0 to {world - 1}, not {rank}")
 
 
-def _own(n: int, shard: tuple[int, int]) -> slice:
-    """The rows of a global batch that belong to a shard."""
-    return slice(shard[0] * n, (shard[0] + 1) * n)
-
-
 class SyntheticDataset(Dataset):
     """Fresh points of a law; the splits differ only by the generators they are drawn with.
 
@@ -191,7 +219,7 @@ class SyntheticDataset(Dataset):
     def __init__(
         self,
         name: str,
-        sampler: Callable[[int, torch.Generator, torch.dtype], tuple[Tensor, Tensor | None]],
+        sampler: Callable[[int, torch.Generator, torch.dtype], Pair],
         *,
         shape: tuple[int, ...],
         sigma_data: float,
@@ -209,42 +237,14 @@ class SyntheticDataset(Dataset):
         """None: every draw is fresh."""
         _check(split)
 
-    def draw(
-        self,
-        n: int,
-        split: str = "train",
-        *,
-        generator: torch.Generator,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Batch:
-        """See :meth:`Dataset.draw`."""
-        _check(split)
-        x, cond = self._sampler(n, generator, dtype)
-        if device is None:
-            return Batch(x, cond)
-        return Batch(x.to(device), None if cond is None else cond.to(device))
+    def _draw(self, n: int, draws: Draws) -> Batch:
+        x, cond = self._sampler(n, draws.generator, draws.dtype)
+        return Batch(*each(x, cond, lambda rows: rows.to(draws.device)))
 
-    def batches(
-        self,
-        n: int,
-        split: str = "train",
-        *,
-        generator: torch.Generator,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        shard: tuple[int, int] = (0, 1),
-    ) -> BatchStream:
-        """See :meth:`Dataset.batches`."""
-        _check(split, n, shard)
-        own = _own(n, shard)
-
+    def _stream(self, n: int, own: slice, draws: Draws) -> BatchStream:
         def draw() -> Batch:
-            everything = self.draw(
-                n * shard[1], split, generator=generator, device=device, dtype=dtype
-            )
-            cond = everything.cond
-            return Batch(everything.x[own], None if cond is None else cond[own])
+            batch = self._draw(n, draws)
+            return Batch(*each(batch.x, batch.cond, lambda rows: rows[own]))
 
         return _FreshStream(draw)
 
@@ -313,7 +313,7 @@ class FiniteDataset(Dataset):
         self._stored = {
             split: (points[split], None if labels is None else labels[split]) for split in SPLITS
         }
-        self._copies: dict[tuple[str, torch.device], tuple[Tensor, Tensor | None]] = {}
+        self._copies: dict[tuple[str, torch.device], Pair] = {}
         self._fingerprints: dict[str, str] = {}
         if sigma_data is None:
             # From the histogram of the bytes: exact, and no float copy of the data is made.
@@ -328,9 +328,7 @@ class FiniteDataset(Dataset):
         _check(split)
         return len(self._stored[split][0])
 
-    def stored(
-        self, split: str = "train", device: torch.device | str = "cpu"
-    ) -> tuple[Tensor, Tensor | None]:
+    def stored(self, split: str = "train", device: torch.device | str = "cpu") -> Pair:
         """A whole split as it is stored, not to be changed.
 
         Args:
@@ -346,10 +344,7 @@ class FiniteDataset(Dataset):
         if device == points.device:
             return points, labels
         if (split, device) not in self._copies:
-            self._copies[split, device] = (
-                points.to(device),
-                None if labels is None else labels.to(device),
-            )
+            self._copies[split, device] = each(points, labels, lambda rows: rows.to(device))
         return self._copies[split, device]
 
     def take(
@@ -376,52 +371,30 @@ class FiniteDataset(Dataset):
         x = points.to(dtype).div_(self.top / 2).sub_(1)
         return Batch(x, None if labels is None else labels.long())
 
-    def _gather(
-        self, index: Tensor, split: str, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
+    def _gather(self, index: Tensor, split: str, device: torch.device) -> Pair:
         """Copies of some points and labels, as they are stored, on a device."""
-        points, labels = self.stored(split, device)
-        return select(points, index), None if labels is None else select(labels, index)
+        return each(*self.stored(split, device), lambda rows: select(rows, index))
 
-    def draw(
-        self,
-        n: int,
-        split: str = "train",
-        *,
-        generator: torch.Generator,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Batch:
-        """See :meth:`Dataset.draw`."""
-        size = self.size(split)
+    def _draw(self, n: int, draws: Draws) -> Batch:
+        size = self.size(draws.split)
         if n > size:
             raise DataError(
-                f"{n} points are more than the {split} split of '{self.name}' has ({size}): "
+                f"{n} points are more than the {draws.split} split of '{self.name}' has ({size}): "
                 f"ask for at most {size}"
             )
-        order = torch.randperm(size, generator=generator, device=generator.device)
-        return self.take(order[:n], split, device=device or generator.device, dtype=dtype)
+        order = draws.permutation(size)
+        return self.take(order[:n], draws.split, device=draws.device, dtype=draws.dtype)
 
-    def batches(
-        self,
-        n: int,
-        split: str = "train",
-        *,
-        generator: torch.Generator,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        shard: tuple[int, int] = (0, 1),
-    ) -> BatchStream:
-        """See :meth:`Dataset.batches`."""
-        _check(split, n, shard)
-        size, world = self.size(split), shard[1]
-        if n * world > size:
+    def _stream(self, n: int, own: slice, draws: Draws) -> BatchStream:
+        size, mine = self.size(draws.split), own.stop - own.start
+        if n > size:
+            world = n // mine
             processes = "" if world == 1 else f" for each of {world} processes"
             raise DataError(
-                f"a batch of {n}{processes} is larger than the {split} split of '{self.name}' "
-                f"({size} points): choose a batch of at most {size // world}"
+                f"a batch of {mine}{processes} is larger than the {draws.split} split of "
+                f"'{self.name}' ({size} points): choose a batch of at most {size // world}"
             )
-        return _EpochStream(self, n, split, generator, device or generator.device, dtype, shard)
+        return _EpochStream(self, n, own, draws)
 
     def fingerprint(self, split: str = "train") -> str:
         """See :meth:`Dataset.fingerprint`."""
@@ -437,32 +410,17 @@ class FiniteDataset(Dataset):
 
     def _digests(self, split: str) -> tuple[np.ndarray, Tensor | None]:
         """A hash of each point, (N, 16) bytes, and the labels."""
-        points, labels = self._stored[split]
-        return digests(points.cpu().numpy()), None if labels is None else labels.cpu()
+        points, labels = each(*self._stored[split], Tensor.cpu)
+        return digests(points.numpy()), labels
 
 
 class _EpochStream(BatchStream):
     """Permutations of a split, laid end to end and cut into batches."""
 
-    def __init__(
-        self,
-        data: FiniteDataset,
-        n: int,
-        split: str,
-        generator: torch.Generator,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        shard: tuple[int, int],
-    ) -> None:
-        self._data = data
-        self._n = n * shard[1]
-        self._own = _own(n, shard)
-        self._split = split
-        self._generator = generator
-        self._device = torch.device(device)
-        self._dtype = dtype
+    def __init__(self, data: FiniteDataset, n: int, own: slice, draws: Draws) -> None:
+        self._data, self._n, self._own, self._draws = data, n, own, draws
         # Points are looked up where they lie.
-        self._home = self._device if data.resident else torch.device("cpu")
+        self._home = torch.device(draws.device if data.resident else "cpu")
         # An epoch that is over: the first batch begins a new one.
         self._order = torch.empty(0, dtype=torch.int64, device=self._home)
         self._position = 0
@@ -470,31 +428,24 @@ class _EpochStream(BatchStream):
     def __next__(self) -> Batch:
         index = self._order[self._position : self._position + self._n]
         self._position += len(index)
+        draws = self._draws
         if missing := self._n - len(index):
-            source = self._generator
-            order = torch.randperm(
-                self._data.size(self._split), generator=source, device=source.device
-            )
-            self._order = order.to(self._home)
+            self._order = draws.permutation(self._data.size(draws.split)).to(self._home)
             self._position = missing
             index = torch.cat([index, self._order[:missing]])
         mirrored = None
         if self._data.flip:
-            source = self._generator
+            source = draws.generator
             mirrored = torch.rand(self._n, generator=source, device=source.device)[self._own] < 0.5
-        return self._data.take(
-            index[self._own],
-            self._split,
-            mirrored=mirrored,
-            device=self._device,
-            dtype=self._dtype,
-        )
+        own, place = index[self._own], draws.device
+        return self._data.take(own, draws.split, mirrored=mirrored, device=place, dtype=draws.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"order": self._order.cpu().clone(), "position": torch.tensor(self._position)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        size = self._data.size(self._split)
+        split = self._draws.split
+        size = self._data.size(split)
         if set(state) != {"order", "position"}:
             raise CheckpointError(
                 f"the checkpoint holds no data order for '{self._data.name}': "
@@ -503,7 +454,7 @@ class _EpochStream(BatchStream):
         order, position = state["order"], int(state["position"])
         if len(order) not in (0, size) or not 0 <= position <= len(order):
             raise CheckpointError(
-                f"the checkpoint's data order is for {len(order)} points, but the {self._split} "
+                f"the checkpoint's data order is for {len(order)} points, but the {split} "
                 f"split of '{self._data.name}' has {size}: resume with the data and the split "
                 "settings that the run was started with"
             )

@@ -8,9 +8,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from partikel.errors import DataError
 from partikel.files import write_whole
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 class ContentError(Exception):
@@ -80,25 +84,9 @@ def _transfer(address: str, label: str, timeout: float = 30.0) -> bytes:
     """The bytes at an address, with a progress bar on stderr."""
     from http.client import HTTPException
 
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    bar = progress_bar(DownloadColumn(), TransferSpeedColumn())
     content = bytearray()
     try:
         with urllib.request.urlopen(address, timeout=timeout) as response, bar:
@@ -117,6 +105,19 @@ def _transfer(address: str, label: str, timeout: float = 30.0) -> bytes:
     if total is not None and len(content) != total:
         raise _TransferError(f"the connection ended after {len(content)} of {total} bytes", True)
     return bytes(content)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on stderr with these columns beside it, which goes away when it is full."""
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        *(progress.TextColumn("{task.description}"), progress.BarColumn()),
+        *(*columns, progress.TimeRemainingColumn()),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def write(path: Path, content: bytes) -> None:

@@ -41,16 +41,12 @@ def hub(
     """
     data = _load(path, subset, split)
     columns = list(data.column_names)
-    if image_column not in columns:
-        raise ConfigError(
-            f"'{path}' has no column '{image_column}' for data.image_column: "
-            f"{nearest(image_column, columns)}"
-        )
-    if labels and label_column not in columns:
-        raise ConfigError(
-            f"'{path}' has no column '{label_column}' for data.label_column: "
-            f"{nearest(label_column, columns)}"
-        )
+    needed = {"image_column": image_column, **({"label_column": label_column} if labels else {})}
+    for option, column in needed.items():
+        if column not in columns:
+            raise ConfigError(
+                f"'{path}' has no column '{column}' for data.{option}: {nearest(column, columns)}"
+            )
     labelled = labels is not False and label_column in columns
     where = f"'{path}' ({split})"
     identity = (path, subset, split, data._fingerprint, image_column, label_column, labels)

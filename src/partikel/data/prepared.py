@@ -30,7 +30,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from partikel.data.base import SPLITS, FiniteDataset, digests, select, split_indices
+from partikel.data.base import SPLITS, FiniteDataset, Pair, digests, each, select, split_indices
+from partikel.data.files import progress_bar
 from partikel.data.pictures import square
 from partikel.errors import DataError
 from partikel.files import clear_parts, fingerprint, replacing, write_json
@@ -186,27 +187,17 @@ class MappedDataset(FiniteDataset):
         super().size(split)
         return len(self._rows[split])
 
-    def stored(
-        self, split: str = "train", device: torch.device | str = "cpu"
-    ) -> tuple[Tensor, Tensor | None]:
+    def stored(self, split: str = "train", device: torch.device | str = "cpu") -> Pair:
         """A whole split, read into memory: see :meth:`FiniteDataset.stored`."""
         return self._gather(torch.arange(self.size(split)), split, torch.device(device))
 
-    def _gather(
-        self, index: Tensor, split: str, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
+    def _gather(self, index: Tensor, split: str, device: torch.device) -> Pair:
         self.prepared.check()
         rows = select(self._rows[split], index)
-        points, labels = (
-            None if stored is None else select(stored, rows) for stored in self._stored[split]
-        )
-        assert points is not None
+        points, labels = each(*self._stored[split], lambda stored: select(stored, rows))
         if device.type == "cuda":  # so that copying need not wait for the device
             points = points.pin_memory()
-        return (
-            points.to(device, non_blocking=True),
-            None if labels is None else labels.to(device, non_blocking=True),
-        )
+        return each(points, labels, lambda chosen: chosen.to(device, non_blocking=True))
 
     def _digests(self, split: str) -> tuple[np.ndarray, Tensor | None]:
         rows = self._rows[split]
@@ -373,23 +364,9 @@ def _pieces(
     source: Source, listing: Listing, size: int, channels: int
 ) -> Generator[_Piece, None, None]:
     """All pieces in order, prepared by threads a little ahead, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import MofNCompleteColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    bar = progress_bar(MofNCompleteColumn())
     count = len(listing.names)
     ranges = (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
     threads = min(_processors(), 16)

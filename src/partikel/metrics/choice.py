@@ -153,8 +153,7 @@ def default_feature_network(
         device: where it runs.
     """
     for name in (dataset_name, "mnist"):
-        kind = NETWORKS.get(name)
-        if kind is not None and (kind.accepts(shape) or _enlarges(kind, shape)):
+        if _measures(name, shape):
             return feature_network(name, shape, device)
     if shape[-1] >= 16 and available("efficientnet-lite0"):
         return photograph_network("efficientnet-lite0", device)
@@ -171,12 +170,17 @@ def default_classifier(
         shape: (C, H, W) of its images.
         device: where it runs.
     """
-    kind = NETWORKS.get(dataset_name)
-    if kind is None or not (kind.accepts(shape) or _enlarges(kind, shape)):
+    if not _measures(dataset_name, shape):
         return None
     network = feature_network(dataset_name, shape, device)
     assert isinstance(network, (ClassifierFeatures, EnlargedFeatures))
     return network
+
+
+def _measures(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a network of this name ships that measures images of this shape."""
+    kind = NETWORKS.get(name)
+    return kind is not None and (kind.accepts(shape) or _enlarges(kind, shape))
 
 
 def _enlarges(kind: type[ClassifierFeatures], shape: tuple[int, ...]) -> bool:

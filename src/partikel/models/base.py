@@ -40,6 +40,12 @@ class Sampling:
         """What departs from the model's own way, by name."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """:attr:`given` for the record, a solver by its name."""
+        named = {"solver": type(self.solver).__name__} if self.solver is not None else {}
+        return {**self.given, **named}
+
 
 class Carrier(nn.Module, ABC):
     """What a field moves.

@@ -21,7 +21,12 @@ from torch import nn
 from partikel.errors import ConfigError, nearest
 from partikel.networks.activations import ACTIVATIONS
 from partikel.networks.bank import Bank
-from partikel.networks.conv import NORMS, SmallDiscriminator, SmallGenerator
+from partikel.networks.conv import (
+    NORMS,
+    SmallDiscriminator,
+    SmallGenerator,
+    condition_network,
+)
 from partikel.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from partikel.networks.embeddings import (
     EMBEDDINGS,
@@ -183,7 +188,8 @@ def build_network(
         if latent < 1:
             raise ConfigError(f"the size of a generator's latents must be at least 1, not {latent}")
     network = NETWORKS[kind][role]
-    signature = inspect.signature(network).parameters
+    conditions = inspect.signature(condition_network).parameters
+    signature = {**conditions, **inspect.signature(network).parameters}
     options = {
         field.name: value
         for field in fields(settings)

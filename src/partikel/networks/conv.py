@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from partikel.networks.activations import activation as find_activation
 from partikel.networks.embeddings import ScalarConditions
 from partikel.networks.modulation import ConditionNetwork, Modulation
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 NORMS = ("none", "batch", "group", "spectral", "spectral+batch")
@@ -27,6 +31,21 @@ spectral normalisation of weights (Miyato et al. 2018), batch and spectral norma
 
 SIDES = (16, 32, 64, 128, 256)
 """Sides of the square images that DCGAN, ResNet and FastGAN are made for."""
+
+
+class ConditionOptions(TypedDict, total=False):
+    """What a network may be told, besides x; see :func:`condition_network`, which has the defaults."""
+
+    scalars: int
+    """S, the number of real conditions."""
+    embedding: str
+    """Of each scalar, "fourier" or "positional"."""
+    embedding_features: int
+    """e, size of each embedding; the modulating vector has 2e."""
+    fourier_scale: float
+    """Scale of the Fourier frequencies."""
+    classes: int | None
+    """Number of labels, or None."""
 
 
 class ConvDiscriminator(nn.Module):
@@ -42,11 +61,7 @@ class ConvDiscriminator(nn.Module):
         strides: of each convolution.
         activation: name of the nonlinearity.
         norm: one of ``NORMS``.
-        scalars: S, the number of real conditions.
-        embedding: of each scalar, "fourier" or "positional".
-        embedding_features: e, size of each embedding; the modulating vector has 2e.
-        fourier_scale: scale of the Fourier frequencies.
-        classes: number of labels, or None.
+        conditions: the network's conditions, see :class:`ConditionOptions`.
 
     Raises:
         ValueError: the image does not fit the strides, or an unknown name.
@@ -59,32 +74,16 @@ class ConvDiscriminator(nn.Module):
         strides: Sequence[int],
         activation: str,
         norm: str,
-        scalars: int,
-        embedding: str,
-        embedding_features: int,
-        fourier_scale: float,
-        classes: int | None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         super().__init__()
         height, width = _reduced(shape, strides)
-        self.conditions = condition_network(
-            scalars, embedding, embedding_features, fourier_scale, classes
-        )
-        features = self.conditions.dim
+        self.conditions = condition_network(**conditions)
+        make = Stages(norm, self.conditions.dim, activation)
         self.stages = nn.ModuleList()
         before = shape[0]
         for index, (after, stride) in enumerate(zip(channels, strides, strict=True)):
-            bias = index == 0 or not shifted(norm, features)
-            conv = nn.Conv2d(before, after, 2 + stride, stride, padding=1, bias=bias)
-            self.stages.append(
-                Stage(
-                    weight_normed(conv, norm),
-                    after,
-                    norm=norm if index else "none",
-                    features=features,
-                    activation=activation,
-                )
-            )
+            self.stages.append(make.conv(before, after, 2 + stride, stride, raw=index == 0))
             before = after
         self.last = weight_normed(nn.Linear(before * height * width, 1), norm)
 
@@ -122,11 +121,7 @@ class ConvGenerator(nn.Module):
         activation: name of the nonlinearity.
         norm: one of ``NORMS``.
         final_activation: nonlinearity of the image.
-        scalars: S, the number of real conditions.
-        embedding: of each scalar, "fourier" or "positional".
-        embedding_features: e, size of each embedding; the modulating vector has 2e.
-        fourier_scale: scale of the Fourier frequencies.
-        classes: number of labels, or None.
+        conditions: the network's conditions, see :class:`ConditionOptions`.
 
     Raises:
         ValueError: the image does not fit the strides, or an unknown name.
@@ -141,31 +136,17 @@ class ConvGenerator(nn.Module):
         activation: str,
         norm: str,
         final_activation: str,
-        scalars: int,
-        embedding: str,
-        embedding_features: int,
-        fourier_scale: float,
-        classes: int | None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         super().__init__()
         start = (channels[0], *_reduced(shape, strides))
-        self.conditions = condition_network(
-            scalars, embedding, embedding_features, fourier_scale, classes
-        )
-        features = self.conditions.dim
+        self.conditions = condition_network(**conditions)
         self.final_activation = find_activation(final_activation)
-        bias = not shifted(norm, features)
-
-        def stage(layer: nn.Module, width: int) -> Stage:
-            return Stage(layer, width, norm=norm, features=features, activation=activation)
-
-        project = weight_normed(nn.Linear(latent, math.prod(start), bias=bias), norm)
-        self.stages = nn.ModuleList(
-            [stage(nn.Sequential(project, nn.Unflatten(1, start)), start[0])]
-        )
+        make = Stages(norm, self.conditions.dim, activation)
+        self.stages = nn.ModuleList([make.projection(latent, start)])
         for i, stride in enumerate(strides[:-1]):
-            conv = _upward(channels[i], channels[i + 1], stride, bias)
-            self.stages.append(stage(weight_normed(conv, norm), channels[i + 1]))
+            conv = _upward(channels[i], channels[i + 1], stride, make.bias)
+            self.stages.append(make(weight_normed(conv, norm), channels[i + 1]))
         self.last = weight_normed(_upward(channels[-1], shape[0], strides[-1], True), norm)
 
     def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -207,24 +188,10 @@ class SmallDiscriminator(ConvDiscriminator):
         width: int = 32,
         activation: str = "leaky_relu",
         norm: str = "none",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
-        super().__init__(
-            shape,
-            (width, 2 * width, 4 * width),
-            (1, 2, 2),
-            activation,
-            norm,
-            scalars,
-            embedding,
-            embedding_features,
-            fourier_scale,
-            classes,
-        )
+        channels = (width, 2 * width, 4 * width)
+        super().__init__(shape, channels, (1, 2, 2), activation, norm, **conditions)
 
 
 class SmallGenerator(ConvGenerator):
@@ -249,25 +216,11 @@ class SmallGenerator(ConvGenerator):
         activation: str = "relu",
         norm: str = "batch",
         final_activation: str = "tanh",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
+        channels = (4 * width, 2 * width, width)
         super().__init__(
-            latent,
-            shape,
-            (4 * width, 2 * width, width),
-            (2, 2, 1),
-            activation,
-            norm,
-            final_activation,
-            scalars,
-            embedding,
-            embedding_features,
-            fourier_scale,
-            classes,
+            latent, shape, channels, (2, 2, 1), activation, norm, final_activation, **conditions
         )
 
 
@@ -309,14 +262,67 @@ class Stage(nn.Module):
         return self.activation(self.modulation(self.norm(self.layer(x)), e))
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Makes the stages of a network, all of one kind: called as ``stages(layer, channels)``.
+
+    Attributes:
+        norm: one of ``NORMS``.
+        features: size of the modulating vector; 0 = unconditional.
+        activation: name of the nonlinearity.
+    """
+
+    norm: str
+    features: int
+    activation: str = "identity"
+
+    @property
+    def bias(self) -> bool:
+        """Whether a layer needs a bias: not where its stage shifts the channels of its output."""
+        return not (self.features > 0 or "batch" in self.norm or self.norm == "group")
+
+    def __call__(self, layer: nn.Module, channels: int, *, raw: bool = False) -> Stage:
+        """The stage of a layer; a ``raw`` one's output is not normalised."""
+        norm = "none" if raw else self.norm
+        return Stage(layer, channels, norm=norm, features=self.features, activation=self.activation)
+
+    def conv(
+        self, before: int, after: int, size: int, stride: int = 1, *, raw: bool = False
+    ) -> Stage:
+        """The stage of a convolution that keeps the image's size, or divides it by the stride.
+
+        Args:
+            before: channels of its input.
+            after: channels of its output.
+            size: of the kernel.
+            stride: of the convolution.
+            raw: with a bias, and no normalisation of the output.
+        """
+        bias = raw or self.bias
+        conv = nn.Conv2d(before, after, size, stride, padding=(size - 1) // 2, bias=bias)
+        return self(weight_normed(conv, self.norm), after, raw=raw)
+
+    def projection(self, latent: int, shape: tuple[int, int, int]) -> Stage:
+        """The stage of a linear layer from latents to the smallest image, of this shape."""
+        project = nn.Linear(latent, math.prod(shape), bias=self.bias)
+        layer = nn.Sequential(weight_normed(project, self.norm), nn.Unflatten(1, shape))
+        return self(layer, shape[0])
+
+
 def condition_network(
-    scalars: int,
-    embedding: str,
-    embedding_features: int,
-    fourier_scale: float,
-    classes: int | None,
+    scalars: int = 0,
+    embedding: str = "fourier",
+    embedding_features: int = 128,
+    fourier_scale: float = 16.0,
+    classes: int | None = None,
 ) -> ConditionNetwork:
-    """The GPM paper's (appendix D.2): a modulating vector twice as large as one embedding."""
+    """The GPM paper's (appendix D.2): a modulating vector twice as large as one embedding.
+
+    Arguments as in :class:`ConditionOptions`.
+
+    Raises:
+        ValueError: an unknown embedding, or a number out of range.
+    """
     conditions = ScalarConditions(scalars, embedding_features, embedding, fourier_scale, classes)
     return ConditionNetwork(conditions, 2 * embedding_features)
 
@@ -326,11 +332,6 @@ def weight_normed(layer: Layer, norm: str) -> Layer:
     if "spectral" in _checked(norm):
         spectral_norm(layer)
     return layer
-
-
-def shifted(norm: str, features: int) -> bool:
-    """Whether a ``Stage`` shifts the channels of its layer's output, which then needs no bias."""
-    return features > 0 or "batch" in norm or norm == "group"
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -8,7 +8,12 @@ convolution less, 128x128 one more, 256x256 two more.
 
 from __future__ import annotations
 
-from partikel.networks.conv import ConvDiscriminator, ConvGenerator, square_side
+from typing import TYPE_CHECKING
+
+from partikel.networks.conv import ConditionOptions, ConvDiscriminator, ConvGenerator, square_side
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class DCGANDiscriminator(ConvDiscriminator):
@@ -31,25 +36,11 @@ class DCGANDiscriminator(ConvDiscriminator):
         width: int = 64,
         activation: str = "leaky_relu",
         norm: str = "batch",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         multipliers, strides = _stages(shape)
-        super().__init__(
-            shape,
-            [width * multiplier for multiplier in multipliers],
-            strides,
-            activation,
-            norm,
-            scalars,
-            embedding,
-            embedding_features,
-            fourier_scale,
-            classes,
-        )
+        channels = [width * multiplier for multiplier in multipliers]
+        super().__init__(shape, channels, strides, activation, norm, **conditions)
 
 
 class DCGANGenerator(ConvGenerator):
@@ -74,26 +65,12 @@ class DCGANGenerator(ConvGenerator):
         activation: str = "relu",
         norm: str = "batch",
         final_activation: str = "tanh",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         multipliers, strides = _stages(shape)
+        channels = [width * multiplier for multiplier in reversed(multipliers)]
         super().__init__(
-            latent,
-            shape,
-            [width * multiplier for multiplier in reversed(multipliers)],
-            strides[::-1],
-            activation,
-            norm,
-            final_activation,
-            scalars,
-            embedding,
-            embedding_features,
-            fourier_scale,
-            classes,
+            latent, shape, channels, strides[::-1], activation, norm, final_activation, **conditions
         )
 
 

@@ -12,19 +12,24 @@ the decoders of its self-supervised loss.
 from __future__ import annotations
 
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
 from partikel.networks.conv import (
+    ConditionOptions,
     Stage,
+    Stages,
     condition_network,
     doubled,
-    shifted,
     square_side,
     weight_normed,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class FastGANDiscriminator(nn.Module):
@@ -35,11 +40,7 @@ class FastGANDiscriminator(nn.Module):
         width: channels at 64x64 pixels; they double with each halving, up to 16·width at 4x4.
         activation: name of the nonlinearity.
         norm: one of ``NORMS``; the first convolution's output is not normalised.
-        scalars: S, the number of real conditions.
-        embedding: of each scalar, "fourier" or "positional".
-        embedding_features: e, size of each embedding; the modulating vector has 2e.
-        fourier_scale: scale of the Fourier frequencies.
-        classes: number of labels, or None.
+        conditions: the network's conditions, see :class:`ConditionOptions`.
 
     Raises:
         ValueError: images of another size, or an unknown name.
@@ -51,51 +52,22 @@ class FastGANDiscriminator(nn.Module):
         width: int = 32,
         activation: str = "leaky_relu",
         norm: str = "batch",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         super().__init__()
         side = square_side(shape)
-        self.conditions = condition_network(
-            scalars, embedding, embedding_features, fourier_scale, classes
-        )
-        features = self.conditions.dim
+        self.conditions = condition_network(**conditions)
+        make = Stages(norm, self.conditions.dim, activation)
         channels = {r: max(1, 64 * width // r) for r in _sides(side)}
         self.sides = [r for r in reversed(_sides(side)) if r < side]
         # Where excited -> by which.
         self.sources = {r // 8: r for r in self.sides if r >= 32} or {4: side // 2}
-
-        def stage(before: int, after: int, size: int, stride: int = 1) -> Stage:
-            bias = not shifted(norm, features)
-            padding = (size - 1) // 2
-            conv = nn.Conv2d(before, after, size, stride, padding, bias=bias)
-            return Stage(
-                weight_normed(conv, norm),
-                after,
-                norm=norm,
-                features=features,
-                activation=activation,
-            )
-
-        self.first = Stage(
-            weight_normed(nn.Conv2d(shape[0], channels[side], 3, padding=1), norm),
-            channels[side],
-            norm="none",
-            features=features,
-            activation=activation,
-        )
+        self.first = make.conv(shape[0], channels[side], 3, raw=True)
         self.blocks = nn.ModuleList(
-            _DownBlock(
-                [stage(channels[2 * r], channels[r], 4, 2), stage(channels[r], channels[r], 3)],
-                stage(channels[2 * r], channels[r], 1),
-            )
-            for r in self.sides
+            _DownBlock(channels[2 * r], channels[r], make) for r in self.sides
         )
         self.excitations = _excitations(self.sources, channels, norm)
-        self.mix = stage(channels[4], channels[4], 1)
+        self.mix = make.conv(channels[4], channels[4], 1)
         self.last = weight_normed(nn.Linear(16 * channels[4], 1), norm)
 
     def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -146,40 +118,27 @@ class FastGANGenerator(nn.Module):
         width: int = 32,
         norm: str = "batch",
         final_activation: str = "tanh",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         super().__init__()
         side = square_side(shape)
-        self.conditions = condition_network(
-            scalars, embedding, embedding_features, fourier_scale, classes
-        )
-        features = self.conditions.dim
+        self.conditions = condition_network(**conditions)
+        make = Stages(norm, self.conditions.dim)
         self.final_activation = find_activation(final_activation)
         channels = {r: max(1, (64 if r <= 32 else 128) * width // r) for r in _sides(side)}
         self.sides = _sides(side)[1:]
         # Where excited -> by which.
         self.sources = {r: r // 16 for r in self.sides if r >= 64} or {side: 4}
-        bias = not shifted(norm, features)
-
-        def stage(layer: nn.Module, after: int) -> Stage:
-            """With twice the channels, which the gate halves."""
-            return Stage(layer, 2 * after, norm=norm, features=features)
+        # Stages have twice the channels, which the gate halves.
+        self.first = make.projection(latent, (2 * channels[4], 4, 4))
 
         def conv(before: int, after: int) -> Stage:
-            layer = nn.Conv2d(before, 2 * after, 3, padding=1, bias=bias)
-            return stage(weight_normed(layer, norm), after)
+            return make.conv(channels[before], 2 * channels[after], 3)
 
-        project = nn.Linear(latent, 16 * 2 * channels[4], bias=bias)
-        unflatten = nn.Unflatten(1, (2 * channels[4], 4, 4))
-        self.first = stage(nn.Sequential(weight_normed(project, norm), unflatten), channels[4])
         # Blocks of two convolutions and of one take turns, beginning with two at 8x8.
         self.blocks = nn.ModuleList(
-            _UpBlock([conv(channels[i], channels[o]) for i, o in ((r // 2, r), (r, r))[:count]])
-            for r, count in zip(self.sides, cycle((2, 1)), strict=False)
+            _UpBlock([conv(r // 2, r), conv(r, r)] if two else [conv(r // 2, r)])
+            for r, two in zip(self.sides, cycle((True, False)), strict=False)
         )
         self.excitations = _excitations(self.sources, channels, norm)
         self.last = weight_normed(nn.Conv2d(channels[side], shape[0], 3, padding=1), norm)
@@ -250,9 +209,10 @@ class _UpBlock(nn.Module):
 class _DownBlock(nn.Module):
     """The mean of two halvings: convolutions of strides 2 and 1, and a 1x1 one of the average."""
 
-    def __init__(self, main: list[Stage], direct: Stage) -> None:
+    def __init__(self, before: int, after: int, make: Stages) -> None:
         super().__init__()
-        self.main, self.direct = nn.ModuleList(main), direct
+        self.main = nn.ModuleList([make.conv(before, after, 4, 2), make.conv(after, after, 3)])
+        self.direct = make.conv(before, after, 1)
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
         h = x

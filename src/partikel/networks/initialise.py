@@ -30,7 +30,7 @@ class ZeroLinear(ZeroInit, nn.Linear):
 
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
-        _zero(self)
+        _zero(self.weight, self.bias)
 
 
 class ZeroConv2d(ZeroInit, nn.Conv2d):
@@ -38,7 +38,7 @@ class ZeroConv2d(ZeroInit, nn.Conv2d):
 
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
-        _zero(self)
+        _zero(self.weight, self.bias)
 
 
 class Gain(nn.Module):
@@ -90,7 +90,7 @@ def initialise(module: Module, scheme: str = "default", *, generator: torch.Gene
         for layer in module.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 if scheme in ("default", "he") and isinstance(layer, ZeroInit):
-                    _zero(layer)
+                    _zero(layer.weight, layer.bias)
                 else:
                     SCHEMES[scheme](_original(layer), layer.bias, generator)
                 _restart_power_iterations(layer, generator)
@@ -123,21 +123,18 @@ def _fan_in(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> 
 
 def _normal_002(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
     weight.copy_(_normal(weight, generator).mul_(0.02))
-    if bias is not None:
-        bias.zero_()
+    _zero(bias)
 
 
 def _he(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
     weight.copy_(_normal(weight, generator).mul_(math.sqrt(2 / weight[0].numel())))
-    if bias is not None:
-        bias.zero_()
+    _zero(bias)
 
 
 def _orthogonal(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
     fresh = _empty(weight, generator)
     weight.copy_(nn.init.orthogonal_(fresh, gain=1.41, generator=generator))
-    if bias is not None:
-        bias.zero_()
+    _zero(bias)
 
 
 SCHEMES: dict[str, Callable[[Tensor, Tensor | None, torch.Generator], None]] = {
@@ -157,10 +154,10 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return _empty(like, generator).normal_(generator=generator).to(like.device)
 
 
-def _zero(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _zero(*parameters: Tensor | None) -> None:
+    for parameter in parameters:
+        if parameter is not None:
+            nn.init.zeros_(parameter)
 
 
 def _original(layer: nn.Module) -> Tensor:

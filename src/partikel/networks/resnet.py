@@ -13,21 +13,26 @@ Discriminator Flow on CelebA is ``norm="none", attention_resolutions=(), scalars
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
 from partikel.networks.conv import (
-    Stage,
+    ConditionOptions,
+    Stages,
     condition_network,
     doubled,
-    shifted,
     square_side,
     weight_normed,
 )
 from partikel.networks.initialise import Gain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ResNetDiscriminator(nn.Module):
@@ -41,11 +46,7 @@ class ResNetDiscriminator(nn.Module):
             normalised.
         attention_resolutions: heights with self-attention after each block that ends there; those
             that do not occur have no effect.
-        scalars: S, the number of real conditions.
-        embedding: of each scalar, "fourier" or "positional".
-        embedding_features: e, size of each embedding; the modulating vector has 2e.
-        fourier_scale: scale of the Fourier frequencies.
-        classes: number of labels, or None.
+        conditions: the network's conditions, see :class:`ConditionOptions`.
 
     Raises:
         ValueError: images of another size, or an unknown name.
@@ -58,35 +59,20 @@ class ResNetDiscriminator(nn.Module):
         activation: str = "leaky_relu",
         norm: str = "spectral",
         attention_resolutions: tuple[int, ...] = (32,),
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         super().__init__()
         channels, side = _channels(shape, width), square_side(shape)
-        self.conditions = condition_network(
-            scalars, embedding, embedding_features, fourier_scale, classes
-        )
+        self.conditions = condition_network(**conditions)
         self.activation = find_activation(activation)
+        make = Stages(norm, self.conditions.dim, activation)
         self.blocks = nn.ModuleList()
         before = shape[0]
         for index, after in enumerate(channels):
             halve = side > 4
             side = side // 2 if halve else side
-            self.blocks.append(
-                _DownBlock(
-                    before,
-                    after,
-                    norm,
-                    self.conditions.dim,
-                    activation,
-                    side in attention_resolutions,
-                    first=index == 0,
-                    halve=halve,
-                )
-            )
+            attend = side in attention_resolutions
+            self.blocks.append(_DownBlock(before, after, make, attend, index == 0, halve))
             before = after
         self.last = weight_normed(nn.Linear(before, 1), norm)
 
@@ -134,30 +120,22 @@ class ResNetGenerator(nn.Module):
         norm: str = "spectral+batch",
         final_activation: str = "tanh",
         attention_resolutions: tuple[int, ...] = (32,),
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
+        **conditions: Unpack[ConditionOptions],
     ) -> None:
         super().__init__()
         channels = _channels(shape, width)[::-1]
-        self.conditions = condition_network(
-            scalars, embedding, embedding_features, fourier_scale, classes
-        )
-        features = self.conditions.dim
+        self.conditions = condition_network(**conditions)
+        make = Stages(norm, self.conditions.dim, activation)
         self.final_activation = find_activation(final_activation)
         self.first = nn.Sequential(
             weight_normed(nn.Linear(latent, 16 * channels[0]), norm),
             nn.Unflatten(1, (channels[0], 4, 4)),
         )
         self.blocks = nn.ModuleList(
-            _UpBlock(before, after, norm, features, activation, 8 << i in attention_resolutions)
+            _UpBlock(before, after, make, 8 << i in attention_resolutions)
             for i, (before, after) in enumerate(pairwise(channels))
         )
-        self.enter_last = Stage(
-            nn.Identity(), width, norm=norm, features=features, activation=activation
-        )
+        self.enter_last = make(nn.Identity(), width)
         self.last = weight_normed(nn.Conv2d(width, shape[0], 3, padding=1), norm)
 
     def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -214,36 +192,18 @@ class _DownBlock(nn.Module):
     """pool(conv(act(conv(act(x))))) + conv(pool(x)); the first block does not activate its input."""
 
     def __init__(
-        self,
-        before: int,
-        after: int,
-        norm: str,
-        features: int,
-        activation: str,
-        attend: bool,
-        *,
-        first: bool,
-        halve: bool,
+        self, before: int, after: int, make: Stages, attend: bool, first: bool, halve: bool
     ) -> None:
         super().__init__()
-
-        def stage(before: int, size: int, act: str, raw: bool = False) -> Stage:
-            bias = raw or not shifted(norm, features)
-            conv = nn.Conv2d(before, after, size, padding=size // 2, bias=bias)
-            return Stage(
-                weight_normed(conv, norm),
-                after,
-                norm="none" if raw else norm,
-                features=features,
-                activation=act,
-            )
-
-        self.enter = find_activation("identity" if first else activation)
-        self.conv1 = stage(before, 3, activation, first)
-        self.conv2 = stage(after, 3, "identity")
-        self.skip = stage(before, 1, "identity", first) if halve or before != after else None
+        linear = replace(make, activation="identity")
+        self.enter = find_activation("identity" if first else make.activation)
+        self.conv1 = make.conv(before, after, 3, raw=first)
+        self.conv2 = linear.conv(after, after, 3)
+        self.skip = None
+        if halve or before != after:
+            self.skip = linear.conv(before, after, 1, raw=first)
         self.halve = halve
-        self.attention = SelfAttention(after, norm) if attend else nn.Identity()
+        self.attention = SelfAttention(after, make.norm) if attend else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
         h = self.conv2(self.conv1(self.enter(x), e), e)
@@ -255,27 +215,13 @@ class _DownBlock(nn.Module):
 class _UpBlock(nn.Module):
     """conv(n(conv(up(n(x))))) + up(conv(x)) with n = activate(modulate(normalise(.)))."""
 
-    def __init__(
-        self,
-        before: int,
-        after: int,
-        norm: str,
-        features: int,
-        activation: str,
-        attend: bool,
-    ) -> None:
+    def __init__(self, before: int, after: int, make: Stages, attend: bool) -> None:
         super().__init__()
-
-        def stage(layer: nn.Module, channels: int) -> Stage:
-            return Stage(layer, channels, norm=norm, features=features, activation=activation)
-
-        bias = not shifted(norm, features)
-        conv1 = nn.Conv2d(before, after, 3, padding=1, bias=bias)
-        self.enter = stage(nn.Identity(), before)
-        self.conv1 = stage(weight_normed(conv1, norm), after)
-        self.conv2 = weight_normed(nn.Conv2d(after, after, 3, padding=1), norm)
-        self.skip = weight_normed(nn.Conv2d(before, after, 1, bias=False), norm)
-        self.attention = SelfAttention(after, norm) if attend else nn.Identity()
+        self.enter = make(nn.Identity(), before)
+        self.conv1 = make.conv(before, after, 3)
+        self.conv2 = weight_normed(nn.Conv2d(after, after, 3, padding=1), make.norm)
+        self.skip = weight_normed(nn.Conv2d(before, after, 1, bias=False), make.norm)
+        self.attention = SelfAttention(after, make.norm) if attend else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
         h = self.conv2(self.conv1(doubled(self.enter(x, e)), e))

@@ -97,7 +97,8 @@ def generation_frames(
     """Sampling as a sequence of frames: nodes of the path, chosen so that motion looks even.
 
     The view is the data's; while the particles are far outside of it, as those of a diffusion model
-    are at first, it is wider and closes in with them.
+    are at first, it is wider and closes in with them. Noise of images beyond [-1, 1] is scaled down
+    to be seen.
 
     Args:
         model: the particle model.
@@ -117,22 +118,20 @@ def generation_frames(
         ConfigError: if the particles are neither points of the plane nor images.
     """
     model = free_particles(model, "only free particles move while they are generated.")
-    if len(model.prior.shape) == 3:
-        return image_generation_frames(
-            model, generator=generator, frames=frames, n=n or 36, steps=steps, real=real, cond=cond
-        )
-    if model.prior.shape != (2,):
+    images = len(model.prior.shape) == 3
+    if not images and model.prior.shape != (2,):
         raise ConfigError(
             f"only points of the plane and images can be animated, not points of shape "
             f"{model.prior.shape}: draw samples instead."
         )
-    view = plots.view_of(data)
+    view = None if images else plots.view_of(data)
+    path = _Path(model, generator, frames, view, steps, real, cond)
     result: list[Frame] = []
     with _evaluating(model), torch.no_grad():
+        if view is None:
+            return [Frame(label, _kept(visible(state.x))) for label, state, *_ in path.moments(n)]
         bound = model.field.bind(Context(real=real, generator=generator))
-        for label, state, t, sigma in _moments(
-            model, n or 400, frames, view, generator, steps, real, cond
-        ):
+        for label, state, t, sigma in path.moments(n):
             arrows: dict[str, Tensor] = {}
             if sigma is None or sigma > 0:
                 arrows = {"field": _kept(_field_at(bound, state.x[:ARROWS], t, sigma, cond))}
@@ -140,37 +139,6 @@ def generation_frames(
             potential = _potential(bound, extent, t, sigma, cond)
             result.append(Frame(label, _kept(state.x), arrows, potential, extent))
     return result
-
-
-def image_generation_frames(
-    model: ParticleModel,
-    *,
-    generator: torch.Generator,
-    frames: int = 40,
-    n: int = 36,
-    steps: int | None = None,
-    real: Tensor | None = None,
-    cond: Tensor | None = None,
-) -> list[Frame]:
-    """Sampling of images as a sequence of frames; noise beyond [-1, 1] is scaled down to be seen.
-
-    Args:
-        model: the particle model.
-        generator: source of all randomness.
-        frames: how many at most; a path of N steps has N + 1.
-        n: number of images.
-        steps: steps of the solver; the model's own where None.
-        real: samples of the data, for a field that compares with them.
-        cond: (n,) labels, for a conditional model.
-
-    Returns:
-        Frames in the order of generation.
-    """
-    with _evaluating(model), torch.no_grad():
-        return [
-            Frame(label, _kept(visible(state.x)))
-            for label, state, _, _ in _moments(model, n, frames, None, generator, steps, real, cond)
-        ]
 
 
 def training_frame(
@@ -386,14 +354,10 @@ def film_strip(
     if not frames:
         raise ConfigError("there is nothing to show: no frames.")
     count = min(columns * rows, len(frames))
-    columns = min(columns, count)
-    rows, high = math.ceil(count / columns), inches + plots.HEAD
-    figure = plots.new_figure(columns * inches, rows * high)
-    for place, index in enumerate(np.linspace(0, len(frames) - 1, count).round().astype(int)):
-        row, column = divmod(place, columns)
-        corner = (column * inches, (rows - 1 - row) * high)
-        axes = plots.add_panel(figure, corner, inches, frames[index].label)
-        _draw(axes, frames[index], data, inches)
+    chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    figure, panels = plots.new_panels([frame.label for frame in chosen], inches, columns)
+    for axes, frame in zip(panels, chosen, strict=True):
+        _draw(axes, frame, data, inches)
     return figure
 
 
@@ -441,69 +405,67 @@ def visible(x: Tensor) -> Tensor:
     return x / sizes.double().quantile(0.98).clamp(min=1).to(x.dtype)
 
 
-def _moments(
-    model: ParticleModel,
-    n: int,
-    frames: int,
-    view: Extent | None,
-    generator: torch.Generator,
-    steps: int | None,
-    real: Tensor | None,
-    cond: Tensor | None,
-) -> Iterator[tuple[str, State, Tensor, Tensor | None]]:
-    """The chosen nodes of a path: what to call them, the particles, scalars t and σ."""
-    nodes = _even_nodes(model, frames, view, generator, steps, real, cond)
-    total = model.steps if steps is None else steps
-    start = _prior_draw(model, n, generator)
-    for state in model.stream(start, generator=generator, steps=steps, cond=cond, real=real):
-        if state.step not in nodes:
-            continue
-        label, t, sigma = f"step {state.step} of {total}", state.x.new_tensor(state.t), None
-        if model.schedule is not None:
-            sigma = model.schedule.sigma(t)
-            label = f"{label} · σ = {float(sigma):.3g}"
-        yield label, state, t, sigma
+@dataclass(frozen=True)
+class _Path:
+    """Sampling that frames are taken of; ``view`` is None for images."""
 
+    model: ParticleModel
+    generator: torch.Generator
+    frames: int
+    view: Extent | None
+    steps: int | None
+    real: Tensor | None
+    cond: Tensor | None
 
-def _even_nodes(
-    model: ParticleModel,
-    frames: int,
-    view: Extent | None,
-    generator: torch.Generator,
-    steps: int | None,
-    real: Tensor | None,
-    cond: Tensor | None,
-) -> set[int]:
-    """At most so many nodes of a path between which pictures change by about as much.
+    def states(self, n: int, generator: torch.Generator, cond: Tensor | None) -> Iterator[State]:
+        """All nodes of a path of n particles."""
+        model = self.model
+        start = _prior_draw(model, n, generator)
+        return model.stream(start, generator=generator, steps=self.steps, cond=cond, real=self.real)
 
-    Measured on a few particles moved by a copy of the generator, so that no path need be kept.
-    """
-    if frames < 2:
-        raise ConfigError(f"an animation of a path needs at least 2 frames, got {frames}.")
-    pilot = torch.Generator(generator.device)
-    pilot.set_state(generator.get_state())
-    count = 64 if view is not None else 8
-    count = count if cond is None else min(count, len(cond))
-    labels = None if cond is None else cond[:count]
-    changes: list[float] = []
-    last: tuple[Tensor, float] | None = None
-    for state in model.stream(
-        _prior_draw(model, count, pilot), generator=pilot, steps=steps, cond=labels, real=real
-    ):
-        if view is None:
-            shown, zoom = visible(state.x).clamp(-1, 1), 0.0
-        else:
-            left, right, bottom, top = _extent(state.x, view)
-            center = state.x.new_tensor([(left + right) / 2, (bottom + top) / 2])
-            shown, zoom = 2 * (state.x - center) / (right - left), math.log(right - left)
-        if last is not None:
-            changes.append(float((shown - last[0]).abs().mean()) + abs(zoom - last[1]))
-        last = (shown, zoom)
-    way = np.cumsum([0.0, *changes])
-    least = max(way[-1] / (4 * frames), 1e-12)  # less change than this is not worth a frame
-    while len(nodes := _apart(way, least)) > frames:
-        least *= 1.05
-    return nodes
+    def moments(self, n: int | None) -> Iterator[tuple[str, State, Tensor, Tensor | None]]:
+        """The chosen nodes: what to call them, the particles, scalars t and σ."""
+        nodes, schedule = self.even_nodes(), self.model.schedule
+        total = self.model.steps if self.steps is None else self.steps
+        count = n or (36 if self.view is None else 400)
+        for state in self.states(count, self.generator, self.cond):
+            if state.step not in nodes:
+                continue
+            label, t, sigma = f"step {state.step} of {total}", state.x.new_tensor(state.t), None
+            if schedule is not None:
+                sigma = schedule.sigma(t)
+                label = f"{label} · σ = {float(sigma):.3g}"
+            yield label, state, t, sigma
+
+    def even_nodes(self) -> set[int]:
+        """At most so many nodes between which pictures change by about as much.
+
+        Measured on a few particles moved by a copy of the generator, so that no path need be kept.
+        """
+        frames, view, cond = self.frames, self.view, self.cond
+        if frames < 2:
+            raise ConfigError(f"an animation of a path needs at least 2 frames, got {frames}.")
+        pilot = torch.Generator(self.generator.device)
+        pilot.set_state(self.generator.get_state())
+        count = 64 if view is not None else 8
+        count = count if cond is None else min(count, len(cond))
+        changes: list[float] = []
+        last: tuple[Tensor, float] | None = None
+        for state in self.states(count, pilot, None if cond is None else cond[:count]):
+            if view is None:
+                shown, zoom = visible(state.x).clamp(-1, 1), 0.0
+            else:
+                left, right, bottom, top = _extent(state.x, view)
+                center = state.x.new_tensor([(left + right) / 2, (bottom + top) / 2])
+                shown, zoom = 2 * (state.x - center) / (right - left), math.log(right - left)
+            if last is not None:
+                changes.append(float((shown - last[0]).abs().mean()) + abs(zoom - last[1]))
+            last = (shown, zoom)
+        way = np.cumsum([0.0, *changes])
+        least = max(way[-1] / (4 * frames), 1e-12)  # less change than this is not worth a frame
+        while len(nodes := _apart(way, least)) > frames:
+            least *= 1.05
+        return nodes
 
 
 def _apart(way: np.ndarray, least: float) -> set[int]:
@@ -641,17 +603,8 @@ def _write_arrow_key(axes: Axes, names: Sequence[str], inches: float) -> None:
     for place, name in enumerate(reversed(names)):
         color, y = _ARROWS.get(name, plots.INK), 0.045 + place * 0.14 / inches
         axes.plot([0.03, 0.07], [y, y], color=color, lw=1.4, transform=axes.transAxes, zorder=9)
-        axes.annotate(
-            name,
-            (0.07, y),
-            xycoords=axes.transAxes,
-            xytext=(4, -2.5),
-            textcoords="offset points",
-            color=color,
-            size=7,
-            zorder=9,
-            bbox={"facecolor": plots.PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.6},
-        )
+        box = {"facecolor": plots.PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.6}
+        plots.write_beside(axes, name, (0.07, y), 4, color, bbox=box)
 
 
 def _pixels(figure: Figure, size: int) -> np.ndarray:

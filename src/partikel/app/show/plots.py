@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -144,10 +145,7 @@ def scatter_figure(
     """
     figure = new_figure(inches, inches + (HEAD if title else 0))
     axes = add_panel(figure, (0, 0), inches, title)
-    extent = view_of(samples if data is None else data)
-    frame_axes(axes, extent)
-    draw_clouds(axes, samples, data, inches)
-    note_outside(axes, samples, extent)
+    _draw_points(axes, samples, data, view_of(samples if data is None else data), inches)
     if data is not None:
         write_key(axes, inches)
     return figure
@@ -184,23 +182,15 @@ def comparison_figure(
         )
     if not planar and data is not None:
         shown = {"data": data, **shown}
-    columns = min(len(shown), columns)
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(columns * inches, rows * (inches + HEAD))
+    figure, axes = new_panels(list(shown), inches, columns)
     cloud = data if planar and data is not None else next(iter(shown.values()))
-    for place, (name, x) in enumerate(shown.items()):
-        row, column = divmod(place, columns)
-        corner = (column * inches, (rows - 1 - row) * (inches + HEAD))
-        axes = add_panel(figure, corner, inches, name)
+    for panel, x in zip(axes, shown.values(), strict=True):
         if planar:
-            extent = view_of(cloud)
-            frame_axes(axes, extent)
-            draw_clouds(axes, x, data, inches)
-            note_outside(axes, x, extent)
+            _draw_points(panel, x, data, view_of(cloud), inches)
         else:
-            draw_images(axes, x[:most])
-        if planar and data is not None and place == 0:
-            write_key(axes, inches)
+            draw_images(panel, x[:most])
+    if planar and data is not None:
+        write_key(axes[0], inches)
     return figure
 
 
@@ -234,10 +224,10 @@ def pairs_figure(
             frame_axes(axes, (*horizontal, *vertical), equal=False)
             if row == column:
                 axes.set_ylim(auto=True)
-                bins = np.linspace(*horizontal, 41)
+                bins = list(np.linspace(*horizontal, 41))
                 if data is not None:
-                    _histogram(axes, data[:, row], bins, color=DATA, alpha=0.3, filled=True)
-                _histogram(axes, x[:, row], bins, color=GENERATED, alpha=1.0, filled=False)
+                    _histogram(axes, data[:, row], bins, "stepfilled", color=DATA, alpha=0.3, lw=0)
+                _histogram(axes, x[:, row], bins, "step", color=GENERATED, lw=1.4)
             else:
                 pair = [column, row]
                 draw_clouds(axes, x[:, pair], None if data is None else data[:, pair], side)
@@ -374,6 +364,25 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def new_panels(titles: Sequence[str], inches: float, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each title, row by row.
+
+    Args:
+        titles: at least one.
+        inches: width of a panel.
+        columns: at most so many panels side by side.
+    """
+    columns = min(len(titles), columns)
+    rows, high = math.ceil(len(titles) / columns), inches + HEAD
+    figure = new_figure(columns * inches, rows * high)
+    panels = []
+    for place, title in enumerate(titles):
+        row, column = divmod(place, columns)
+        corner = (column * inches, (rows - 1 - row) * high)
+        panels.append(add_panel(figure, corner, inches, title))
+    return figure, panels
+
+
 def add_panel(
     figure: Figure, corner: tuple[float, float], side: float, title: str | None = None
 ) -> Axes:
@@ -435,11 +444,32 @@ def draw_clouds(
     axes.scatter(*points.T, s=size, color=GENERATED, alpha=alpha, linewidths=0, zorder=4)
 
 
-def draw_images(axes: Axes, images: Tensor) -> None:
-    """A grid of images that fills the axes."""
-    grid = image_grid(images)
-    axes.imshow(grid.convert("RGB"), interpolation="antialiased")
+def draw_images(
+    axes: Axes,
+    images: Tensor,
+    columns: int | None = None,
+    aspect: Literal["equal", "auto"] = "equal",
+) -> None:
+    """A grid of images (see :func:`image_grid`) that fills the axes, exactly where "auto"."""
+    grid = image_grid(images, columns)
+    axes.imshow(grid.convert("RGB"), interpolation="antialiased", aspect=aspect)
     axes.axis("off")
+
+
+def _draw_points(
+    axes: Axes, samples: Tensor, data: Tensor | None, extent: Extent, inches: float
+) -> None:
+    frame_axes(axes, extent)
+    draw_clouds(axes, samples, data, inches)
+    note_outside(axes, samples, extent)
+
+
+def write_beside(
+    axes: Axes, text: str, at: tuple[float, float], points: float, color: str, **options: Any
+) -> None:
+    """Small text so many points to the right of a place, in units of the axes."""
+    options |= {"textcoords": "offset points", "color": color, "size": 7, "zorder": 9}
+    axes.annotate(text, at, xycoords=axes.transAxes, xytext=(points, -2.5), **options)
 
 
 def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
@@ -449,36 +479,19 @@ def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
     outside = ~((x >= left) & (x <= right) & (y >= bottom) & (y <= top))
     share = float(outside.double().mean())
     if share >= 0.0005:
-        axes.text(
-            0.97,
-            0.03,
-            f"{share:.1%} outside",
-            transform=axes.transAxes,
-            ha="right",
-            color=MUTED,
-            size=7,
-            zorder=9,
-        )
+        text = f"{share:.1%} outside"
+        at = axes.transAxes
+        axes.text(0.97, 0.03, text, transform=at, ha="right", color=MUTED, size=7, zorder=9)
 
 
 def write_key(axes: Axes, inches: float) -> None:
     """What the two kinds of points are, at the lower left."""
     at, line = axes.transAxes, 0.13 / inches
-    for place, (name, color, marker) in enumerate(
-        [("generated", GENERATED, "o"), ("data", DATA, "D")]
-    ):
+    kinds = [("generated", GENERATED, "o"), ("data", DATA, "D")]
+    for place, (name, color, marker) in enumerate(kinds):
         y = 0.042 + place * line
         axes.plot(0.036, y, marker, color=color, markersize=3.2, transform=at, zorder=9)
-        axes.annotate(
-            name,
-            (0.036, y),
-            xycoords=at,
-            xytext=(6, -2.5),
-            textcoords="offset points",
-            color=MUTED,
-            size=7,
-            zorder=9,
-        )
+        write_beside(axes, name, (0.036, y), 6, MUTED)
 
 
 def themed_svg(figure: Figure) -> str:
@@ -529,19 +542,9 @@ def _apart(heights: Sequence[float], least: float) -> list[float]:
 
 
 def _histogram(
-    axes: Axes, values: Tensor, bins: np.ndarray, *, color: str, alpha: float, filled: bool
+    axes: Axes, values: Tensor, bins: list[float], kind: Literal["step", "stepfilled"], **look: Any
 ) -> None:
-    kind = "stepfilled" if filled else "step"
-    width = 0.0 if filled else 1.4
-    axes.hist(
-        _numpy(values),
-        bins=list(bins),
-        density=True,
-        histtype=kind,
-        color=color,
-        alpha=alpha,
-        linewidth=width,
-    )
+    axes.hist(_numpy(values), bins, density=True, histtype=kind, **look)
 
 
 def _area(count: int, inches: float) -> float:
@@ -606,12 +609,9 @@ def neighbours_figure(
         ("sample", GENERATED, samples, 1),
         ("nearest training images", DATA, neighbours.flatten(0, 1), columns),
     ):
-        grid = image_grid(images, columns=count)
         wide = inches * count
         place = (at / width, MARGIN / height, wide / width, rows * inches / height)
-        axes = figure.add_axes(place)
-        axes.imshow(grid.convert("RGB"), interpolation="antialiased", aspect="auto")
-        axes.axis("off")
+        draw_images(figure.add_axes(place), images, count, "auto")
         figure.text(at / width, above, title, color=color, size=9)
         at += wide + gap
     figure.text(at / width, above, "distances", color=MUTED, size=9)
@@ -753,12 +753,9 @@ def strips_figure(
     for name, strip in strips.items():
         high = strip.shape[0] * inches
         bottom = top - head - high
-        axes = figure.add_axes(
-            (MARGIN / width, bottom / height, strip.shape[1] * inches / width, high / height)
-        )
-        grid = image_grid(strip.flatten(0, 1), columns=strip.shape[1])
-        axes.imshow(grid.convert("RGB"), interpolation="antialiased", aspect="auto")
-        axes.axis("off")
+        wide = strip.shape[1] * inches
+        axes = figure.add_axes((MARGIN / width, bottom / height, wide / width, high / height))
+        draw_images(axes, strip.flatten(0, 1), strip.shape[1], "auto")
         figure.text(MARGIN / width, (top - 0.17) / height, name, color=INK, size=9.5)
         for column, caption in enumerate(captions[name]):
             x = (MARGIN + (column + 0.48) * inches) / width
