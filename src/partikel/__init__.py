@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PartikelError,
     )
     from partikel.fields import (
+        At,
         Context,
         DiscriminatorField,
         ExactScoreField,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdamSettings",
+    "At",
     "CheckpointError",
     "ConfigError",
     "Context",
@@ -62,6 +64,7 @@ __all__ = [
 
 _HOMES = {
     "AdamSettings": "partikel.training",
+    "At": "partikel.fields",
     "CheckpointError": "partikel.errors",
     "ConfigError": "partikel.errors",
     "Context": "partikel.fields",
