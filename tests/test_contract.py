@@ -196,11 +196,13 @@ def test_field(name: str, number: int, shape: tuple[int, ...], device: str) -> N
             if not field.draws:
                 rows = [bound(x[i : i + 2], At(t[i : i + 2], sigma[i : i + 2])) for i in (0, 2, 4)]
                 assert_close(torch.cat(rows), again)
-            generator.manual_seed(0)
-            same = bound(x, At(t[2], sigma[2]))  # what all points share is ()
-            generator.manual_seed(0)
-            each = bound(x, At(t[2].repeat(6), sigma[2].repeat(6)))
-            assert_close(same, each)
+            moving = field.bind(Context(real=real, generator=generator))  # the points are the cloud
+            for asked in {id(some): some for some in (bound, moving)}.values():
+                generator.manual_seed(0)
+                each = asked(x, At(t[2].repeat(6), sigma[2].repeat(6)))
+                for shared in (At(t[2], sigma[2]), At(t[2], sigma[2].repeat(6))):
+                    generator.manual_seed(0)  # what all points share is ()
+                    assert_close(asked(x, shared), each)
         assert not bound.needs
         names = [loss.name for loss in field.losses()]
         assert len(names) == len(set(names))

@@ -32,13 +32,17 @@ from partikel.fields import (
     DiscriminatorField,
     ExactScoreField,
     Field,
+    Guided,
+    LabelDropout,
     LossValue,
     Perturbed,
     ScoreField,
+    SteinField,
     TrainingBatch,
     WhiteNoise,
 )
 from partikel.fields.particles import Particles
+from partikel.kernels import RBFKernel
 from partikel.objectives import DIVERGENCES, FGAN, OBJECTIVES, GradientPenalty
 from partikel.schedules import KarrasLaw, LogNormalLaw, NoiseLaw
 from partikel.streams import Streams
@@ -139,7 +143,60 @@ def test_only_fields_are_added_and_only_weights_multiply(
         combine(a)
 
 
+def test_the_signature_of_earlier_versions_is_refused_where_a_field_is_defined() -> None:
+    with pytest.raises(
+        TypeError, match=r"Old\.forward takes \(self, x, at\): read t, sigma and cond"
+    ):
+
+        class Old(Field):
+            def forward(  # type: ignore[override]
+                self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+            ) -> Tensor:
+                return x
+
+    class New(Field):
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            return at.t * x
+
+    class Heir(New):
+        """Which writes no forward of its own."""
+
+    assert_close(Heir()(randn(3, 2), At(tensor(2.0))), 2 * randn(3, 2))
+
+
 # --- context ---
+
+
+def test_what_is_needed_and_drawn_is_that_of_all_fields_inside(a: Field) -> None:
+    critic = DiscriminatorField(Quadratic(2), "relativistic")
+    noisy = WhiteNoise(0.1)
+    stein = SteinField(ExactScoreField(MIXTURE), RBFKernel(1.0))
+    for field, needs, draws in (
+        (a, set(), False),
+        (critic, {"real"}, False),
+        (stein, {"particles"}, False),
+        (noisy, {"generator"}, True),
+        (2 * critic, {"real"}, False),
+        (torch.cos * (a + 2 * noisy), {"generator"}, True),
+        (a - critic + stein, {"real", "particles"}, False),
+        (Perturbed(stein, LAW), {"particles", "generator"}, True),
+        (Guided(critic - Perturbed(a, LAW), 2.0), {"real", "generator"}, True),
+        (LabelDropout(Guided(critic, 2.0), 3), {"real"}, False),
+        (SteinField(Perturbed(a, LAW), RBFKernel(1.0)), {"particles", "generator"}, True),
+    ):
+        assert field.needs == needs
+        assert field.draws is draws
+        given = {"real": randn(4, 2), "particles": randn(3, 2), "generator": seeded()}
+        bound = field
+        for name, value in given.items():  # what was bound before stays
+            bound = bound.bind(Context(**{name: value}))  # type: ignore[arg-type]
+            needs = needs - {name}
+            assert bound.needs == needs
+            assert bound.draws is draws
+        assert type(bound) is type(field)
+        assert bound.requires == field.requires
+    assert critic.requires == {"real"}
+    assert not (2 * critic).requires  # itself it needs nothing
 
 
 def test_requirements_and_bindings_pass_through_the_algebra(a: Field) -> None:
@@ -543,6 +600,49 @@ def test_a_field_that_occurs_twice_trains_once() -> None:
     field = DiscriminatorField(Quadratic(2))
     assert len((field + torch.cos * field).losses()) == 1
     assert len((field - 2 * (field + ExactScoreField(GAUSSIAN))).losses()) == 1
+
+
+def test_what_is_perturbed_or_loses_labels_trains_once_however_often_it_occurs() -> None:
+    """Losses that are made anew in each call are recognised as the same."""
+    field = DiscriminatorField(Quadratic(2))
+    perturbed, hidden = Perturbed(field, LAW), LabelDropout(field, 3)
+    for once in (perturbed, hidden, LabelDropout(perturbed, 3), Guided(perturbed, 2.0)):
+        (loss,) = (once + 2.0 * once).losses()
+        assert loss == once.losses()[0]
+    with pytest.raises(ConfigError, match="one way only"):  # the same network, at other points
+        (perturbed + Perturbed(field, KarrasLaw(0.1, 1.0))).losses()
+
+
+def test_the_loss_of_a_field_is_the_sum_of_the_means_of_its_losses() -> None:
+    critic = DiscriminatorField(Quadratic(2), penalties=(GradientPenalty(1.0),))
+    own = ScoreField(EDMDenoiser(Recorder()), LAW, of="particles", name="own score")
+    field, some = Perturbed(critic - own, LAW), batch(8)
+    expected = sum((loss.compute(some).loss.mean() for loss in field.losses()), tensor(0.0))
+    assert some.real is not None
+    for real in (some.real, some.real.x):
+        value = field.loss(real, some.particles, streams=Streams(0))
+        assert value.shape == ()
+        assert_close(value, expected)
+    value.backward()
+    (slope,) = torch.autograd.grad(expected, critic.network.linear)
+    assert_close(critic.network.linear.grad, slope)
+    data = ScoreField(EDMDenoiser(Recorder()), LAW)
+    alone = data.loss(some.real.x, streams=Streams(0))
+    assert_close(alone, loss_of(data, batch(8)).loss.mean())
+
+
+def test_a_loss_of_points_that_are_missing_or_of_nothing_is_refused() -> None:
+    critic, some = DiscriminatorField(Quadratic(2)), batch(4)
+    for real, particles, missing in (
+        (None, None, "particles and real points"),
+        (None, some.particles, "real points"),
+        (some.real, None, "particles"),
+    ):
+        with pytest.raises(ConfigError, match=f"Sum needs {missing}: pass them"):
+            (critic + WhiteNoise(1.0)).loss(real, particles, streams=Streams(0))
+    for nothing in (ExactScoreField(MIXTURE), DiscriminatorField(Quadratic(2)).freeze()):
+        with pytest.raises(ConfigError, match=f"nothing trains this {type(nothing).__name__}"):
+            nothing.loss(some.real, some.particles, streams=Streams(0))
 
 
 def test_losses_of_one_name_are_refused() -> None:
