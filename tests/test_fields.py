@@ -614,7 +614,8 @@ def test_what_is_perturbed_or_loses_labels_trains_once_however_often_it_occurs()
 
 
 def test_the_loss_of_a_field_is_the_sum_of_the_means_of_its_losses() -> None:
-    critic = DiscriminatorField(Quadratic(2), penalties=(GradientPenalty(1.0),))
+    network = Quadratic(2)
+    critic = DiscriminatorField(network, penalties=(GradientPenalty(1.0),))
     own = ScoreField(EDMDenoiser(Recorder()), LAW, of="particles", name="own score")
     field, some = Perturbed(critic - own, LAW), batch(8)
     expected = sum((loss.compute(some).loss.mean() for loss in field.losses()), tensor(0.0))
@@ -624,8 +625,8 @@ def test_the_loss_of_a_field_is_the_sum_of_the_means_of_its_losses() -> None:
         assert value.shape == ()
         assert_close(value, expected)
     value.backward()
-    (slope,) = torch.autograd.grad(expected, critic.network.linear)
-    assert_close(critic.network.linear.grad, slope)
+    (slope,) = torch.autograd.grad(expected, network.linear)
+    assert_close(network.linear.grad, slope)
     data = ScoreField(EDMDenoiser(Recorder()), LAW)
     alone = data.loss(some.real.x, streams=Streams(0))
     assert_close(alone, loss_of(data, batch(8)).loss.mean())
