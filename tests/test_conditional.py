@@ -32,6 +32,7 @@ from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dat
 from partikel.denoising import EDMDenoiser
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import (
+    At,
     Context,
     DiscriminatorField,
     ExactScoreField,
@@ -67,13 +68,11 @@ class ClassScore(Field):
         self.whole = whole
         self.classes = classes
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
-        if cond is None:
-            return self.whole.score(x, sigma)
-        scores = torch.stack([law.score(x, sigma) for law in self.classes])
-        return scores[cond, torch.arange(len(x))]
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        if at.cond is None:
+            return self.whole.score(x, at.sigma)
+        scores = torch.stack([law.score(x, at.sigma) for law in self.classes])
+        return scores[at.cond, torch.arange(len(x))]
 
 
 SCORE = ClassScore(MIXTURE, COMPONENTS)
@@ -91,14 +90,14 @@ def test_guidance_is_the_score_of_the_sharpened_law(weight: float) -> None:
     posterior = MIXTURE.responsibilities(x, SIGMA)[torch.arange(len(x)), COND]
     log_law = MIXTURE.log_density(x, SIGMA) + weight * posterior.log()
     (expected,) = torch.autograd.grad(log_law.sum(), x)
-    assert_close(Guided(SCORE, weight)(X, T, SIGMA, COND), expected)
+    assert_close(Guided(SCORE, weight)(X, At(T, SIGMA, COND)), expected)
 
 
 def test_weights_one_and_zero_are_the_fields_with_and_without_the_label() -> None:
-    assert torch.equal(Guided(SCORE, 1)(X, T, SIGMA, COND), SCORE(X, T, SIGMA, COND))
-    assert torch.equal(Guided(SCORE, 0)(X, T, SIGMA, COND), MIXTURE.score(X, SIGMA))
+    assert torch.equal(Guided(SCORE, 1)(X, At(T, SIGMA, COND)), SCORE(X, At(T, SIGMA, COND)))
+    assert torch.equal(Guided(SCORE, 0)(X, At(T, SIGMA, COND)), MIXTURE.score(X, SIGMA))
     for weight in (0.0, 1.0, 5.0):  # without a label there is nothing to guide to
-        assert torch.equal(Guided(SCORE, weight)(X, T, SIGMA), MIXTURE.score(X, SIGMA))
+        assert torch.equal(Guided(SCORE, weight)(X, At(T, SIGMA)), MIXTURE.score(X, SIGMA))
 
 
 def test_guidance_is_linear_in_the_field() -> None:
@@ -106,37 +105,38 @@ def test_guidance_is_linear_in_the_field() -> None:
     tilt = ClassScore(COMPONENTS[0], [COMPONENTS[2], COMPONENTS[0], COMPONENTS[1]])
     together = Guided(2 * SCORE - torch.exp * tilt, 2.5)
     apart = 2 * Guided(SCORE, 2.5) - torch.exp * Guided(tilt, 2.5)
-    assert_close(together(X, T, SIGMA, COND), apart(X, T, SIGMA, COND))
+    assert_close(together(X, At(T, SIGMA, COND)), apart(X, At(T, SIGMA, COND)))
     nested = Guided(Guided(SCORE, 3.0), 2.0)
-    assert_close(nested(X, T, SIGMA, COND), Guided(SCORE, 6.0)(X, T, SIGMA, COND))
+    assert_close(nested(X, At(T, SIGMA, COND)), Guided(SCORE, 6.0)(X, At(T, SIGMA, COND)))
 
 
 def test_the_weight_may_depend_on_time_and_costs_nothing_where_it_is_one() -> None:
     calls: list[Tensor | None] = []
 
     class Counted(ClassScore):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            calls.append(cond)
-            return super().forward(x, t, sigma, cond)
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            calls.append(at.cond)
+            return super().forward(x, at)
 
     def inside(t: Tensor) -> Tensor:
         return torch.where((t > 0.3) & (t < 0.6), 4.0, 1.0)
 
     field = Guided(Counted(MIXTURE, COMPONENTS), inside)
-    mixed = field(X, T, SIGMA, COND)
+    mixed = field(X, At(T, SIGMA, COND))
     rows = [
-        Guided(SCORE, float(inside(T[i])))(*(v[i : i + 1] for v in (X, T, SIGMA, COND)))
+        Guided(SCORE, float(inside(T[i])))(
+            X[i : i + 1], At(*(v[i : i + 1] for v in (T, SIGMA, COND)))
+        )
         for i in range(len(X))
     ]
     assert_close(mixed, torch.cat(rows))
     assert len(calls) == 2
     for time, count in ((0.1, 1), (0.5, 2), (0.8, 1)):  # all particles of a solver share a time
         calls.clear()
-        field(X, tensor(time).expand(len(X)), SIGMA, COND)
+        shared = field(X, At(tensor(time), SIGMA, COND))
         assert len(calls) == count
         assert any(cond is COND for cond in calls)
+        assert_close(shared, field(X, At(tensor(time).repeat(len(X)), SIGMA, COND)))
     for wrong in (nn.Linear(1, 1), "2"):
         with pytest.raises(TypeError, match="guidance is a number"):
             Guided(SCORE, wrong)  # type: ignore[arg-type]
@@ -158,20 +158,20 @@ def test_a_discriminator_is_guided_by_the_same_formula() -> None:
     """∇ of (1 - w) c(d(x, ∅)) + w c(d(x, c))."""
     critic = DiscriminatorField(Labelled().double(), "non-saturating", conditions=("t",))
     x = X.clone().requires_grad_()
-    potential = -0.7 * critic.potential(x, T) + 1.7 * critic.potential(x, T, None, COND)
+    potential = -0.7 * critic.potential(x, At(T)) + 1.7 * critic.potential(x, At(T, None, COND))
     (expected,) = torch.autograd.grad(potential.sum(), x)
-    assert_close(Guided(critic, 1.7)(X, T, None, COND), expected)
+    assert_close(Guided(critic, 1.7)(X, At(T, None, COND)), expected)
 
 
 def test_both_labels_see_the_same_random_draws() -> None:
     """Noise that does not depend on the label passes guidance once, whatever the weight."""
     guided = Guided(SCORE + WhiteNoise(2.0), 5.0).bind(Context(generator=seeded(4)))
     noise = WhiteNoise(2.0).bind(Context(generator=seeded(4)))
-    expected = Guided(SCORE, 5.0)(X, T, SIGMA, COND) + noise(X, T)
-    assert_close(guided(X, T, SIGMA, COND), expected)
+    expected = Guided(SCORE, 5.0)(X, At(T, SIGMA, COND)) + noise(X, At(T))
+    assert_close(guided(X, At(T, SIGMA, COND)), expected)
     once = Perturbed(Guided(SCORE, 5.0), KarrasLaw()).bind(Context(generator=seeded(5)))
     outside = Guided(Perturbed(SCORE, KarrasLaw()), 5.0).bind(Context(generator=seeded(5)))
-    assert_close(outside(X, T, None, COND), once(X, T, None, COND))
+    assert_close(outside(X, At(T, None, COND)), once(X, At(T, None, COND)))
 
 
 def carried(field: Field, **options: Any) -> ParticleModel:
@@ -196,10 +196,10 @@ def test_samples_follow_the_law_of_the_label_or_of_none() -> None:
     model, n = carried(SCORE, solver=SOLVERS["heun"]()), 4000
     for label, law in enumerate(COMPONENTS):
         cond = torch.full((n,), label)
-        x = model.sample(n, generator=seeded(), x=start(model, n), cond=cond, guidance=1.0)
+        x = model.sample(n, generator=seeded(), start=start(model, n), cond=cond, guidance=1.0)
         assert_moments(x, law.mean, law.covariance)
     cond = torch.zeros(n, dtype=torch.int64)
-    x = model.sample(n, generator=seeded(), x=start(model, n), cond=cond, guidance=0.0)
+    x = model.sample(n, generator=seeded(), start=start(model, n), cond=cond, guidance=0.0)
     assert_moments(x, MIXTURE.mean, MIXTURE.covariance)
     assert_mean(MIXTURE.responsibilities(x), MIXTURE.weights)
 
@@ -434,16 +434,14 @@ def test_a_guided_score_gan_descends_the_guided_score() -> None:
     x, t, cond = X.float(), T.float(), COND
 
     class Explicit(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
+        def forward(self, x: Tensor, at: At) -> Tensor:
             s_p, s_rho = ScoreField(data), ScoreField(own)
-            guided = 3 * s_p(x, t, sigma, cond) - 2 * s_p(x, t, sigma, None)
-            return guided - s_rho(x, t, sigma, cond)
+            guided = 3 * s_p(x, at) - 2 * s_p(x, at._replace(cond=None))
+            return guided - s_rho(x, at)
 
     law = KarrasLaw(recipe.sigma_min, recipe.sigma_max, recipe.rho)
     fields = (model.field, Perturbed(Explicit(), law))
-    got, expected = (f.bind(Context(generator=seeded()))(x, t, None, cond) for f in fields)
+    got, expected = (f.bind(Context(generator=seeded()))(x, At(t, None, cond)) for f in fields)
     assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -455,10 +453,8 @@ def test_labels_are_drawn_at_the_frequencies_of_the_data() -> None:
     seen: list[Tensor | None] = []
 
     class Listener(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            seen.append(cond)
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            seen.append(at.cond)
             return torch.zeros_like(x)
 
     model = ParticleModel(

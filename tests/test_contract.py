@@ -21,6 +21,7 @@ from conftest import GAUSSIAN, OTHER, LinearField, randn, seeded, tensor
 from partikel.data import SPLITS, Dataset, FiniteDataset, SyntheticDataset, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.fields import (
+    At,
     AtScale,
     Context,
     DeepMMDField,
@@ -175,7 +176,7 @@ def test_field(name: str, number: int, shape: tuple[int, ...], device: str) -> N
         before = x.clone(), copy.deepcopy(field.state_dict())
         state = torch.get_rng_state()
         bound = field.bind(Context(real=real, particles=x, generator=generator.manual_seed(0)))
-        velocity = bound(x, t, sigma)
+        velocity = bound(x, At(t, sigma))
         assert velocity.shape == x.shape
         assert velocity.dtype == dtype
         assert velocity.device == x.device
@@ -189,21 +190,69 @@ def test_field(name: str, number: int, shape: tuple[int, ...], device: str) -> N
             assert torch.equal(value, before[1][key])
         with torch.no_grad():
             generator.manual_seed(0)
-            again = bound(x, t, sigma)
+            again = bound(x, At(t, sigma))
             assert not again.requires_grad
             assert_close(again, velocity.detach())
-            if "generator" not in field.requires:
-                rows = [bound(x[i : i + 2], t[i : i + 2], sigma[i : i + 2]) for i in (0, 2, 4)]
+            if not field.draws:
+                rows = [bound(x[i : i + 2], At(t[i : i + 2], sigma[i : i + 2])) for i in (0, 2, 4)]
                 assert_close(torch.cat(rows), again)
-            same = bound(x, t[2].expand(6), sigma[2].expand(6))
-            generator.manual_seed(0)
-            one = bound(x, t[2].repeat(6), sigma[2].repeat(6))
-            if "generator" not in field.requires:
-                assert_close(same, one)
-        assert bound.requires <= field.requires
+            moving = field.bind(Context(real=real, generator=generator))  # the points are the cloud
+            for asked in {id(some): some for some in (bound, moving)}.values():
+                generator.manual_seed(0)
+                each = asked(x, At(t[2].repeat(6), sigma[2].repeat(6)))
+                for shared in (At(t[2], sigma[2]), At(t[2], sigma[2].repeat(6))):
+                    generator.manual_seed(0)  # what all points share is ()
+                    assert_close(asked(x, shared), each)
+        assert not bound.needs
         names = [loss.name for loss in field.losses()]
         assert len(names) == len(set(names))
+        assert [loss.name for loss in bound.losses()] == names
         assert all(loss.needs <= {"real", "particles"} for loss in field.losses())
+
+
+# What a field may be inside of.
+WHOLES: dict[str, Callable[[Field], Field]] = {
+    "itself": lambda field: field,
+    "sum": lambda field: critic((2,), name="other") - field,
+    "scaled": lambda field: torch.exp * field,
+    "perturbed": lambda field: Perturbed(field, KarrasLaw()),
+    "with white noise": lambda field: field + WhiteNoise(0.1),
+    "guided": lambda field: Guided(field, 2.0),
+    "label dropout": lambda field: LabelDropout(field, 3),
+    "nested": lambda field: Guided(2 * LabelDropout(field, 3) + WhiteNoise(0.1), torch.exp),
+}
+
+
+def wholes() -> Iterator[Any]:
+    for name, make in FIELDS.items():
+        for number, field in enumerate(make((2,))):
+            for whole in WHOLES:
+                if whole != "perturbed" or "real" not in field.needs:  # which is refused
+                    yield pytest.param(name, number, whole, id=f"{name}-{number}-{whole}")
+
+
+@pytest.mark.parametrize(("name", "number", "whole"), list(wholes()))
+def test_binding_keeps_what_is_frozen(name: str, number: int, whole: str) -> None:
+    """What is bound is as frozen as what it was made of: the whole, or the field inside of it."""
+    x, real = randn(4, 2).float(), randn(5, 2, seed=1).float()
+    context = Context(real=real, particles=x, generator=seeded())
+    field = WHOLES[whole](FIELDS[name]((2,))[number])
+    assert not field.bind(context).frozen
+    bound = field.freeze().bind(context)
+    assert type(bound) is type(field)
+    assert bound.frozen
+    assert not bound.losses()
+    inside = WHOLES[whole](FIELDS[name]((2,))[number].freeze())
+    part = inside.bind(context)
+    assert part.frozen is (whole == "itself")
+    assert [loss.name for loss in part.losses()] == (["other"] if whole == "sum" else [])
+    frozen, same = (
+        [m for m in of.modules() if isinstance(m, Field) and m.frozen] for of in (part, inside)
+    )
+    assert len(frozen) == len(same) > 0
+    for module in (bound, *frozen):
+        assert not any(each.training for each in module.train().modules())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 # --- schedules, laws and grids ---
@@ -285,8 +334,14 @@ def test_solver(name: str, shape: tuple[int, ...], device: str) -> None:
     for dtype in DTYPES:
         x = randn(4, *shape).to(device, dtype)
         start = x.clone()
+
+        def drift(x: Tensor, t: Tensor) -> Tensor:
+            assert t.shape == ()  # all particles stand at one time
+            assert t.dtype == x.dtype
+            return -x
+
         dynamics = Dynamics(
-            lambda x, t: -x * torch.ones_like(t).view(-1, *[1] * (x.ndim - 1)),
+            drift,
             schedule=partikel.schedules.EDMSchedule(2.0, 1.0),
             score=lambda x, t: -1e12 * x,  # so steep that a corrector stands still
         )
@@ -578,7 +633,7 @@ def test_score_differences_are_composed_as_the_paper_says(name: str) -> None:
     h = 2.0 * ScoreField(data) - 0.5 * ScoreField(own)
     x, t = torch.randn(6, 2, generator=seeded()), torch.linspace(0, 1, 6)
     fields = (system.model.field, Perturbed(h, KarrasLaw(0.3, 2.0, 2.0)))
-    composed, expected = (f.bind(Context(generator=seeded()))(x, t) for f in fields)
+    composed, expected = (f.bind(Context(generator=seeded()))(x, At(t)) for f in fields)
     assert_close(composed, expected)
 
 
@@ -624,5 +679,6 @@ def test_the_algebra_of_listed_fields_keeps_their_requirements() -> None:
     for make in FIELDS.values():
         for field in make((2,)):
             other = ExactScoreField(OTHER)
-            assert (field - 2 * other).requires == field.requires
-            assert (torch.exp * field).requires == field.requires
+            for combined in (field - 2 * other, torch.exp * field):
+                assert combined.needs == field.needs
+                assert combined.draws == field.draws

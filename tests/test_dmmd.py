@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from conftest import MIXTURE, OTHER, assert_mean, randn, seeded, tensor
 from partikel.data import Batch
 from partikel.errors import ConfigError
-from partikel.fields import Context, DeepMMDField, Field, MMDField, TrainingBatch
+from partikel.fields import At, Context, DeepMMDField, Field, MMDField, TrainingBatch
 from partikel.kernels import Kernel
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import MLP
@@ -52,7 +52,7 @@ def asked(
     sigma: Tensor | None,
     particles: Tensor | None = None,
 ) -> Tensor:
-    return field.bind(Context(real=real, particles=particles))(x, torch.zeros(len(x)), sigma)
+    return field.bind(Context(real=real, particles=particles))(x, At(torch.zeros(len(x)), sigma))
 
 
 def at(sigma: float, n: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import partikel.fields.samples.drift
 from conftest import randn, tensor
 from partikel.errors import ConfigError
-from partikel.fields import Context, Field
+from partikel.fields import At, Context, Field
 from partikel.fields.samples.drift import DriftField, Normalisation
 
 BOTH: list[Normalisation] = ["mean shift", "batch"]
@@ -20,7 +20,7 @@ BOTH: list[Normalisation] = ["mean shift", "batch"]
 
 def velocity(field: Field, x: Tensor, real: Tensor, particles: Tensor | None = None) -> Tensor:
     bound = field.bind(Context(real=real, particles=particles))
-    return bound(x, torch.zeros(len(x), dtype=x.dtype))
+    return bound(x, At(torch.zeros(len(x), dtype=x.dtype)))
 
 
 def kernel(x: Tensor, y: Tensor, tau: float) -> float:

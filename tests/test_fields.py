@@ -27,17 +27,22 @@ from partikel.data import Batch
 from partikel.denoising import EDMDenoiser, dsm_loss
 from partikel.errors import ConfigError
 from partikel.fields import (
+    At,
     Context,
     DiscriminatorField,
     ExactScoreField,
     Field,
+    Guided,
+    LabelDropout,
     LossValue,
     Perturbed,
     ScoreField,
+    SteinField,
     TrainingBatch,
     WhiteNoise,
 )
 from partikel.fields.particles import Particles
+from partikel.kernels import RBFKernel
 from partikel.objectives import DIVERGENCES, FGAN, OBJECTIVES, GradientPenalty
 from partikel.schedules import KarrasLaw, LogNormalLaw, NoiseLaw
 from partikel.streams import Streams
@@ -82,16 +87,16 @@ def c() -> Field:
 
 def test_fields_are_a_vector_space(a: Field, b: Field, c: Field) -> None:
     x, t = randn(5, 2), times(5)
-    va, vb, vc = a(x, t), b(x, t), c(x, t)
-    assert_close((a + b)(x, t), va + vb)
-    assert_close((a - b)(x, t), va - vb)
-    assert_close((-a)(x, t), -va)
-    assert_close((2 * a)(x, t), 2 * va)
-    assert_close((a * 2.5)(x, t), 2.5 * va)
-    assert_close((2 * (a - 3 * b))(x, t), 2 * va - 6 * vb)
-    assert_close(((a + b) + c)(x, t), (a + (b + c))(x, t))
-    assert_close((a - (b - c))(x, t), va - vb + vc)
-    assert_close((a - a)(x, t), torch.zeros_like(x))
+    va, vb, vc = a(x, At(t)), b(x, At(t)), c(x, At(t))
+    assert_close((a + b)(x, At(t)), va + vb)
+    assert_close((a - b)(x, At(t)), va - vb)
+    assert_close((-a)(x, At(t)), -va)
+    assert_close((2 * a)(x, At(t)), 2 * va)
+    assert_close((a * 2.5)(x, At(t)), 2.5 * va)
+    assert_close((2 * (a - 3 * b))(x, At(t)), 2 * va - 6 * vb)
+    assert_close(((a + b) + c)(x, At(t)), (a + (b + c))(x, At(t)))
+    assert_close((a - (b - c))(x, At(t)), va - vb + vc)
+    assert_close((a - a)(x, At(t)), torch.zeros_like(x))
 
 
 def test_weights_may_depend_on_time(a: Field, b: Field) -> None:
@@ -102,31 +107,29 @@ def test_weights_may_depend_on_time(a: Field, b: Field) -> None:
 
     for x in (randn(5, 2), randn(5, 2, seed=3)):
         wide = weight(t)[:, None]
-        assert_close((weight * a)(x, t), wide * a(x, t))
-        assert_close((a * weight - b)(x, t), wide * a(x, t) - b(x, t))
-        assert_close((weight * (2 * a + b))(x, t), wide * (2 * a(x, t) + b(x, t)))
+        assert_close((weight * a)(x, At(t)), wide * a(x, At(t)))
+        assert_close((a * weight - b)(x, At(t)), wide * a(x, At(t)) - b(x, At(t)))
+        assert_close((weight * (2 * a + b))(x, At(t)), wide * (2 * a(x, At(t)) + b(x, At(t))))
 
 
 def test_a_weight_is_spread_over_images() -> None:
     x, t = randn(4, 3, 2, 2), times(4)
     field = DiscriminatorField(Quadratic(12))
-    assert_close((torch.exp * field)(x, t), t.exp().view(4, 1, 1, 1) * field(x, t))
+    assert_close((torch.exp * field)(x, At(t)), t.exp().view(4, 1, 1, 1) * field(x, At(t)))
 
 
 def test_terms_see_noise_level_and_labels() -> None:
-    seen = []
+    seen: list[At] = []
 
     class Listener(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            seen.append((t, sigma, cond))
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            seen.append(at)
             return x
 
     x, t, sigma, cond = randn(3, 2), times(3), times(3) + 1, torch.arange(3)
-    (2 * (Listener() - torch.cos * Listener()))(x, t, sigma, cond)
+    (2 * (Listener() - torch.cos * Listener()))(x, At(t, sigma, cond))
     assert len(seen) == 2
-    assert all(call[0] is t and call[1] is sigma and call[2] is cond for call in seen)
+    assert all(at.t is t and at.sigma is sigma and at.cond is cond for at in seen)
 
 
 @pytest.mark.parametrize(
@@ -140,24 +143,77 @@ def test_only_fields_are_added_and_only_weights_multiply(
         combine(a)
 
 
+def test_the_signature_of_earlier_versions_is_refused_where_a_field_is_defined() -> None:
+    with pytest.raises(
+        TypeError, match=r"Old\.forward takes \(self, x, at\): read t, sigma and cond"
+    ):
+
+        class Old(Field):
+            def forward(  # type: ignore[override]
+                self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
+            ) -> Tensor:
+                return x
+
+    class New(Field):
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            return at.t * x
+
+    class Heir(New):
+        """Which writes no forward of its own."""
+
+    assert_close(Heir()(randn(3, 2), At(tensor(2.0))), 2 * randn(3, 2))
+
+
 # --- context ---
+
+
+def test_what_is_needed_and_drawn_is_that_of_all_fields_inside(a: Field) -> None:
+    critic = DiscriminatorField(Quadratic(2), "relativistic")
+    noisy = WhiteNoise(0.1)
+    stein = SteinField(ExactScoreField(MIXTURE), RBFKernel(1.0))
+    for field, needs, draws in (
+        (a, set(), False),
+        (critic, {"real"}, False),
+        (stein, {"particles"}, False),
+        (noisy, {"generator"}, True),
+        (2 * critic, {"real"}, False),
+        (torch.cos * (a + 2 * noisy), {"generator"}, True),
+        (a - critic + stein, {"real", "particles"}, False),
+        (Perturbed(stein, LAW), {"particles", "generator"}, True),
+        (Guided(critic - Perturbed(a, LAW), 2.0), {"real", "generator"}, True),
+        (LabelDropout(Guided(critic, 2.0), 3), {"real"}, False),
+        (SteinField(Perturbed(a, LAW), RBFKernel(1.0)), {"particles", "generator"}, True),
+    ):
+        assert field.needs == needs
+        assert field.draws is draws
+        given = {"real": randn(4, 2), "particles": randn(3, 2), "generator": seeded()}
+        bound = field
+        for name, value in given.items():  # what was bound before stays
+            bound = bound.bind(Context(**{name: value}))  # type: ignore[arg-type]
+            needs = needs - {name}
+            assert bound.needs == needs
+            assert bound.draws is draws
+        assert type(bound) is type(field)
+        assert bound.requires == field.requires
+    assert critic.requires == {"real"}
+    assert not (2 * critic).requires  # itself it needs nothing
 
 
 def test_requirements_and_bindings_pass_through_the_algebra(a: Field) -> None:
     critic = DiscriminatorField(Quadratic(2), "relativistic")
     field = a + 2 * critic - WhiteNoise(0.0)
-    assert field.requires == {"real", "generator"}
+    assert field.needs == {"real", "generator"}
     x, t, real = randn(5, 2), times(5), randn(7, 2, seed=4)
     with pytest.raises(ConfigError):
-        field(x, t)
+        field(x, At(t))
     bound = field.bind(Context(real=real, generator=seeded()))
     alone = critic.bind(Context(real=real))
-    assert_close(bound(x, t), a(x, t) + 2 * alone(x, t))
+    assert_close(bound(x, At(t)), a(x, At(t)) + 2 * alone(x, At(t)))
 
 
 def test_what_needs_no_context_is_bound_to_itself(a: Field, b: Field) -> None:
     for field in (a, 2 * a, a - b, DiscriminatorField(Quadratic(2))):
-        assert not field.requires
+        assert not field.needs
         assert field.bind(Context(real=randn(2, 2), generator=seeded())) is field
 
 
@@ -166,7 +222,7 @@ def test_missing_context_is_named() -> None:
         DiscriminatorField(Quadratic(2), "relativistic").bind(Context())
     for field in (WhiteNoise(1.0), Perturbed(ExactScoreField(GAUSSIAN), LAW)):
         with pytest.raises(ConfigError, match="bind"):
-            field(randn(2, 2), times(2))
+            field(randn(2, 2), At(times(2)))
 
 
 def test_missing_noise_level_is_named() -> None:
@@ -175,7 +231,7 @@ def test_missing_noise_level_is_named() -> None:
     critic = DiscriminatorField(Quadratic(2), conditions=("sigma",))
     for field in (ScoreField(EDMDenoiser(Recorder()), LAW), critic, noise):
         with pytest.raises(ConfigError, match="schedule"):
-            field(x, t)
+            field(x, At(t))
 
 
 # --- discriminators ---
@@ -201,8 +257,8 @@ def test_an_optimal_f_gan_is_the_gradient_flow(name: str, trick: bool) -> None:
     weight = DIVERGENCES[name].h(r) / (r if trick else 1)
     field = DiscriminatorField(LogRatio(GAUSSIAN, OTHER), FGAN(name, trick=trick))
     difference = ExactScoreField(GAUSSIAN) - ExactScoreField(OTHER)
-    assert_close(field(x, times(16)), weight[:, None] * difference(x, times(16)))
-    assert_close(field.log_ratio(x, times(16)), r.log())
+    assert_close(field(x, At(times(16))), weight[:, None] * difference(x, At(times(16))))
+    assert_close(field.log_ratio(x, At(times(16))), r.log())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +281,7 @@ def test_the_field_is_the_gradient_of_the_potential(
         c = t[:, None] if conditions else None
         weight = beta(critic(x, c).detach()).view(-1, *[1] * (len(shape) - 1))
         field = DiscriminatorField(critic, objective, conditions=conditions)  # type: ignore[arg-type]
-        assert_close(field(x, t), weight * critic.gradient(x, c))
+        assert_close(field(x, At(t)), weight * critic.gradient(x, c))
 
 
 def test_conditions_come_in_their_order() -> None:
@@ -237,7 +293,7 @@ def test_conditions_come_in_their_order() -> None:
         (("t", "sigma"), [t, sigma]),
     ):
         network = Recorder(lambda x: x.sum(1))
-        DiscriminatorField(network, conditions=conditions).logit(x, t, sigma)  # type: ignore[arg-type]
+        DiscriminatorField(network, conditions=conditions).logit(x, At(t, sigma))  # type: ignore[arg-type]
         assert_close(network.calls[0][1], torch.stack(expected, 1))
 
 
@@ -245,7 +301,7 @@ def test_a_time_that_all_particles_share_is_passed_once() -> None:
     network = Recorder(lambda x: x.sum(1))
     field = DiscriminatorField(network, conditions=("t",))
     t = tensor(0.3)
-    assert_close(field(randn(4, 2), t.expand(4)), field(randn(4, 2), t.repeat(4)))
+    assert_close(field(randn(4, 2), At(t)), field(randn(4, 2), At(t.repeat(4))))
     assert_close(network.calls[0][1], tensor([[0.3]]))
 
 
@@ -266,11 +322,12 @@ def test_relativistic_field_against_brute_force(conditions: tuple[str, ...]) -> 
         expected[i] = weight.detach() * critic.gradient(x[i : i + 1], own)[0]
     field = DiscriminatorField(critic, "relativistic", conditions=conditions)  # type: ignore[arg-type]
     bound = field.bind(Context(real=real))
-    assert_close(bound(x, t, sigma), expected)
-    chunks = [bound(x[i : i + 2], t[i : i + 2], sigma[i : i + 2]) for i in range(0, 6, 2)]
+    assert_close(bound(x, At(t, sigma)), expected)
+    chunks = [bound(x[i : i + 2], At(t[i : i + 2], sigma[i : i + 2])) for i in range(0, 6, 2)]
     assert_close(torch.cat(chunks), expected)
-    same = t[0].expand(6), sigma[0].expand(6)
-    assert_close(bound(x, *same), bound(x, same[0].clone(), same[1].clone()))
+    apart = bound(x, At(t[0].repeat(6), sigma[0].repeat(6)))
+    assert_close(bound(x, At(t[0], sigma[0])), apart)
+    assert_close(bound(x, At(t[0], sigma[0].repeat(6))), apart)
 
 
 @pytest.mark.parametrize("objective", ["non-saturating", "lsgan", "relativistic", "f-pearson"])
@@ -358,7 +415,7 @@ def test_a_relativistic_field_compares_under_the_labels_or_refuses() -> None:
     network = Recorder(lambda x: x.sum(1))
     field = DiscriminatorField(network, "relativistic").bind(Context(real=randn(5, 2, seed=3)))
     try:
-        field(randn(4, 2), times(4), None, torch.tensor([0, 1, 1, 0]))
+        field(randn(4, 2), At(times(4), None, torch.tensor([0, 1, 1, 0])))
     except ConfigError:
         return
     assert all(labels is not None for _, _, labels in network.calls)
@@ -382,9 +439,9 @@ class ExactDenoiser(EDMDenoiser):
 def test_the_score_of_an_exact_denoiser() -> None:
     x, t, sigma = randn(8, 2), times(8), times(8) + 0.2
     expected = MIXTURE.score(x, sigma)
-    assert_close(ScoreField(ExactDenoiser())(x, t, sigma), expected)
-    assert_close(ExactScoreField(MIXTURE)(x, t, sigma), expected)
-    assert_close(ExactScoreField(MIXTURE)(x, t), MIXTURE.score(x))
+    assert_close(ScoreField(ExactDenoiser())(x, At(t, sigma)), expected)
+    assert_close(ExactScoreField(MIXTURE)(x, At(t, sigma)), expected)
+    assert_close(ExactScoreField(MIXTURE)(x, At(t)), MIXTURE.score(x))
 
 
 @pytest.mark.parametrize(
@@ -449,30 +506,28 @@ def test_a_perturbed_score_difference_is_the_smoothed_one(power: float) -> None:
     n, x = 40_000, tensor([[1.5, -0.7]])
     difference = ExactScoreField(GAUSSIAN) - ExactScoreField(OTHER)
     field = Perturbed(difference, LAW, power).bind(Context(generator=seeded()))
-    draws = field(x.expand(n, 2), torch.zeros(n).double())
+    draws = field(x.expand(n, 2), At(torch.zeros(n).double()))
     place = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     sigma = (3.0 ** (1 / 3) + place * (0.2 ** (1 / 3) - 3.0 ** (1 / 3))) ** 3
     smooth = GAUSSIAN.score(x.expand(2000, 2), sigma) - OTHER.score(x.expand(2000, 2), sigma)
     assert_mean(draws, (sigma[:, None] ** power * smooth).mean(0))
     again = Perturbed(difference, LAW, power).bind(Context(generator=seeded()))
-    assert_close(again(x.expand(n, 2), torch.zeros(n).double()), draws)
+    assert_close(again(x.expand(n, 2), At(torch.zeros(n).double())), draws)
 
 
 def test_perturbed_points_and_noise_levels_belong_together() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     class Listener(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            assert sigma is not None
-            seen.append((x, sigma))
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            assert at.sigma is not None
+            seen.append((x, at.sigma))
             return torch.ones_like(x)
 
     n = 20_000
     field = Perturbed(Listener(), LAW, power=2.0).bind(Context(generator=seeded()))
     x = randn(n, 1, 1, 2)
-    weight = field(x, torch.zeros(n).double())
+    weight = field(x, At(torch.zeros(n).double()))
     noised, sigma = seen[0]
     assert_close(weight, (sigma**2).view(-1, 1, 1, 1).expand_as(x))
     noise = (noised - x).flatten(1) / sigma[:, None]
@@ -515,13 +570,13 @@ def test_white_noise() -> None:
     t, sigma = torch.zeros(n).double(), torch.full((n,), 4.0).double()
     x = randn(n, 2, seed=9)
     for field, std in ((WhiteNoise(0.5), 0.5), (WhiteNoise(lambda s: s.rsqrt()), 0.5)):
-        draws = field.bind(Context(generator=seeded()))(x, t, sigma)
+        draws = field.bind(Context(generator=seeded()))(x, At(t, sigma))
         both = torch.cat([x, draws], 1)  # independent of the points as well
         covariance = torch.eye(4).double()
         covariance[2:, 2:] *= std**2
         assert_moments(both, torch.zeros(4).double(), covariance)
     bound = WhiteNoise(1.0).bind(Context(generator=seeded()))
-    assert not torch.equal(bound(x, t), bound(x, t))
+    assert not torch.equal(bound(x, At(t)), bound(x, At(t)))
 
 
 # --- what trains ---
@@ -545,6 +600,50 @@ def test_a_field_that_occurs_twice_trains_once() -> None:
     field = DiscriminatorField(Quadratic(2))
     assert len((field + torch.cos * field).losses()) == 1
     assert len((field - 2 * (field + ExactScoreField(GAUSSIAN))).losses()) == 1
+
+
+def test_what_is_perturbed_or_loses_labels_trains_once_however_often_it_occurs() -> None:
+    """Losses that are made anew in each call are recognised as the same."""
+    field = DiscriminatorField(Quadratic(2))
+    perturbed, hidden = Perturbed(field, LAW), LabelDropout(field, 3)
+    for once in (perturbed, hidden, LabelDropout(perturbed, 3), Guided(perturbed, 2.0)):
+        (loss,) = (once + 2.0 * once).losses()
+        assert loss == once.losses()[0]
+    with pytest.raises(ConfigError, match="one way only"):  # the same network, at other points
+        (perturbed + Perturbed(field, KarrasLaw(0.1, 1.0))).losses()
+
+
+def test_the_loss_of_a_field_is_the_sum_of_the_means_of_its_losses() -> None:
+    network = Quadratic(2)
+    critic = DiscriminatorField(network, penalties=(GradientPenalty(1.0),))
+    own = ScoreField(EDMDenoiser(Recorder()), LAW, of="particles", name="own score")
+    field, some = Perturbed(critic - own, LAW), batch(8)
+    expected = sum((loss.compute(some).loss.mean() for loss in field.losses()), tensor(0.0))
+    assert some.real is not None
+    for real in (some.real, some.real.x):
+        value = field.loss(real, some.particles, streams=Streams(0))
+        assert value.shape == ()
+        assert_close(value, expected)
+    value.backward()
+    (slope,) = torch.autograd.grad(expected, network.linear)
+    assert_close(network.linear.grad, slope)
+    data = ScoreField(EDMDenoiser(Recorder()), LAW)
+    alone = data.loss(some.real.x, streams=Streams(0))
+    assert_close(alone, loss_of(data, batch(8)).loss.mean())
+
+
+def test_a_loss_of_points_that_are_missing_or_of_nothing_is_refused() -> None:
+    critic, some = DiscriminatorField(Quadratic(2)), batch(4)
+    for real, particles, missing in (
+        (None, None, "particles and real points"),
+        (None, some.particles, "real points"),
+        (some.real, None, "particles"),
+    ):
+        with pytest.raises(ConfigError, match=f"Sum needs {missing}: pass them"):
+            (critic + WhiteNoise(1.0)).loss(real, particles, streams=Streams(0))
+    for nothing in (ExactScoreField(MIXTURE), DiscriminatorField(Quadratic(2)).freeze()):
+        with pytest.raises(ConfigError, match=f"nothing trains this {type(nothing).__name__}"):
+            nothing.loss(some.real, some.particles, streams=Streams(0))
 
 
 def test_losses_of_one_name_are_refused() -> None:

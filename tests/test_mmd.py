@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import partikel.kernels
 from conftest import GAUSSIAN, OTHER, assert_mean, randn, seeded, slope, tensor
 from partikel.errors import ConfigError
-from partikel.fields import Context, Field
+from partikel.fields import At, Context, Field
 from partikel.fields.base import Weight
 from partikel.fields.samples.mmd import MMDField
 from partikel.kernels import (
@@ -58,7 +58,7 @@ def squared_mmd(kernel: Kernel, x: Tensor, real: Tensor) -> Tensor:
 
 def velocity(field: Field, x: Tensor, real: Tensor, particles: Tensor | None = None) -> Tensor:
     bound = field.bind(Context(real=real, particles=particles, generator=seeded()))
-    return bound(x, torch.zeros(len(x), dtype=x.dtype))
+    return bound(x, At(torch.zeros(len(x), dtype=x.dtype)))
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -142,7 +142,7 @@ def test_injected_noise_moves_where_the_field_is_asked() -> None:
     for noise, beta in ((0.3, torch.full_like(t, 0.3)), (lambda t: 1 - t, 1 - t)):
         noisy = MMDField(RieszKernel(), noise=noise)
         bound = noisy.bind(Context(real=real, generator=seeded(4)))
-        assert_close(bound(x, t), plain(x + beta[:, None] * randn(9, 2, seed=4), t))
+        assert_close(bound(x, At(t)), plain(x + beta[:, None] * randn(9, 2, seed=4), At(t)))
 
 
 def test_noise_brings_back_particles_that_the_field_lost() -> None:
@@ -155,7 +155,7 @@ def test_noise_brings_back_particles_that_the_field_lost() -> None:
         bound = field.bind(Context(real=real, generator=seeded()))
         x = start
         for i in range(1000):
-            x = x + bound(x, torch.full((100,), i / 1000, dtype=torch.float64))
+            x = x + bound(x, At(tensor(i / 1000)))
         return energy_distance(x, real)
 
     assert flow(0.0) > 0.05
@@ -167,14 +167,14 @@ def test_the_median_is_that_of_what_is_bound() -> None:
     field, t = MMDField(LaplaceKernel()), torch.zeros(2)
     apart = field.bind(Context(real=real))
     fixed = MMDField(LaplaceKernel(2.0)).bind(Context(real=real))
-    assert_close(apart(x, t), fixed(x, t))
+    assert_close(apart(x, At(t)), fixed(x, At(t)))
     both = field.bind(
         Context(real=real, particles=x)
     )  # 1 2 4 9 1 3 8 2 7 5: their lower median is 3
     fixed = MMDField(LaplaceKernel(3.0)).bind(Context(real=real, particles=x))
-    assert_close(both(x, t), fixed(x, t))
-    with pytest.raises(ConfigError, match="bound to real"):
-        field(x, t)
+    assert_close(both(x, At(t)), fixed(x, At(t)))
+    with pytest.raises(ConfigError, match="a MMDField compares particles with real samples"):
+        field(x, At(t))
 
 
 def test_errors() -> None:

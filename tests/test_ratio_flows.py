@@ -28,6 +28,7 @@ from partikel.denoising import EDMDenoiser
 from partikel.divergences import CLIP, from_convex, get_divergence, weight
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields import (
+    At,
     Context,
     DiscriminatorField,
     ExactScoreField,
@@ -70,8 +71,8 @@ def field_of(name: str, ratio: Field, **options: object) -> FDivergenceField:
     return FDivergenceField(ratio, LIKE[name] or name, clip=80.0, **options)  # type: ignore[arg-type]
 
 
-def at(x: Tensor) -> Tensor:
-    return torch.ones(len(x), dtype=x.dtype)
+def at(x: Tensor, sigma: Tensor | None = None) -> At:
+    return At(torch.ones(len(x), dtype=x.dtype), sigma)
 
 
 # --- divergences ---
@@ -227,7 +228,7 @@ def test_entropy_and_weighted_sums_are_algebra() -> None:
         def total(rho: Tensor, tau: float = tau) -> Tensor:
             return kl(rho) + 2 * pearson(rho) + tau * (rho * rho.log()).sum() * STEP
 
-        velocity = field(x, tau * at(x))
+        velocity = field(x, At(tau * at(x).t))
         expected = flow(total, density(RHO))
         assert_close(near(velocity[:, 0]), near(expected), rtol=1e-6, atol=1e-7)
 
@@ -244,9 +245,9 @@ def test_densities_are_smoothed_like_scores() -> None:
     x, sigma = randn(5, 2), torch.linspace(0.1, 2, 5, dtype=torch.float64)
     ratio = DensityRatioField(MIXTURE, OTHER)
     expected = MIXTURE.log_density(x, sigma) - OTHER.log_density(x, sigma)
-    assert_close(ratio.log_ratio(x, at(x), sigma), expected)
+    assert_close(ratio.log_ratio(x, at(x, sigma)), expected)
     difference = ExactScoreField(MIXTURE) - ExactScoreField(OTHER)
-    assert_close(ratio(x, at(x), sigma), difference(x, at(x), sigma))
+    assert_close(ratio(x, at(x, sigma)), difference(x, at(x, sigma)))
 
 
 # --- estimators: a discriminator ---
@@ -297,11 +298,11 @@ def test_a_discriminator_weighs_a_score_difference() -> None:
     ratio = DensityRatioField(GAUSSIAN, OTHER)
     difference = ExactScoreField(GAUSSIAN) - ExactScoreField(OTHER)
     assert_close(
-        FDivergenceField(ratio, gradient=difference)(x, at(x), sigma), difference(x, at(x), sigma)
+        FDivergenceField(ratio, gradient=difference)(x, at(x, sigma)), difference(x, at(x, sigma))
     )
     for name in LIKE:
         weighted = field_of(name, ratio, gradient=difference)
-        assert_close(weighted(x, at(x), sigma), field_of(name, ratio)(x, at(x), sigma))
+        assert_close(weighted(x, at(x, sigma)), field_of(name, ratio)(x, at(x, sigma)))
     critic, score = DiscriminatorField(Quadratic(2)), ExactScoreField(OTHER)
     h = get_divergence("jensen-shannon").h(critic.network(x).detach().exp())
     mixed = FDivergenceField(critic, "jensen-shannon", gradient=score, clip=80)
@@ -329,7 +330,7 @@ def test_f_distill(name: str) -> None:
     difference = ExactScoreField(P) - ExactScoreField(RHO)
     field = field_of(name, DensityRatioField(P, RHO), gradient=difference)
     inner = NODES.abs() < 8
-    velocity = field(x[inner], at(x[inner]), noise[inner])[:, 0]
+    velocity = field(x[inner], at(x[inner], noise[inner]))[:, 0]
     expected = -(log_rho(theta).exp()[inner] * velocity).sum() * STEP
     assert_close(grad(value)(theta), expected, rtol=1e-6, atol=1e-9)
 
@@ -382,24 +383,24 @@ def test_a_kernel_ratio_compares_data_and_particles() -> None:
     x, p, rho = randn(4, 2), randn(6, 2, seed=1), randn(5, 2, seed=2)
     sigma = torch.full((4,), 0.3, dtype=torch.float64)
     bound = kernel_ratio().bind(Context(real=p, particles=rho))
-    assert bound.requires == frozenset()
+    assert not bound.needs
     variance = 0.25 + sigma**2
     a, b = kernel_density(x, p, variance), kernel_density(x, rho, variance)
     assert isinstance(bound, DensityRatioField)
-    assert_close(bound.log_ratio(x, at(x), sigma), a[0] - b[0])
-    assert_close(bound(x, at(x), sigma), a[1] - b[1])
+    assert_close(bound.log_ratio(x, at(x, sigma)), a[0] - b[0])
+    assert_close(bound(x, at(x, sigma)), a[1] - b[1])
     swapped = kernel_ratio().bind(Context(real=rho, particles=p))
-    assert_close(swapped(x, at(x), sigma), -bound(x, at(x), sigma))
+    assert_close(swapped(x, at(x, sigma)), -bound(x, at(x, sigma)))
     half = DensityRatioField(OTHER, KernelScoreField(0.5)).bind(Context(particles=rho))
-    assert_close(half(x, at(x)), OTHER.score(x) - kernel_density(x, rho, 0.25 * at(x))[1])
+    assert_close(half(x, at(x)), OTHER.score(x) - kernel_density(x, rho, 0.25 * at(x).t)[1])
 
 
 def test_without_a_cloud_the_points_are_the_cloud() -> None:
     x, real = randn(6, 2), randn(5, 2, seed=1)
     field = FDivergenceField(kernel_ratio(), "pearson")
-    assert field.requires == {"real", "particles"}
+    assert field.needs == {"real", "particles"}
     carried = field.bind(Context(real=real))
-    assert carried.requires == {"particles"}
+    assert carried.needs == {"particles"}
     bound = field.bind(Context(real=real, particles=x))
     assert_close(carried(x, at(x)), bound(x, at(x)))
     assert_close(bound(x[:2], at(x[:2])), bound(x, at(x))[:2])
@@ -423,23 +424,25 @@ def test_a_kernel_density_needs_a_cloud_and_a_bandwidth() -> None:
     with pytest.raises(ConfigError, match="'data' or of 'particles'"):
         KernelScoreField(1.0, "real")  # type: ignore[arg-type]
     field = kernel_ratio()
-    with pytest.raises(ConfigError, match="bound to real samples"):
-        field(x, t)
+    with pytest.raises(
+        ConfigError, match="a KernelScoreField compares particles with real samples"
+    ):
+        field(x, At(t))
     for empty in (None, x[:0]):
-        with pytest.raises(ConfigError, match="needs real samples"):
+        with pytest.raises(ConfigError, match="compares particles with real samples: pass some"):
             field.bind(Context(real=empty))
     with pytest.raises(DataError, match="finite"):
         field.bind(Context(real=x / 0))
     with pytest.raises(NumericsError, match="finite"):
         field.bind(Context(real=x, particles=x / 0))
     with pytest.raises(NumericsError, match="finite"):
-        field.bind(Context(real=x))(x / 0, t)
+        field.bind(Context(real=x))(x / 0, At(t))
     with pytest.raises(ConfigError, match="at least two particles"):
         field.bind(Context(real=x, particles=x[:1]))
     with pytest.raises(ConfigError, match="at least two particles"):
-        field.bind(Context(real=x))(x[:1], t[:1])
+        field.bind(Context(real=x))(x[:1], At(t[:1]))
     with pytest.raises(ValueError, match="differ"):
-        field.bind(Context(real=randn(4, 3)))(x, t)
+        field.bind(Context(real=randn(4, 3)))(x, At(t))
 
 
 # --- discriminator guidance (Kim et al. 2023) ---
@@ -469,10 +472,10 @@ def guided(p: Target, q: Target, w: float = 1.0) -> tuple[Field, LogRatioField]:
 def test_a_log_ratio_corrects_a_wrong_score() -> None:
     x, sigma = randn(5, 2), torch.linspace(0.1, 4, 5, dtype=torch.float64)
     field, _ = guided(MIXTURE, OTHER)
-    assert_close(field(x, at(x), sigma), MIXTURE.score(x, sigma))
+    assert_close(field(x, at(x, sigma)), MIXTURE.score(x, sigma))
     half, _ = guided(MIXTURE, OTHER, 0.5)
     mean = (MIXTURE.score(x, sigma) + OTHER.score(x, sigma)) / 2
-    assert_close(half(x, at(x), sigma), mean)
+    assert_close(half(x, at(x, sigma)), mean)
 
 
 def test_guided_samples_are_those_of_the_data() -> None:
@@ -491,7 +494,7 @@ def test_guided_samples_are_those_of_the_data() -> None:
         model = ParticleModel(schedule.half_rate * score, prior, **options)  # type: ignore[arg-type]
         x = law.sample(4000, generator=seeded(2), dtype=torch.float64)
         x = x + prior.sample(4000, generator=seeded(1), dtype=torch.float64)
-        return model.sample(len(x), generator=seeded(), x=x)
+        return model.sample(len(x), generator=seeded(), start=x)
 
     assert_moments(sample(guided(GAUSSIAN, OTHER)[0], GAUSSIAN), GAUSSIAN.mean, GAUSSIAN.covariance)
     assert_moments(sample(ExactScoreField(OTHER), OTHER), OTHER.mean, OTHER.covariance)
@@ -513,7 +516,7 @@ def test_guidance_is_learned_from_noised_data_and_noised_samples() -> None:
         def losses(error: Tensor) -> Tensor:
             with torch.no_grad():
                 network.error.copy_(error)
-                particles = Particles(samples, at(samples), sigma)
+                particles = Particles(samples, at(samples).t, sigma)
                 return loss.compute(TrainingBatch(real, particles, n, Streams(0))).loss
 
         steps = 1e-4 * torch.eye(3, dtype=torch.float64)
@@ -521,7 +524,7 @@ def test_guidance_is_learned_from_noised_data_and_noised_samples() -> None:
 
     assert_mean(slopes(Perturbed(ratio, law)), 0.0)
     with pytest.raises(AssertionError, match="standard errors"):
-        assert_mean(slopes(ratio, 2 * at(samples)), 0.0)
+        assert_mean(slopes(ratio, 2 * at(samples).t), 0.0)
 
 
 # --- both carriers ---

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from conftest import GAUSSIAN, MIXTURE, assert_mean, randn, seeded, slope, tensor
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError, DataError, NumericsError
-from partikel.fields import Context, Field
+from partikel.fields import At, Context, Field
 from partikel.fields.samples.drift import DriftField
 from partikel.fields.samples.mmd import MMDField
 from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
@@ -26,7 +26,7 @@ from partikel.priors import GaussianPrior
 from partikel.targets import GaussianMixture
 from partikel.training import AdamSettings, Phase, Trainer
 
-FIELDS: dict[str, Callable[[], SampleField]] = {
+FIELDS: dict[str, Callable[[], Field]] = {
     "rbf": lambda: MMDField(RBFKernel(0.8)),
     "rbf-median": lambda: MMDField(RBFKernel()),
     "multi-rbf": lambda: MMDField(MultiRBFKernel(0.8)),
@@ -49,7 +49,7 @@ def velocity(
     field: Field, x: Tensor, real: Tensor, particles: Tensor | None = None, seed: int = 0
 ) -> Tensor:
     bound = field.bind(Context(real=real, particles=particles, generator=seeded(seed)))
-    return bound(x, torch.zeros(len(x), dtype=x.dtype))
+    return bound(x, At(torch.zeros(len(x), dtype=x.dtype)))
 
 
 def test_permuted_particles_have_permuted_velocities(name: str) -> None:
@@ -73,7 +73,7 @@ def test_a_rotation_rotates(name: str) -> None:
     """Exactly, or for random lines and draws in the mean."""
     x, real = randn(9, 2), randn(9, 2, seed=1) + 1
     turn = torch.linalg.qr(randn(2, 2, seed=2)).Q
-    if "generator" in FIELDS[name]().requires:
+    if FIELDS[name]().draws:
         draws = range(300)
         straight = [velocity(FIELDS[name](), x, real, seed=s) for s in draws]
         turned = [velocity(FIELDS[name](), x @ turn.T, real @ turn.T, seed=-1 - s) for s in draws]
@@ -89,17 +89,17 @@ def test_bound_to_the_cloud_it_is_a_function_of_points(name: str) -> None:
     x, real = randn(12, 3), randn(20, 3, seed=1) + 1
     field = FIELDS[name]()
     apart = field.bind(Context(real=real, generator=seeded()))
-    assert apart.requires == field.requires
+    assert apart.needs == {"particles"}
     t = torch.zeros(12, dtype=torch.float64)
     whole = velocity(field, x, real, particles=x)
     if name != "rbf-median":  # whose bandwidth then sees the cloud
-        assert_close(whole, apart(x, t))
+        assert_close(whole, apart(x, At(t)))
     bound = field.bind(Context(real=real, particles=x, generator=seeded()))
-    assert bound.requires == field.requires - {"particles"}
-    if "generator" not in field.requires:
-        assert_close(torch.cat([bound(x[i : i + 1], t[:1]) for i in range(12)]), whole)
+    assert not bound.needs
+    if not field.draws:
+        assert_close(torch.cat([bound(x[i : i + 1], At(t[:1])) for i in range(12)]), whole)
     again = bound.bind(Context(generator=seeded()))  # as a carrier without real samples does
-    assert_close(again(x, t), whole)
+    assert_close(again(x, At(t)), whole)
 
 
 def test_data_of_any_shape(name: str) -> None:
@@ -110,7 +110,7 @@ def test_data_of_any_shape(name: str) -> None:
 
 def test_float32_is_float64_rounded(name: str) -> None:
     x, real = randn(30, 2), randn(50, 2, seed=1) + 1
-    if "generator" in FIELDS[name]().requires:
+    if FIELDS[name]().draws:
         pytest.skip("the draws of the two precisions differ")
     single = velocity(FIELDS[name](), x.float(), real.float())
     assert single.dtype == torch.float32
@@ -160,14 +160,14 @@ def test_the_same_bound_field_draws_anew(what: str) -> None:
     field = FIELDS[what]()
     bound = field.bind(Context(real=randn(9, 2) + 1, generator=seeded()))
     x, t = randn(7, 2, seed=1), torch.zeros(7)
-    assert not torch.equal(bound(x, t), bound(x, t))
+    assert not torch.equal(bound(x, At(t)), bound(x, At(t)))
 
 
 def test_errors(name: str) -> None:
     field, x, real = FIELDS[name](), randn(6, 2), randn(8, 2)
     t = torch.zeros(6)
-    with pytest.raises(ConfigError, match="bound to real samples"):
-        field(x, t)
+    with pytest.raises(ConfigError, match="compares particles with real samples: bind it"):
+        field(x, At(t))
     for nothing in (None, real[:0]):
         with pytest.raises(ConfigError, match="pass some"):
             field.bind(Context(real=nothing, generator=seeded()))
@@ -184,9 +184,9 @@ def test_errors(name: str) -> None:
             velocity(field, x, real.index_fill(0, torch.tensor([2]), bad))
     with pytest.raises(ValueError, match="differ"):
         velocity(field, x, randn(8, 3))
-    if "generator" in field.requires:
-        with pytest.raises(ConfigError, match="generator"):
-            field.bind(Context(real=real))(x, t)
+    if field.draws:
+        with pytest.raises(ConfigError, match="draws random numbers: bind it first"):
+            field.bind(Context(real=real))(x, At(t))
 
 
 def test_a_frozen_field_stays_frozen(name: str) -> None:
@@ -210,7 +210,7 @@ def test_a_particle_model_sees_its_whole_cloud() -> None:
 # --- the five Gaussians of the paper ---
 
 # Field, strength and steps: the flow runs for a time eta.
-FLOWS: dict[str, tuple[SampleField, float, int]] = {
+FLOWS: dict[str, tuple[Field, float, int]] = {
     "energy": (MMDField(RieszKernel()), 60.0, 120),
     "laplace": (MMDField(LaplaceKernel(2.0)), 200.0, 200),
     "multi-rbf": (MMDField(MultiRBFKernel(1.0)), 150.0, 150),
@@ -240,7 +240,7 @@ def test_free_particles_cover_the_five_gaussians(flow: str) -> None:
     assert energy < 0.05
 
 
-TRAINED: dict[str, SampleField] = {
+TRAINED: dict[str, Field] = {
     "energy": MMDField(RieszKernel()),
     "sliced": SlicedWassersteinField(32),
     "sinkhorn": SinkhornField(0.7, iterations=3, tolerance=1e-2),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from conftest import GAUSSIAN, MIXTURE, OTHER, assert_mean, randn, seeded, tensor
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError, NumericsError
-from partikel.fields import Context, ExactScoreField, Field, LossValue, Perturbed, TrainingBatch
+from partikel.fields import At, Context, ExactScoreField, Field, LossValue, Perturbed, TrainingBatch
 from partikel.fields.samples.stein import SteinField
 from partikel.kernels import IMQKernel, Kernel, LaplaceKernel, MultiRBFKernel, RBFKernel
 from partikel.metrics import energy_distance, mode_statistics
@@ -29,8 +29,8 @@ KERNELS = [RBFKernel(0.7), IMQKernel(1.3), MultiRBFKernel(0.8), LaplaceKernel(1.
 SCORE = ExactScoreField(MIXTURE)
 
 
-def at(x: Tensor) -> Tensor:
-    return torch.ones(len(x), dtype=x.dtype)
+def at(x: Tensor, sigma: Tensor | None = None) -> At:
+    return At(torch.ones(len(x), dtype=x.dtype), sigma)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: type(k).__name__)
@@ -89,11 +89,11 @@ def test_a_cloud_of_the_target_stands_still() -> None:
 def test_without_a_cloud_the_points_are_the_cloud() -> None:
     x, sigma = randn(6, 2), torch.full((6,), 0.4, dtype=torch.float64)
     field = SteinField(SCORE, RBFKernel())
-    assert field.requires == {"particles"}
+    assert field.needs == {"particles"}
     bound = field.bind(Context(particles=x))
-    assert bound.requires == frozenset()
-    assert_close(field(x, at(x), sigma), bound(x, at(x), sigma))
-    assert_close(bound(x[:2], at(x)[:2], sigma[:2]), bound(x, at(x), sigma)[:2])
+    assert not bound.needs
+    assert_close(field(x, at(x, sigma)), bound(x, at(x, sigma)))
+    assert_close(bound(x[:2], at(x[:2], sigma[:2])), bound(x, at(x, sigma))[:2])
     expected = SteinField(SCORE, RBFKernel().fitted(x)).bind(Context(particles=x))
     assert_close(bound(x, at(x)), expected(x, at(x)))
 
@@ -102,9 +102,9 @@ def test_each_point_is_asked_at_its_own_noise_level() -> None:
     x, cloud = randn(4, 2), randn(6, 2, seed=1)
     sigma = tensor([0.2, 1.0, 0.2, 2.0])
     field = SteinField(SCORE, RBFKernel(0.7)).bind(Context(particles=cloud))
-    rows = [field(x[i : i + 1], at(x[:1]), sigma[i : i + 1]) for i in range(4)]
-    assert_close(field(x, at(x), sigma), torch.cat(rows))
-    assert (field(x[:1], at(x[:1]), sigma[1:2]) - rows[0]).abs().min() > 1e-3
+    rows = [field(x[i : i + 1], at(x[:1], sigma[i : i + 1])) for i in range(4)]
+    assert_close(field(x, at(x, sigma)), torch.cat(rows))
+    assert (field(x[:1], at(x[:1], sigma[1:2])) - rows[0]).abs().min() > 1e-3
 
 
 def test_particles_settle_on_the_target() -> None:
@@ -116,7 +116,7 @@ def test_particles_settle_on_the_target() -> None:
         eta=200.0,
     )
     x = randn(100, 2)
-    x = model.sample(len(x), generator=seeded(), x=x)
+    x = model.sample(len(x), generator=seeded(), start=x)
     assert_close(x.mean(0), GAUSSIAN.mean, rtol=0, atol=0.01)
     assert_close(torch.cov(x.T), GAUSSIAN.covariance, rtol=0, atol=0.1)
 
@@ -182,9 +182,7 @@ def trained(model: GeneratorModel, rate: float, steps: int, n: int) -> None:
 class Difference(Field):
     """∇h = s_p - s_ρ, both exact."""
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         return difference(x)
 
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import partikel.fields.samples.transport
 from conftest import GAUSSIAN, MIXTURE, OTHER, assert_mean, randn, seeded, slope, tensor
 from partikel.errors import ConfigError
-from partikel.fields import Context, Field
+from partikel.fields import At, Context, Field
 from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField, _barycentres
 from partikel.metrics import wasserstein2
 
@@ -24,7 +24,7 @@ def velocity(
     field: Field, x: Tensor, real: Tensor, particles: Tensor | None = None, seed: int = 0
 ) -> Tensor:
     bound = field.bind(Context(real=real, particles=particles, generator=seeded(seed)))
-    return bound(x, torch.zeros(len(x), dtype=x.dtype))
+    return bound(x, At(torch.zeros(len(x), dtype=x.dtype)))
 
 
 # --- sliced Wasserstein ---
@@ -278,7 +278,9 @@ def test_a_bound_cloud_drives_by_the_mean_of_its_halves() -> None:
     field, eps = SinkhornField(0.8, iterations=20, halves=True), 0.8**2
     bound = field.bind(Context(real=real, particles=cloud))
     assert field.requires == {"real", "particles", "generator"}
-    assert bound.requires == {"real"}
+    assert field.draws
+    assert not bound.needs
+    assert not bound.draws
     parts = []
     for own, other in ((cloud[:5], cloud[5:]), (cloud[5:], cloud[:5])):
         solved = field.potentials(own, real, other)
@@ -286,10 +288,10 @@ def test_a_bound_cloud_drives_by_the_mean_of_its_halves() -> None:
             _barycentres(x, real, solved.real, eps) - _barycentres(x, other, solved.cloud, eps)
         )
     t = torch.zeros(6)
-    assert_close(bound(x, t), (parts[0] + parts[1]) / 2)
-    assert_close(torch.cat([bound(x[:2], t[:2]), bound(x[2:], t[2:])]), bound(x, t))
-    with pytest.raises(ConfigError, match="generator"):
-        field.bind(Context(real=real))(x, t)
+    assert_close(bound(x, At(t)), (parts[0] + parts[1]) / 2)
+    assert_close(torch.cat([bound(x[:2], At(t[:2])), bound(x[2:], At(t[2:]))]), bound(x, At(t)))
+    with pytest.raises(ConfigError, match="a SinkhornField draws random numbers: bind it first"):
+        field.bind(Context(real=real))(x, At(t))
 
 
 def test_blocks_of_rows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,8 @@ class Field(nn.Module, ABC):
         missing = sorted(frozenset[str]().union(*(loss.needs for loss in losses)) - given)
         if missing or not losses:
             raise ConfigError(
-                f"a loss of this {type(self).__name__} is of {' and '.join(missing)} points: pass them."
+                f"a loss of this {type(self).__name__} needs "
+                f"{' and '.join(missing).replace('real', 'real points')}: pass them."
                 if missing
                 else f"nothing trains this {type(self).__name__}: it has no loss."
             )
