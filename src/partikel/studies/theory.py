@@ -620,7 +620,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Endings:
     """Distances of a trial's particles to the law they should end in, and what draws of it have.
 
     Attributes:
@@ -677,7 +677,7 @@ def limits(
     return energy, float(torch.tensor(found).quantile(level))
 
 
-def outcome(
+def run_trial(
     trial: Trial,
     quantiles: tuple[float, float],
     n: int,
@@ -685,7 +685,7 @@ def outcome(
     runs: int = 3,
     projections: int = 512,
     seed: int = 0,
-) -> Outcome:
+) -> Endings:
     """Run a trial until most of ``runs`` agree on whether it is below the :func:`limits`.
 
     Args:
@@ -696,7 +696,7 @@ def outcome(
         projections: lines of sliced W2.
         seed: of all draws.
     """
-    found = Outcome(0, [], [], *quantiles)
+    found = Endings(0, [], [], *quantiles)
     for run in range(runs):
         own = derive_seed(seed, trial.preset, run)
         state, data = trial.run(n, own), trial.end(n, _stream(own, "reference"))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from partikel.app.runs import Run
 from partikel.data import DataSettings, open_dataset
-from partikel.studies.benches import BENCHES, EDM, Bench, Model, Scale, on
+from partikel.studies.benches import BENCHES, EDM, Bench, Scale, Training, on
 from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
 from partikel.studies.lab import Lab
 from partikel.studies.plane import draw_map, learned_fields
@@ -56,7 +56,7 @@ class Plan:
     """
 
     bench: Bench
-    model: Model
+    model: Training
     points: tuple[tuple[float, float], ...] | None = None
     samples: int = 10_000
     steps: int | None = None
@@ -67,7 +67,7 @@ class Plan:
 def _plan(scale: Scale, **options: Any) -> Plan:
     bench = BENCHES[scale]["gaussians"]
     edm = bench.models[EDM]
-    return Plan(bench, Model("diffusion-gan-gaussians", edm.changes, score=edm), **options)
+    return Plan(bench, Training("diffusion-gan-gaussians", edm.changes, score=edm), **options)
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:

@@ -20,7 +20,7 @@ import torch
 from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.models import ParticleModel
-from partikel.studies.benches import Model, on
+from partikel.studies.benches import Training, on
 from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
 from partikel.studies.lab import Lab
 
@@ -34,11 +34,14 @@ NOISE = 0.2
 """Log ratios up to this one are within what another draw of samples or of weights changes."""
 
 
-def variants(**changes: Any) -> dict[str, Model]:
+def variants(**changes: Any) -> dict[str, Training]:
     """The vanilla GAN, the three improvements in all combinations, and the non-saturating loss."""
-    gan = Model("gan-gaussians", {"iterations": 3000, "ema": None, "penalties": [], **changes})
+    gan = Training("gan-gaussians", {"iterations": 3000, "ema": None, "penalties": [], **changes})
     timed = {"iterations": 1500, "ema": None, **changes}
-    flow, ode = Model("discriminator-flow-gaussians", timed), Model("diffode-gan-gaussians", timed)
+    flow, ode = (
+        Training("discriminator-flow-gaussians", timed),
+        Training("diffode-gan-gaussians", timed),
+    )
     noise = {"sigma_max": 2.0}
     return {
         VANILLA: gan.but("vanilla", objective="saturating"),
@@ -64,7 +67,7 @@ class Plan:
         early: iterations over which a generator's gradient is averaged.
     """
 
-    models: Mapping[str, Model] = field(default_factory=variants)
+    models: Mapping[str, Training] = field(default_factory=variants)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     samples: int = 10_000
     early: int = 100
@@ -183,7 +186,7 @@ def _course(run: Run) -> list[tuple[float, float]]:
     return [(100 * line["step"] / total, line["energy"]) for line in lines]
 
 
-def _early(model: Model, run: Run, plan: Plan, lab: Lab) -> float:
+def _early(model: Training, run: Run, plan: Plan, lab: Lab) -> float:
     """RMS of the field early: of particles at t = 0, or in the first iterations of a generator."""
     carrier, seed = run.model, run.recipe.seed
     if isinstance(carrier, ParticleModel):

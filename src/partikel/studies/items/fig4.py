@@ -21,7 +21,7 @@ from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.data import Dataset
 from partikel.metrics import default_classifier, mode_statistics
-from partikel.studies.benches import EDM, FLOW, SCORE_GAN, Bench, Model, benches, score_flow
+from partikel.studies.benches import EDM, FLOW, SCORE_GAN, Bench, Training, benches, score_flow
 from partikel.studies.item import (
     OPEN,
     Finding,
@@ -65,7 +65,7 @@ class Plan:
     benches: tuple[Bench, ...]
     samples: int = 2000
     sheet: int = 64
-    free: Mapping[str, Model] = field(default_factory=dict)
+    free: Mapping[str, Training] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _draw(
     lab.draw(bars, caption, f"{bench.key}-{what}")
 
 
-def _free(*those: Bench) -> dict[str, Model]:
+def _free(*those: Bench) -> dict[str, Training]:
     return {bench.key: score_flow(bench) for bench in those if bench.key == "gaussians"}
 
 

@@ -18,7 +18,7 @@ from partikel.app.config import load_preset
 from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.solvers import Euler, Heun
-from partikel.studies.benches import BENCHES, EDM, FLOW, Bench, Model, benches
+from partikel.studies.benches import BENCHES, EDM, FLOW, Bench, Training, benches
 from partikel.studies.curves import (
     LEAST,
     Curves,
@@ -59,10 +59,10 @@ class Plan:
 
     benches: tuple[Bench, ...]
     evaluations: tuple[int, ...]
-    doubles: Mapping[str, Model] = field(default_factory=dict)
+    doubles: Mapping[str, Training] = field(default_factory=dict)
 
 
-def _double(bench: Bench) -> Model:
+def _double(bench: Bench) -> Training:
     model = bench.models[FLOW]
     settings = load_preset(model.preset).settings
     return model.but("double", steps=2 * settings["steps"], eta=settings["eta"] / 2)
@@ -120,13 +120,12 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 def _findings(found: Curves, bench: Bench) -> list[Finding]:
     budgets = found.at[EULER]
     few = [budget for budget in budgets if budget <= FEW]
-    least = LEAST[found.measure]
 
     def means(name: str, places: list[float]) -> list[float]:
         """Geometric means over budgets, seed by seed; a flow needs no more than all its steps."""
         places = [min(place, max(found.at[name])) for place in places]
         columns = zip(*(found.column(name, place) for place in places), strict=True)
-        return [statistics.geometric_mean([max(d, least) for d in column]) for column in columns]
+        return [statistics.geometric_mean([max(d, LEAST) for d in column]) for column in columns]
 
     flows = [name for name in (STOPPED, COARSER, DOUBLE) if name in found.at]
     best = min(flows, key=lambda name: statistics.fmean(map(math.log, means(name, budgets))))
@@ -191,7 +190,7 @@ ITEM = Item(
         "paper": Plan(
             benches("paper", "mnist"),
             (3, 5, 7, 11, 15, 23, 35, 63),
-            {"mnist": Model("discriminator-flow-mnist-paper-128")},
+            {"mnist": Training("discriminator-flow-mnist-paper-128")},
         ),
     },
     measure,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from partikel.data import Dataset
 from partikel.metrics.evaluation import evaluate
 from partikel.metrics.pretrained import PACKAGES, available
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, Bench, benches
-from partikel.studies.curves import LEAST, UNITS, noise, protocol_of
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.curves import LEAST, noise, protocol_of
+from partikel.studies.distances import ENERGY, FRECHET, Distance, distance_of
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import CLAIM as REASONABLE
 from partikel.studies.sheets import NEW, classes_of
@@ -73,7 +75,7 @@ class _Column:
     Attributes:
         where: for findings.
         evaluations: that each figure is the mean of.
-        measure: "frechet" or "energy".
+        distance: to the data.
         rows: name -> figures for each seed.
         others: name -> figures of what is no model.
         protocol: of the evaluations.
@@ -83,7 +85,7 @@ class _Column:
 
     where: str
     evaluations: int = 1
-    measure: str = ""
+    distance: Distance = ENERGY
     rows: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
     others: dict[str, Mapping[str, float]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -94,11 +96,11 @@ class _Column:
     @property
     def noise(self) -> float:
         """Log ratios of distances up to this one are taken for noise."""
-        return noise(self.measure, self.protocol["samples"], self.evaluations)
+        return noise(self.distance, self.protocol["samples"], self.evaluations)
 
     def distances(self, name: str) -> list[float]:
         """Of a model, seed by seed."""
-        return [row[self.measure] for row in self.rows[name]]
+        return [row[self.distance.key] for row in self.rows[name]]
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
@@ -110,7 +112,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             if features is not None and (points or not available(features)):
                 continue
             column = _measured(lab, bench, plan, features)
-            points = column.measure == "energy"
+            points = column.distance is ENERGY
             findings += _findings(column)
             tables.append(_table(column))
             key = bench.key if features is None else f"{bench.key}-{features}"
@@ -118,11 +120,10 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             protocol[column.where] = protocol_of(column.protocol)
             if column.evaluations > 1:
                 protocol[column.where] += f" to {column.evaluations - 1}, means"
-            levels = {name: row[column.measure] for name, row in column.others.items()}
             figure = plots.dots_figure(
                 {name: column.distances(name) for name in FOUR},
-                f"{UNITS[column.measure].capitalize()} to test data, {column.where}",
-                levels=levels,
+                f"{column.distance.name.capitalize()} to test data, {column.where}",
+                levels={name: row[column.distance.key] for name, row in column.others.items()},
             )
             lab.draw(figure, f"{bench.data}: distances, a dot for each seed.", key)
     notes += [
@@ -159,7 +160,7 @@ def _measured(lab: Lab, bench: Bench, plan: Plan, features: str | None) -> _Colu
             results = [lab.evaluate(run, n=n, **options, **each) for each in seeds]
             result, metrics = results[0], _mean([each["metrics"] for each in results])
             column.rows[name].append(metrics)
-            column.measure = "frechet" if "frechet" in metrics else "energy"
+            column.distance = distance_of(metrics)
             column.others["data vs data"] = _mean([each["reference"] for each in results])
             column.protocol = result["protocol"]
             column.calls[name] = result["protocol"]["nfe"]
@@ -183,12 +184,8 @@ def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict[str, float]]:
     """Figures of noise and of the mean of the data."""
     if len(dataset.shape) > 1:
-
-        def nothing(count: int, generator: torch.Generator) -> Tensor:
-            return torch.zeros(count, *dataset.shape)
-
         result = evaluate(
-            nothing,
+            lambda count, generator: torch.zeros(count, *dataset.shape),
             dataset,
             n=n,
             features=features,
@@ -212,9 +209,9 @@ def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict
 
 
 def _findings(column: _Column) -> list[Finding]:
-    unit, least = UNITS[column.measure], LEAST[column.measure]
+    unit, key = column.distance.name.capitalize(), column.distance.key
     seeds = range(len(column.rows[EDM]))
-    nearest = min(column.others[name][column.measure] for name in ("noise", "mean"))
+    nearest = min(column.others[name][key] for name in ("noise", "mean"))
 
     def nearness(name: str, k: int) -> float:
         """How much nearer than demanded, or the share of classes that is missing, negative."""
@@ -222,81 +219,75 @@ def _findings(column: _Column) -> list[Finding]:
             held, classes = column.classes[name][k]
             if held < classes:
                 return held / classes - 1
-        return log_ratio(nearest, column.distances(name)[k], least) - math.log(NEARER)
+        return log_ratio(nearest, column.distances(name)[k], LEAST) - math.log(NEARER)
 
     def over(name: str, k: int) -> float:
         """Log of a distance over that of the worse baseline."""
         worse = max(column.distances(each)[k] for each in (EDM, GAN))
-        return log_ratio(column.distances(name)[k], worse, least)
+        return log_ratio(column.distances(name)[k], worse, LEAST)
 
     def present(name: str) -> str:
         if not column.classes[name]:
             return ""
         held, classes = min(column.classes[name])
-        kind = "classes" if column.measure == "frechet" else "modes"
+        kind = "classes" if column.distance is FRECHET else "modes"
         return f" ({held} of {classes} {kind})"
+
+    def found(claim: str, measured: str, effects: list[float]) -> Finding:
+        return Finding.of(
+            claim, SOURCE, column.where, f"{unit}: {measured}.", effects, column.noise
+        )
 
     distances = {name: spread(column.distances(name)) for name in FOUR}
     baselines = f"{distances[EDM]} for EDM and {distances[GAN]} for GAN"
-    found = [
-        Finding(
+    reasonable = "; ".join(f"{distances[name]} for {name}{present(name)}" for name in NEW)
+    findings = [
+        found(
             REASONABLE,
-            SOURCE,
-            column.where,
-            f"{unit.capitalize()}: "
-            + "; ".join(f"{distances[name]} for {name}{present(name)}" for name in NEW)
-            + f"; noise {column.others['noise'][column.measure]:.3g}, "
-            f"mean {column.others['mean'][column.measure]:.3g}.",
-            judged([min(nearness(name, k) for name in NEW) for k in seeds], column.noise),
+            f"{reasonable}; noise {column.others['noise'][key]:.3g}, "
+            f"mean {column.others['mean'][key]:.3g}",
+            [min(nearness(name, k) for name in NEW) for k in seeds],
         )
     ]
-    found += [
-        Finding(
+    findings += [
+        found(
             f"{name} exhibits worse (higher) FID than the baselines.",
-            SOURCE,
-            column.where,
-            f"{unit.capitalize()}: {distances[name]}, against {baselines}.",
-            judged([over(name, k) for k in seeds], column.noise),
+            f"{distances[name]}, against {baselines}",
+            [over(name, k) for k in seeds],
         )
         for name in NEW
     ]
-    if column.measure == "frechet" and column.classes[FLOW]:
-        found.append(
-            Finding(
+    if column.distance is FRECHET and column.classes[FLOW]:
+        findings.append(
+            found(
                 "Discriminator Flow provides good performance on MNIST.",
-                SOURCE,
-                column.where,
-                f"{unit.capitalize()}: {distances[FLOW]}, against {baselines}.",
-                judged([math.log(GOOD) - over(FLOW, k) for k in seeds], column.noise),
+                f"{distances[FLOW]}, against {baselines}",
+                [math.log(GOOD) - over(FLOW, k) for k in seeds],
             )
         )
-    return found
+    return findings
 
 
 def _table(column: _Column) -> Table:
-    further = COLUMNS[column.measure]
-    kinds: dict[str, Sequence[Mapping[str, float]]] = {
-        **column.rows,
-        **{name: [row] for name, row in column.others.items()},
-    }
-    rows = []
-    for name, figures in kinds.items():
-        row = [name, *(spread([each[m] for each in figures]) for m in (column.measure, *further))]
-        if column.measure == "frechet":
-            classes = column.classes.get(name)
-            row.append(str(min(held for held, _ in classes)) if classes else "")
-        calls = column.calls.get(name)
-        row.append("" if calls is None else str(calls))
-        row.append(spread(column.seconds[name]) if name in column.seconds else "")
-        rows.append(tuple(row))
-    heads = [HEADS[name] for name in further]
-    if column.measure == "frechet":
-        heads.append("classes")
-    return Table(
-        f"Distances to the test data, {column.where}",
-        ("model", UNITS[column.measure], *heads, "evaluations a sample", "CPU s of training"),
-        tuple(rows),
-    )
+    figures = {**column.rows, **{name: [row] for name, row in column.others.items()}}
+
+    def shown(name: str, key: str) -> str:
+        return spread([each[key] for each in figures[name]])
+
+    def classes(name: str) -> str:
+        return str(min(column.classes[name])[0]) if column.classes.get(name) else ""
+
+    def seconds(name: str) -> str:
+        return spread(column.seconds[name]) if name in column.seconds else ""
+
+    columns: dict[str, Callable[[str], str]] = {"model": str}
+    columns[column.distance.name] = partial(shown, key=column.distance.key)
+    columns |= {HEADS[key]: partial(shown, key=key) for key in COLUMNS[column.distance.key]}
+    if column.distance is FRECHET:
+        columns["classes"] = classes
+    columns["evaluations a sample"] = lambda name: str(column.calls.get(name, ""))
+    columns["CPU s of training"] = seconds
+    return Table.of(f"Distances to the test data, {column.where}", figures, columns)
 
 
 def _values(column: _Column) -> dict[str, Any]:
