@@ -21,7 +21,7 @@ from partikel.app.show.latent_paths import METHODS
 from partikel.metrics import class_changes, default_classifier, path_smoothness
 from partikel.metrics.evaluation import choose_features, chunk_size
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench, benches
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import real_images
 
@@ -175,13 +175,14 @@ def _findings(
             for m in METHODS
         )
         findings.append(
-            Finding(
+            Finding.of(
                 claim,
                 SOURCE,
                 bench.where,
                 f"{MEASURES[key].capitalize()} ({SHOWN}): {said}. Every particle model is above every "
                 f"generator by {agree} of the {len(METHODS)} methods.",
-                judged(effects, LEAST),
+                effects,
+                LEAST,
             )
         )
     return findings
