@@ -15,7 +15,7 @@ from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.studies.benches import Bench, Training
 from partikel.studies.distances import ENERGY, FRECHET, Distance, distance_of
-from partikel.studies.item import Table, log_ratios, spread
+from partikel.studies.item import Finding, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 
 LEAST = 1e-3
@@ -149,6 +149,30 @@ def seeds_figure(
         if len(each[0][1]) > 1
     }
     return plots.curves_figure(means, xlabel, ylabel, bands=bands, **options)
+
+
+def outcome_of(
+    found: Curves,
+    bench: Bench,
+    places: tuple[str, Any],
+    findings: Sequence[Finding],
+    head: str,
+    write: Callable[[float], str] = "{:g}".format,
+) -> Outcome:
+    """What was measured on a data set, with its table.
+
+    Args:
+        found: the curves.
+        bench: the data.
+        places: what the axis is called among the values, and the places on it.
+        findings: on them.
+        head: of the table's first column.
+        write: a place of the axis in the table.
+    """
+    name, those = places
+    values = {name: those, "data vs data": found.floor, **found.lines}
+    protocol = {bench.data: protocol_of(found.protocol)}
+    return Outcome(findings, [table_of(found, bench, head, write)], values, protocol)
 
 
 def protocol_of(protocol: Mapping[str, Any]) -> str:

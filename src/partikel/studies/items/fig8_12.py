@@ -18,7 +18,7 @@ from partikel.app.show.animation import Frame, film_strip, render
 from partikel.metrics import energy_distance
 from partikel.models import ParticleModel
 from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, spread
 from partikel.studies.lab import Lab
 
 CLAIM = "Discriminator Flows converge faster than EDM towards the data distribution."
@@ -28,6 +28,8 @@ gets all of another's points costs more than .1."""
 LEAST = 5.0
 """Percent: one of a Discriminator Flow's twenty steps."""
 ARROWS = "arrows: the field at the particles, on a scale of their own in every picture"
+KINDS = {EDM: "sampling", FLOW: "sampling", GAN: "training", SCORE_GAN: "training"}
+"""What percent are of."""
 CAPTIONS = {
     (EDM, False): f"Figure 8, sampling by EDM; {ARROWS}.",
     (
@@ -69,9 +71,11 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     """Draw the models of the first seed, and measure all."""
     bench = plan.bench
     curves: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in FOUR}
+    first: dict[str, Run] = {}
     for name in FOUR:
         for seed in bench.seeds:
             run = lab.run(bench.models[name], seed)
+            first.setdefault(name, run)
             if isinstance(run.model, ParticleModel):
                 key = f"generation-{name.lower().replace(' ', '-')}-seed-{seed}"
                 curve = lab.once(key, lambda run=run, seed=seed: generation(run, plan, lab, seed))
@@ -79,13 +83,10 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
                 curve = training(run)
             curves[name].append([(percent, energy) for percent, energy in curve])
     for number, (name, parts) in enumerate(CAPTIONS, start=8):
-        _draw(number, lab.run(bench.models[name], bench.seeds[0]), parts, plan, lab)
-    floor = lab.once("floor", lambda: _floor(lab.run(bench.models[EDM], bench.seeds[0]), plan, lab))
+        _draw(number, first[name], parts, plan, lab)
+    floor = lab.once("floor", lambda: _floor(first[EDM], plan, lab))
     figure = plots.curves_figure(
-        {
-            f"{name}, {'training' if name in (GAN, SCORE_GAN) else 'sampling'}": _means(each)
-            for name, each in curves.items()
-        },
+        {f"{name}, {KINDS[name]}": _means(each) for name, each in curves.items()},
         "percent of the steps of sampling, or of the iterations of training",
         f"energy distance, {bench.where}",
         log=True,
@@ -97,32 +98,28 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     )
     reached = {name: [arrival(curve) for curve in each] for name, each in curves.items()}
     effects = [edm - flow for edm, flow in zip(reached[EDM], reached[FLOW], strict=True)]
-    finding = Finding(
+    finding = Finding.of(
         CLAIM,
         "GPM §C.6, Figures 8 and 9",
         bench.where,
         f"Share of the steps after which the energy distance stays below {NEAR:g}: "
         f"{_percent(reached[FLOW])} for Discriminator Flow, {_percent(reached[EDM])} for EDM. "
         f"At the end it is {_ends(curves[FLOW])} and {_ends(curves[EDM])}.",
-        judged(effects, LEAST) if all(map(math.isfinite, effects)) else judged([]),
+        effects if all(map(math.isfinite, effects)) else [],
+        LEAST,
     )
-    table = Table(
+    table = Table.of(
         f"Energy distance, {bench.where}",
-        ("model", "percent of", f"below {NEAR:g} after", "at the end"),
-        tuple(
-            (
-                name,
-                "training" if name in (GAN, SCORE_GAN) else "sampling",
-                _percent(reached[name]),
-                _ends(each),
-            )
-            for name, each in curves.items()
-        ),
+        FOUR,
+        {
+            "model": str,
+            "percent of": KINDS.get,
+            f"below {NEAR:g} after": lambda name: _percent(reached[name]),
+            "at the end": lambda name: _ends(curves[name]),
+        },
     )
     steps = {
-        name: run.model.steps
-        for name in (EDM, FLOW)
-        if isinstance((run := lab.run(bench.models[name], bench.seeds[0])).model, ParticleModel)
+        name: run.model.steps for name, run in first.items() if isinstance(run.model, ParticleModel)
     }
     notes = (
         f"EDM samples by {steps[EDM]} steps of Heun's method, Discriminator Flow by {steps[FLOW]} of "
