@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from partikel.studies.benches import on
-from partikel.studies.item import Finding, Item, Outcome, Table, judged
+from partikel.studies.item import Finding, Item, Outcome, Table
 from partikel.studies.lab import Lab
 from partikel.studies.theory import PARTS, Check, Part, convergence_runs, kl_figure, measured
 
@@ -114,19 +114,12 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             "markers particles at several g."
         )
         lab.draw(kl_figure(runs(), plan.samples, plan.seeds[0]), caption)
+    named = ("claim", "source", "measured", "relation", "expected", "tolerance")
     table = Table(
         f"All checks, seed {plan.seeds[0]}",
         ("claim", "source", "measured", "", "expected", "may be off by", "holds"),
         tuple(
-            (
-                check["claim"],
-                check["source"],
-                check["measured"],
-                check["relation"],
-                check["expected"],
-                check["tolerance"],
-                "yes" if check["holds"] else "NO",
-            )
+            (*(check[key] for key in named), "yes" if check["holds"] else "NO")
             for group in GROUPS
             for check in (*exact, *drawn[0])
             if _of(group, check)
@@ -162,13 +155,13 @@ def _finding(group: Group, fixed: Sequence[Check], drawn: Sequence[Sequence[Chec
     nearest = min(every, key=margin)
     tolerance = f" ± {nearest.tolerance:.2g}" if nearest.relation == "=" else ""
     effects = [min(margin(check) for check in (*fixed, *checks)) for checks in drawn]
-    return Finding(
+    return Finding.of(
         group.claim,
         group.source,
         on("exact fields", drawn),
         f"{held} of {len(every)} checks hold. Nearest to failing: {nearest.claim}: {nearest.measured:.3g}, "
         f"claimed {nearest.relation} {nearest.expected:.3g}{tolerance}.",
-        judged(effects),
+        effects,
     )
 
 

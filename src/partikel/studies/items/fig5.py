@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +61,7 @@ class Plan:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Interpolate, measure and draw the sheets."""
-    findings: list[Finding] = []
-    tables: list[Table] = []
-    values: dict[str, Any] = {}
+    parts: dict[str, Outcome] = {}
     features = ""
     for bench in plan.benches:
         found: dict[str, dict[str, list[dict[str, float]]]] = {}
@@ -83,24 +80,21 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             f"{bench.data}: interpolations of latents ({SHOWN}), uncurated, first seed.",
             bench.key,
         )
-        findings += _findings(bench, found)
-        for key, title in MEASURES.items():
-            tables.append(
-                Table(
-                    f"{title[0].upper()}{title[1:]}, {bench.where}",
-                    ("method", *FOUR),
-                    tuple(
-                        (m, *(spread([each[key] for each in found[n][m]]) for n in FOUR))
-                        for m in METHODS
-                    ),
-                )
+        tables = [
+            Table(
+                f"{title[0].upper()}{title[1:]}, {bench.where}",
+                ("method", *FOUR),
+                tuple(
+                    (m, *(spread([each[key] for each in found[n][m]]) for n in FOUR))
+                    for m in METHODS
+                ),
             )
-        values[bench.key] = found
+            for key, title in MEASURES.items()
+        ]
+        parts[bench.key] = Outcome(_findings(bench, found), tables, found)
     jump, even = plan.points - 1, 1 / (plan.points - 1)
-    return Outcome(
-        findings,
-        tables,
-        values,
+    return Outcome.of(
+        parts,
         {"paths": plan.pairs, "points of a path": plan.points, "features": features},
         [
             "The perceptual path length is 1 for a straight path at even speed between ends as far apart "
