@@ -100,23 +100,12 @@ def _bench(
     return Bench(key, data, models, seeds, samples, curve_samples)
 
 
-def _smoke(key: str, data: str) -> Bench:
-    return _bench(
-        key,
-        data,
-        key,
-        (0,),
-        200,
-        100,
-        iterations=6,
-        batch=32,
-        evaluate_every=3,
-        evaluate_samples=50,
-    )
-
-
+_SMOKE = {"iterations": 6, "batch": 32, "evaluate_every": 3, "evaluate_samples": 50}
 _LIST: dict[Scale, tuple[Bench, ...]] = {
-    "smoke": (_smoke("gaussians", "five Gaussians"), _smoke("digits", "8x8 digits")),
+    "smoke": (
+        _bench("gaussians", "five Gaussians", "gaussians", (0,), 200, 100, **_SMOKE),
+        _bench("digits", "8x8 digits", "digits", (0,), 200, 100, **_SMOKE),
+    ),
     "cpu": (
         _bench("gaussians", "five Gaussians", "gaussians", (0, 1, 2), 10_000, 10_000),
         _bench("digits", "8x8 digits", "digits", (0, 1, 2), 10_000, 10_000, evaluate_every=None),

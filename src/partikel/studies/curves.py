@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.studies.benches import Bench, Training
@@ -173,6 +174,11 @@ def outcome_of(
     values = {name: those, "data vs data": found.floor, **found.lines}
     protocol = {bench.data: protocol_of(found.protocol)}
     return Outcome(findings, [table_of(found, bench, head, write)], values, protocol)
+
+
+def course(run: Run) -> list[tuple[float, float]]:
+    """(percent of the iterations, energy distance) that a run's training logged."""
+    return [(100 * line["step"] / run.step, line["energy"]) for line in run.log if "energy" in line]
 
 
 def protocol_of(protocol: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.studies.benches import Training, on
+from partikel.studies.curves import course
 from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 
@@ -88,7 +89,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     for name, training in plan.models.items():
         found = lab.evaluated(training, plan.seeds, plan.samples)
         floor, protocol = max(LEAST, found.floor), found.rows[0]["protocol"]
-        courses = [_course(run) for run in found.runs]
+        courses = [course(run) for run in found.runs]
         late = [course[-max(1, len(course) // 3) :] for course in courses]
         early = [partial(_early, training, run, plan, lab) for run in found.runs]
         values[name] = {
@@ -169,13 +170,6 @@ def _findings(plan: Plan, values: dict[str, dict[str, list[float]]], floor: floa
         better("The three together improve on the non-saturating loss.", ALL, than=USUAL),
         better("Annealing adds to the other two improvements.", ALL, than=f"{UNIT}, {TIMED}"),
     ]
-
-
-def _course(run: Run) -> list[tuple[float, float]]:
-    """Percent of training and energy, as training's quick evaluations measured it."""
-    total = run.recipe.iterations
-    lines = [line for line in run.log if "energy" in line]
-    return [(100 * line["step"] / total, line["energy"]) for line in lines]
 
 
 def _early(training: Training, run: Run, plan: Plan, lab: Lab) -> float:

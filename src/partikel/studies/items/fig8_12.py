@@ -18,6 +18,7 @@ from partikel.app.show.animation import Frame, film_strip, render
 from partikel.metrics import energy_distance
 from partikel.models import ParticleModel
 from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench
+from partikel.studies.curves import course
 from partikel.studies.item import Finding, Item, Outcome, Table, spread
 from partikel.studies.lab import Lab
 
@@ -30,24 +31,28 @@ LEAST = 5.0
 ARROWS = "arrows: the field at the particles, on a scale of their own in every picture"
 KINDS = {EDM: "sampling", FLOW: "sampling", GAN: "training", SCORE_GAN: "training"}
 """What percent are of."""
-CAPTIONS = {
-    (EDM, False): f"Figure 8, sampling by EDM; {ARROWS}.",
+PICTURES = (
+    (EDM, False, f"Figure 8, sampling by EDM; {ARROWS}."),
     (
         FLOW,
         False,
-    ): "Figure 9, sampling by Discriminator Flow; shaded: the discriminator's potential, darker "
-    "where the generator's loss is lower.",
-    (GAN, False): "Figure 10, training of a GAN; shaded: the discriminator's potential.",
+        "Figure 9, sampling by Discriminator Flow; shaded: the discriminator's potential, darker "
+        "where the generator's loss is lower.",
+    ),
+    (GAN, False, "Figure 10, training of a GAN; shaded: the discriminator's potential."),
     (
         SCORE_GAN,
         False,
-    ): "Figure 11, training of a Score GAN; arrows: the mean of its perturbed field.",
+        "Figure 11, training of a Score GAN; arrows: the mean of its perturbed field.",
+    ),
     (
         SCORE_GAN,
         True,
-    ): "Figure 12, the same training seen from inside: outputs perturbed by noise of one σ, "
-    "with the data score (blue) and minus the score of the generated law (brown).",
-}
+        "Figure 12, the same training seen from inside: outputs perturbed by noise of one σ, "
+        "with the data score (blue) and minus the score of the generated law (brown).",
+    ),
+)
+"""Models, whether the parts of the field are drawn, and captions; from Figure 8 on."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,10 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
                 key = f"generation-{name.lower().replace(' ', '-')}-seed-{seed}"
                 curve = lab.once(key, lambda run=run, seed=seed: generation(run, plan, lab, seed))
             else:
-                curve = training(run)
+                curve = course(run)
             curves[name].append([(percent, energy) for percent, energy in curve])
-    for number, (name, parts) in enumerate(CAPTIONS, start=8):
-        _draw(number, first[name], parts, plan, lab)
+    for number, (name, parts, caption) in enumerate(PICTURES, start=8):
+        _draw(number, first[name], parts, caption, plan, lab)
     floor = lab.once("floor", lambda: _floor(first[EDM], plan, lab))
     figure = plots.curves_figure(
         {f"{name}, {KINDS[name]}": _means(each) for name, each in curves.items()},
@@ -148,11 +153,6 @@ def generation(run: Run, plan: Plan, lab: Lab, seed: int) -> list[tuple[float, f
     ]
 
 
-def training(run: Run) -> list[tuple[float, float]]:
-    """(percent of the iterations, energy distance) that a run's training logged."""
-    return [(100 * line["step"] / run.step, line["energy"]) for line in run.log if "energy" in line]
-
-
 def arrival(curve: Sequence[tuple[float, float]]) -> float:
     """Percent after which the energy distance stays at most :data:`NEAR`; infinite where it does not."""
     after = math.inf
@@ -187,22 +187,16 @@ def _percent(values: Sequence[float]) -> str:
     return f"{spread(values)} %"
 
 
-def _draw(number: int, run: Run, parts: bool, plan: Plan, lab: Lab) -> None:
+def _draw(number: int, run: Run, parts: bool, caption: str, plan: Plan, lab: Lab) -> None:
     """A film strip and an animation."""
     generator = lab.generator(0, "pictures", number)
     data = run.dataset.draw(1000, "validation", generator=generator).x
     frames = run_frames(run, generator=generator, frames=plan.frames, parts=parts)
-    caption = CAPTIONS[run.recipe.title, parts]
     shown = frames if isinstance(run.model, ParticleModel) else _earlier(frames, 8)
     strip = film_strip(shown, data, columns=4, rows=2, inches=2.4)
     lab.draw(strip, caption, f"{number}")
-    render(
-        frames,
-        lab.keep(f"{number}.gif", f"Figure {number}, animated."),
-        data,
-        fps=8,
-        size=plan.size,
-    )
+    kept = lab.keep(f"{number}.gif", f"Figure {number}, animated.")
+    render(frames, kept, data, fps=8, size=plan.size)
 
 
 def _earlier(frames: Sequence[Frame], count: int) -> list[Frame]:
