@@ -23,11 +23,10 @@ from torch import Tensor
 
 from partikel.app.runs import context_for, draw_samples
 from partikel.app.show import plots
-from partikel.data import Dataset
 from partikel.fields import Context, Field
 from partikel.metrics import energy_distance
 from partikel.metrics.evaluation import evaluate
-from partikel.models import Carrier, GeneratorModel, generate, ntk_operator, surrogate_loss
+from partikel.models import GeneratorModel, generate, ntk_operator, surrogate_loss
 from partikel.studies.benches import (
     EDM,
     FLOW,
@@ -156,7 +155,7 @@ def _untrained(lab: Lab, bench: Bench, training: Training, seed: int) -> dict[st
         trainer = lab.trainer(training, seed)
         device = trainer.accelerator.device
         result = evaluate(
-            lambda n, generator: _drawn(trainer.model, trainer.dataset, n, generator),
+            lambda n, generator: _drawn(trainer, n, generator),
             trainer.dataset,
             n=bench.samples,
             device=device,
@@ -166,8 +165,9 @@ def _untrained(lab: Lab, bench: Bench, training: Training, seed: int) -> dict[st
     return lab.once(f"untrained-{training.name}-{seed}", work)
 
 
-def _drawn(model: Carrier, dataset: Dataset, n: int, generator: torch.Generator) -> Tensor:
-    return draw_samples(model.eval(), n, generator, context_for(model, dataset))
+def _drawn(trainer: Trainer, n: int, generator: torch.Generator) -> Tensor:
+    model = trainer.model
+    return draw_samples(model.eval(), n, generator, context_for(model, trainer.dataset))
 
 
 # --- (ii) the motion of a generator's particles
@@ -337,9 +337,7 @@ def _laws(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
             SCORE_GAN: lab.sample(gan, n, seed, "law", SCORE_GAN),
             FREE: lab.sample(flow, n, seed, "law", FREE),
             "data": gan.dataset.draw(n, "test", generator=lab.generator(seed, "law", "data")).x,
-            "untrained": _drawn(
-                trainer.model, trainer.dataset, n, _on(trainer, lab.generator(seed, "law"))
-            ).cpu(),
+            "untrained": _drawn(trainer, n, _on(trainer, lab.generator(seed, "law"))).cpu(),
         }
         pairs = ((SCORE_GAN, FREE), (SCORE_GAN, "data"), (FREE, "data"), ("untrained", FREE))
         return {f"{a} to {b}": energy_distance(clouds[a], clouds[b]) for a, b in pairs}

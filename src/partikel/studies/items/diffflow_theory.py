@@ -43,12 +43,12 @@ class Group:
     Attributes:
         claim: what the paper says.
         source: where it says so.
-        sources: what the checks' sources begin with.
+        checks: what the checks' sources begin with; with ``source`` itself unless given.
     """
 
     claim: str
     source: str
-    sources: tuple[str, ...]
+    checks: tuple[str, ...] = ()
 
 
 GROUPS = (
@@ -66,7 +66,6 @@ GROUPS = (
     Group(
         "The marginal laws do not change with g (Marginal Preserving Property).",
         "DiffFlow Proposition 2",
-        ("DiffFlow Proposition 2",),
     ),
     Group(
         "Diffusion SDEs and ODEs are points of the plane: from the exact start their laws are the forward "
@@ -77,13 +76,8 @@ GROUPS = (
     Group(
         "The KL divergence falls along the flow, at the rate β times the Fisher divergence.",
         "DiffFlow Lemma 1",
-        ("DiffFlow Lemma 1",),
     ),
-    Group(
-        "The law converges to the smoothed data.",
-        "DiffFlow Theorem 1",
-        ("DiffFlow Theorem 1",),
-    ),
+    Group("The law converges to the smoothed data.", "DiffFlow Theorem 1"),
     Group(
         "Under a log-Sobolev inequality KL(ρ_t) ≤ KL(ρ_0) exp(-2βCt).",
         "DiffFlow Theorem 2, §4.2",
@@ -145,7 +139,7 @@ def margin(check: Check) -> float:
 
 
 def _of(group: Group, check: dict[str, Any]) -> bool:
-    return check["source"].startswith(group.sources)
+    return check["source"].startswith(group.checks or group.source)
 
 
 def _finding(group: Group, fixed: Sequence[Check], drawn: Sequence[Sequence[Check]]) -> Finding:

@@ -9,7 +9,9 @@ stay nearer to the final ones than two real images of one class are to each othe
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -216,23 +218,18 @@ def _percent(shares: list[float]) -> str:
 
 def _table(measured: dict[str, list[dict[str, Any]]], bench: Bench) -> Table:
     """What is there after eighths of the evaluations."""
-    rows = []
-    for eighth in range(1, 9):
-        row: list[str] = [f"{eighth / 8:.1%}"]
-        for runs in measured.values():
-            shares = runs[0]["share"]
-            node = max(k for k, share in enumerate(shares) if share <= eighth / 8 + 1e-9)
-            row += [
-                spread([each[what][node] for each in runs])
-                for what in ("agreeing", "distance", "formed")
-            ]
-        rows.append(tuple(row))
-    heads = [
-        f"{name}: {what}"
-        for name in measured
-        for what in ("final class", "distance to final", "formed")
-    ]
-    return Table(f"Along the way, {bench.where}", ("evaluations", *heads), tuple(rows))
+
+    def there(eighth: int, name: str, what: str) -> str:
+        shares = measured[name][0]["share"]
+        node = max(k for k, share in enumerate(shares) if share <= eighth / 8 + 1e-9)
+        return spread([each[what][node] for each in measured[name]])
+
+    heads = {"agreeing": "final class", "distance": "distance to final", "formed": "formed"}
+    columns: dict[str, Callable[[int], str]] = {"evaluations": lambda k: f"{k / 8:.1%}"}
+    for name in measured:
+        for what, head in heads.items():
+            columns[f"{name}: {head}"] = partial(there, name=name, what=what)
+    return Table.of(f"Along the way, {bench.where}", range(1, 9), columns)
 
 
 ITEM = Item(

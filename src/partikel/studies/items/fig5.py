@@ -20,7 +20,7 @@ from partikel.app.show.latent_paths import METHODS
 from partikel.metrics import class_changes, default_classifier, path_smoothness
 from partikel.metrics.evaluation import choose_features, chunk_size
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench, benches
-from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import real_images
 
@@ -151,23 +151,16 @@ def _findings(
         means = {
             name: {m: [each[key] for each in found[name][m]] for m in METHODS} for name in FOUR
         }
-        effects = [
-            min(
-                log_ratio(
-                    min(means[name][m][k] for name in PARTICLES),
-                    max(means[name][m][k] for name in GENERATORS),
-                    FLOOR,
-                )
+        low, high = (
+            {
+                m: [most(each) for each in zip(*(means[n][m] for n in names), strict=True)]
                 for m in METHODS
-            )
-            for k in range(len(bench.seeds))
-        ]
-        said = ", ".join(f"{name} {spread(means[name][SHOWN])}" for name in FOUR)
-        agree = sum(
-            min(min(means[name][m]) for name in PARTICLES)
-            > max(max(means[name][m]) for name in GENERATORS)
-            for m in METHODS
+            }
+            for most, names in ((min, PARTICLES), (max, GENERATORS))
         )
+        ratios = [log_ratios(low[m], high[m], FLOOR) for m in METHODS]
+        said = ", ".join(f"{name} {spread(means[name][SHOWN])}" for name in FOUR)
+        agree = sum(min(low[m]) > max(high[m]) for m in METHODS)
         findings.append(
             Finding.of(
                 claim,
@@ -175,7 +168,7 @@ def _findings(
                 bench.where,
                 f"{MEASURES[key].capitalize()} ({SHOWN}): {said}. Every particle model is above every "
                 f"generator by {agree} of the {len(METHODS)} methods.",
-                effects,
+                [min(each) for each in zip(*ratios, strict=True)],
                 LEAST,
             )
         )

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.data import Dataset
 from partikel.metrics.evaluation import evaluate
 from partikel.metrics.pretrained import PACKAGES, available
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, Bench, benches
 from partikel.studies.curves import LEAST, noise, protocol_of
-from partikel.studies.distances import ENERGY, FRECHET, Distance, distance_of
+from partikel.studies.distances import ENERGY, FRECHET, Distance, Evaluated
 from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import CLAIM as REASONABLE
@@ -68,39 +69,46 @@ class Plan:
     features: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Column:
     """Everything measured on one data set with one feature network.
 
     Attributes:
         where: for findings.
         evaluations: that each figure is the mean of.
-        distance: to the data.
-        rows: name -> figures for each seed.
-        others: name -> figures of what is no model.
-        protocol: of the evaluations.
-        seconds: name -> CPU seconds of training, seed by seed.
+        models: name -> figures for each seed.
         classes: name -> classes held, of how many, seed by seed.
+        others: name -> figures of what is no model.
     """
 
     where: str
-    evaluations: int = 1
-    distance: Distance = ENERGY
-    rows: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
-    others: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    classes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    evaluations: int
+    models: Mapping[str, Evaluated]
+    classes: Mapping[str, list[tuple[int, int]]]
+    others: Mapping[str, Mapping[str, float]]
+
+    @property
+    def distance(self) -> Distance:
+        """To the data."""
+        return self.models[EDM].distance
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """Of the evaluations."""
+        return self.models[FOUR[-1]].rows[-1]["protocol"]
 
     @property
     def noise(self) -> float:
         """Log ratios of distances up to this one are taken for noise."""
         return noise(self.distance, self.protocol["samples"], self.evaluations)
 
-    def distances(self, name: str) -> list[float]:
-        """Of a model, seed by seed."""
-        return [row[self.distance.key] for row in self.rows[name]]
+    def calls(self, name: str) -> int:
+        """Evaluations of a network for a sample of a model."""
+        return self.models[name].rows[-1]["protocol"]["nfe"]
+
+    def seconds(self, name: str) -> list[float]:
+        """CPU seconds of a model's training, seed by seed."""
+        return [run.cpu_seconds for run in self.models[name].runs]
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
@@ -121,7 +129,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             if column.evaluations > 1:
                 protocol[column.where] += f" to {column.evaluations - 1}, means"
             figure = plots.dots_figure(
-                {name: column.distances(name) for name in FOUR},
+                {name: each.far for name, each in column.models.items()},
                 f"{column.distance.name.capitalize()} to test data, {column.where}",
                 levels={name: row[column.distance.key] for name, row in column.others.items()},
             )
@@ -146,35 +154,35 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 
 def _measured(lab: Lab, bench: Bench, plan: Plan, features: str | None) -> _Column:
     times = plan.evaluations.get(bench.key, 1)
-    column = _Column(bench.where if features is None else f"{bench.where}, {features}", times)
-    n = bench.samples
-    options: dict[str, Any] = {} if features is None else {"features": features}
+    where, n = bench.where, bench.samples
+    options: dict[str, Any] = {}
     dataset = lab.run(bench.models[EDM], bench.seeds[0]).dataset
     if features is not None:  # the paper's protocol: as many samples as there are test images
+        where, options = f"{where}, {features}", {"features": features}
         n = dataset.size("test") or n
+    models: dict[str, Evaluated] = {}
+    classes: dict[str, list[tuple[int, int]]] = {}
     for name in FOUR:
-        column.rows[name], column.seconds[name], column.classes[name] = [], [], []
-        for seed in bench.seeds:
-            run = lab.run(bench.models[name], seed)
-            seeds: list[dict[str, Any]] = [{}, *({"seed": k} for k in range(1, times))]
-            results = [lab.evaluate(run, n=n, **options, **each) for each in seeds]
-            result, metrics = results[0], _mean([each["metrics"] for each in results])
-            column.rows[name].append(metrics)
-            column.distance = distance_of(metrics)
-            column.others["data vs data"] = _mean([each["reference"] for each in results])
-            column.protocol = result["protocol"]
-            column.calls[name] = result["protocol"]["nfe"]
-            column.seconds[name].append(run.cpu_seconds)
-            if isinstance(dataset.target, GaussianMixture):
-                held = (math.floor(metrics["modes"]), len(dataset.target.means))
-            else:
-                reading = classes_of(lab, run, plan.class_samples)
-                held = None if reading is None else (reading.held, reading.classes)
-            if held is not None:
-                column.classes[name].append(held)
+        runs = [lab.run(bench.models[name], seed) for seed in bench.seeds]
+        models[name] = Evaluated(runs, [_repeated(lab, run, times, n=n, **options) for run in runs])
+        if isinstance(dataset.target, GaussianMixture):
+            modes = len(dataset.target.means)
+            classes[name] = [(math.floor(held), modes) for held in models[name].figures("modes")]
+        else:
+            readings = [classes_of(lab, run, plan.class_samples) for run in runs]
+            classes[name] = [(each.held, each.classes) for each in readings if each is not None]
     key = f"{bench.key}-{features or 'own'}"
-    column.others |= lab.once(key, lambda: _no_models(dataset, n, features))
-    return column
+    nothing = lab.once(key, lambda: _no_models(dataset, n, features))
+    data = models[FOUR[-1]].rows[-1]["reference"]
+    return _Column(where, times, models, classes, {"data vs data": data, **nothing})
+
+
+def _repeated(lab: Lab, run: Run, times: int, **options: Any) -> dict[str, Any]:
+    """An evaluation whose figures are means over evaluations with seeds of their own."""
+    seeds: list[dict[str, Any]] = [{}, *({"seed": k} for k in range(1, times))]
+    results = [lab.evaluate(run, **options, **each) for each in seeds]
+    means = {key: _mean([each[key] for each in results]) for key in ("metrics", "reference")}
+    return {**results[0], **means}
 
 
 def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -210,7 +218,8 @@ def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict
 
 def _findings(column: _Column) -> list[Finding]:
     unit, key = column.distance.name.capitalize(), column.distance.key
-    seeds = range(len(column.rows[EDM]))
+    far = {name: each.far for name, each in column.models.items()}
+    seeds = range(len(far[EDM]))
     nearest = min(column.others[name][key] for name in ("noise", "mean"))
 
     def nearness(name: str, k: int) -> float:
@@ -219,12 +228,12 @@ def _findings(column: _Column) -> list[Finding]:
             held, classes = column.classes[name][k]
             if held < classes:
                 return held / classes - 1
-        return log_ratio(nearest, column.distances(name)[k], LEAST) - math.log(NEARER)
+        return log_ratio(nearest, far[name][k], LEAST) - math.log(NEARER)
 
     def over(name: str, k: int) -> float:
         """Log of a distance over that of the worse baseline."""
-        worse = max(column.distances(each)[k] for each in (EDM, GAN))
-        return log_ratio(column.distances(name)[k], worse, LEAST)
+        worse = max(far[each][k] for each in (EDM, GAN))
+        return log_ratio(far[name][k], worse, LEAST)
 
     def present(name: str) -> str:
         if not column.classes[name]:
@@ -238,7 +247,7 @@ def _findings(column: _Column) -> list[Finding]:
             claim, SOURCE, column.where, f"{unit}: {measured}.", effects, column.noise
         )
 
-    distances = {name: spread(column.distances(name)) for name in FOUR}
+    distances = {name: spread(each) for name, each in far.items()}
     baselines = f"{distances[EDM]} for EDM and {distances[GAN]} for GAN"
     reasonable = "; ".join(f"{distances[name]} for {name}{present(name)}" for name in NEW)
     findings = [
@@ -269,34 +278,34 @@ def _findings(column: _Column) -> list[Finding]:
 
 
 def _table(column: _Column) -> Table:
-    figures = {**column.rows, **{name: [row] for name, row in column.others.items()}}
+    models = column.models
 
     def shown(name: str, key: str) -> str:
-        return spread([each[key] for each in figures[name]])
+        return spread(models[name].figures(key) if name in models else [column.others[name][key]])
 
     def classes(name: str) -> str:
         return str(min(column.classes[name])[0]) if column.classes.get(name) else ""
-
-    def seconds(name: str) -> str:
-        return spread(column.seconds[name]) if name in column.seconds else ""
 
     columns: dict[str, Callable[[str], str]] = {"model": str}
     columns[column.distance.name] = partial(shown, key=column.distance.key)
     columns |= {HEADS[key]: partial(shown, key=key) for key in COLUMNS[column.distance.key]}
     if column.distance is FRECHET:
         columns["classes"] = classes
-    columns["evaluations a sample"] = lambda name: str(column.calls.get(name, ""))
-    columns["CPU s of training"] = seconds
-    return Table.of(f"Distances to the test data, {column.where}", figures, columns)
+    columns["evaluations a sample"] = lambda name: str(column.calls(name)) if name in models else ""
+    columns["CPU s of training"] = lambda name: (
+        spread(column.seconds(name)) if name in models else ""
+    )
+    names = (*models, *column.others)
+    return Table.of(f"Distances to the test data, {column.where}", names, columns)
 
 
 def _values(column: _Column) -> dict[str, Any]:
     return {
-        "models": {name: [dict(row) for row in rows] for name, rows in column.rows.items()},
+        "models": {n: [row["metrics"] for row in e.rows] for n, e in column.models.items()},
         "others": {name: dict(row) for name, row in column.others.items()},
         "classes held": column.classes,
-        "evaluations": column.calls,
-        "cpu seconds": column.seconds,
+        "evaluations": {name: column.calls(name) for name in column.models},
+        "cpu seconds": {name: column.seconds(name) for name in column.models},
         "protocol": column.protocol,
     }
 
