@@ -15,7 +15,7 @@ from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.studies.benches import Bench, Training
-from partikel.studies.distances import ENERGY, FRECHET, Distance, distance_of
+from partikel.studies.distances import ENERGY, FRECHET, Distance, Evaluated
 from partikel.studies.item import Finding, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 
@@ -102,14 +102,13 @@ def measure_curves(lab: Lab, bench: Bench, lines: Mapping[str, Line]) -> Curves:
         found.lines[name] = []
         for seed in bench.seeds:
             run = lab.run(line.training, seed)
-            model = run.model
-            assert isinstance(model, ParticleModel)
-            points = line.points(model)
+            assert isinstance(run.model, ParticleModel)
+            points = line.points(run.model)
             rows = [lab.evaluate(run, n=bench.curve_samples, **how) for _, how in points]
-            found.distance = distance_of(rows[0]["metrics"])
+            evaluated = Evaluated([run], rows)
             found.at[name] = [place for place, _ in points]
-            found.lines[name].append([row["metrics"][found.distance.key] for row in rows])
-            found.floor = rows[-1]["reference"][found.distance.key]
+            found.lines[name].append(evaluated.far)
+            found.distance, found.floor = evaluated.distance, evaluated.floor
             found.protocol = rows[-1]["protocol"]
     return found
 

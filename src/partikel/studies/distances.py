@@ -28,11 +28,6 @@ FRECHET = Distance("frechet", "Fréchet distance", 1e-2)
 ENERGY = Distance("energy", "energy distance", 5e-4)
 
 
-def distance_of(figures: Mapping[str, Any]) -> Distance:
-    """The one that items go by: Fréchet's of images, the energy distance of points."""
-    return FRECHET if FRECHET.key in figures else ENERGY
-
-
 @dataclass(frozen=True)
 class Evaluated:
     """The runs of one training and what was measured of each, seed by seed.
@@ -47,8 +42,8 @@ class Evaluated:
 
     @property
     def distance(self) -> Distance:
-        """What their distance to the data is measured by."""
-        return distance_of(self.rows[0]["metrics"])
+        """What items go by: Fréchet's distance of images, the energy distance of points."""
+        return FRECHET if FRECHET.key in self.rows[0]["metrics"] else ENERGY
 
     @property
     def far(self) -> list[float]:

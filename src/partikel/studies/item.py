@@ -183,6 +183,15 @@ def log_ratios(first: Sequence[float], second: Sequence[float], floor: float) ->
     return [log_ratio(a, b, floor) for a, b in zip(first, second, strict=True)]
 
 
+def means(those: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of figures over evaluations, key by key, at any depth."""
+    columns = {key: [each[key] for each in those] for key in those[0]}
+    return {
+        key: means(values) if isinstance(values[0], Mapping) else statistics.fmean(values)
+        for key, values in columns.items()
+    }
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean and range of values over seeds, for a sentence or a table: "1.96 (1.80 to 2.11)"."""
     mean = f"{statistics.fmean(values):.3g}"

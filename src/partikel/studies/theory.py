@@ -435,13 +435,14 @@ def _matched(name: str, path: Schedule, grid: TimeGrid) -> _Simulation:
         for point in ((2.0, 1.0), (2.0, 2.0), (1.5, 1.0), (3.0, 0.5))
     }
     start, end = (_noised(MIXTURE, path, t) for t in (0.0, path.horizon))
-    trial = _constant_d(name, "mixture", DiffFlow.reverse(path), MIXTURE, grid, STEPS, start, end)
+    flow, exact = DiffFlow.reverse(path), ExactScoreField(MIXTURE)
+    trial = Trial(name, "mixture", flow, exact, None, grid, STEPS, start, end)
     return _Simulation(f"the mixture: {name}", PROPOSITION, flows, trial, log_density)
 
 
 def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulation:
     """From a mixture towards a Gaussian: ρ_t is known, and the optimal d is not constant."""
-    trial, end = _known_laws(name, name, base, GAUSSIAN, MIXTURE, STEPS)
+    trial, end = _known_laws(base, GAUSSIAN, MIXTURE)
     flows = {f"g² = {_times(g2)}": base.with_g2(g2) for g2 in points}
     claim = f"the law at g² = 2β: {name}"
     return _Simulation(claim, PROPOSITION, flows, trial, end.log_density)
@@ -452,12 +453,12 @@ def _to_the_mixture() -> _Simulation:
     level = 0.4
     path = ConstantSchedule(level, 30.0)
     flow, grid = DiffFlow(path).with_g2(2.0), UniformGrid(path.horizon)
-    start, end = _drawn_from(OTHER), _noised(MIXTURE, path, 0.0)
+    start, end, exact = _drawn_from(OTHER), _noised(MIXTURE, path, 0.0), ExactScoreField(MIXTURE)
     return _Simulation(
         "the mixture, from another law: Langevin, λ² = 0",
         "DiffFlow Theorem 1",
         {"g² = 2β": flow},
-        _constant_d("Langevin", "mixture", flow, MIXTURE, grid, 300, start, end),
+        Trial("Langevin", "mixture", flow, exact, None, grid, 300, start, end),
         lambda x: MIXTURE.log_density(x, torch.full_like(x[:, 0], level)),
     )
 
@@ -511,7 +512,7 @@ class Trial:
         law: the law at T: one name for each law.
         flow: the point.
         score: s_p.
-        log_ratio: ∇d, exact.
+        log_ratio: ∇d, exact; None where the optimal d is constant, or has no weight.
         grid: of the solver.
         steps: of the solver.
         start: draws of ρ_0.
@@ -523,7 +524,7 @@ class Trial:
     law: str
     flow: DiffFlow
     score: Field
-    log_ratio: Field
+    log_ratio: Field | None
     grid: TimeGrid
     steps: int
     start: Draw
@@ -538,8 +539,9 @@ class Trial:
 
     def stream(self, start: Tensor, generator: torch.Generator) -> Iterator[State]:
         """Particles at the nodes of the grid."""
+        log_ratio = 0.0 * self.score if self.log_ratio is None else self.log_ratio
         model = ParticleModel(
-            self.flow.field(self.score, self.log_ratio),
+            self.flow.field(self.score, log_ratio),
             self.flow.prior(start.shape[1:]),
             steps=self.steps,
             schedule=self.flow.schedule,
@@ -704,7 +706,8 @@ def matched_trial(preset: str, dim: int, path: Schedule, g2: float, lambda2: flo
     )
     steps, solver = (40, Heun()) if flow.deterministic else (100, StochasticHeun())
     start, end = _noised(target, path, 0.0, torch.float32), _drawn_from(target, torch.float32)
-    return _constant_d(preset, "mixture", flow, target, grid, steps, start, end, solver)
+    exact = ExactScoreField(target)
+    return Trial(preset, "mixture", flow, exact, None, grid, steps, start, end, solver)
 
 
 def annealed_trial(dim: int, *, strength: float = 100.0, steps: int = 800) -> Trial:
@@ -717,24 +720,8 @@ def annealed_trial(dim: int, *, strength: float = 100.0, steps: int = 800) -> Tr
     path, beta = _paced(strength)
     flow, grid = DiffFlow.annealed_langevin(path, beta), UniformGrid(path.horizon)
     start, end = _noised(target, path, 0.0, torch.float32), _drawn_from(target, torch.float32)
-    return _constant_d("annealed Langevin", "mixture", flow, target, grid, steps, start, end)
-
-
-def _constant_d(
-    preset: str,
-    law: str,
-    flow: DiffFlow,
-    target: GaussianMixture,
-    grid: TimeGrid,
-    steps: int,
-    start: Draw,
-    end: Draw,
-    solver: Solver | None = None,
-) -> Trial:
-    """A trial in which ∇d = 0 or has no weight."""
     exact = ExactScoreField(target)
-    solver = solver or StochasticHeun()
-    return Trial(preset, law, flow, exact, 0.0 * exact, grid, steps, start, end, solver)
+    return Trial("annealed Langevin", "mixture", flow, exact, None, grid, steps, start, end)
 
 
 CLOSED_FORM: dict[str, tuple[Callable[[], DiffFlow], int, str]] = {
@@ -773,25 +760,21 @@ def closed_form_trial(preset: str, dim: int) -> Trial:
     if not isinstance(path, ConstantSchedule):
         noise = path.sigma_max**2 * torch.eye(dim, dtype=torch.float64)
         start = Gaussian(target.mean, target.covariance + noise)
-    trial, settled = _known_laws(preset, law, flow, target, start, steps)
-    ended = _drawn_from(target if law == "Gaussian" else settled, torch.float32)
-    return replace(trial, start=_drawn_from(start, torch.float32), end=ended)
+    trial, settled = _known_laws(flow, target, start, steps)
+    first = _drawn_from(start, torch.float32)
+    last = _drawn_from(target if law == "Gaussian" else settled, torch.float32)
+    return replace(trial, preset=preset, law=law, start=first, end=last)
 
 
 def _known_laws(
-    preset: str,
-    law: str,
-    flow: DiffFlow,
-    target: Gaussian,
-    start: GaussianMixture,
-    steps: int,
+    flow: DiffFlow, target: Gaussian, start: GaussianMixture, steps: int = STEPS
 ) -> tuple[Trial, GaussianMixture]:
     """From a mixture towards a Gaussian, with ρ_t by its moments, and the law at the end."""
     grid = UniformGrid(flow.schedule.horizon)
     laws = propagated(flow, target, start, nodes := grid.nodes(steps))
     score, first, last = ExactScoreField(target), _drawn_from(laws[0]), _drawn_from(laws[-1])
     ratio = AtScale(score, flow.schedule) - OwnScore(laws, nodes)
-    return Trial(preset, law, flow, score, ratio, grid, steps, first, last), laws[-1]
+    return Trial("", "", flow, score, ratio, grid, steps, first, last), laws[-1]
 
 
 def _paced(strength: float) -> tuple[Schedule, Callable[[Tensor], Tensor]]:
@@ -941,8 +924,8 @@ def kl_figure(runs: Mapping[str, Convergence], samples: int = 10_000, seed: int 
     for name, run in runs.items():
         share = run.kl / run.kl[0]
         curves[name] = list(zip(run.times.tolist(), share.tolist(), strict=True))
-        curves["log-Sobolev bound"] = [(t, math.exp(-run.rate * t)) for t in run.times.tolist()]
-    curves["log-Sobolev bound"] = curves.pop("log-Sobolev bound")  # over the curve that meets it
+    *_, last = runs.values()  # all have one rate; drawn over the curve that meets it
+    curves["log-Sobolev bound"] = [(t, math.exp(-last.rate * t)) for t in last.times.tolist()]
     strokes = {name: plots.Stroke(color) for name, color in zip(runs, plots.SERIES, strict=False)}
     strokes["log-Sobolev bound"] = plots.Stroke(plots.INK, dashed=True)
     figure = plots.curves_figure(
@@ -984,7 +967,7 @@ _MARKERS = {0.0: "o", 1.0: "D", 2.0: "s", 3.5: "^"}
 def _particles_kl(g2: float, samples: int, seed: int) -> list[tuple[float, float]]:
     """(t, KL) of simulated particles, whose law is taken to be Gaussian with their moments."""
     flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=_END).with_g2(g2)
-    trial, _ = _known_laws("Langevin", "Gaussian", flow, GAUSSIAN, OTHER, STEPS)
+    trial, _ = _known_laws(flow, GAUSSIAN, OTHER)
     start = OTHER.sample(samples, generator=_stream(seed, "kl", g2), dtype=torch.float64)
     smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
     found = []

@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from partikel.studies.benches import (
     score_flow,
 )
 from partikel.studies.distances import ENERGY, Evaluated
-from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, means, spread
 from partikel.studies.lab import Lab
 from partikel.training import Trainer
 
@@ -153,14 +154,8 @@ def _untrained(lab: Lab, bench: Bench, training: Training, seed: int) -> dict[st
 
     def work() -> dict[str, float]:
         trainer = lab.trainer(training, seed)
-        device = trainer.accelerator.device
-        result = evaluate(
-            lambda n, generator: _drawn(trainer, n, generator),
-            trainer.dataset,
-            n=bench.samples,
-            device=device,
-        )
-        return result.metrics
+        device, sampler = trainer.accelerator.device, partial(_drawn, trainer)
+        return evaluate(sampler, trainer.dataset, n=bench.samples, device=device).metrics
 
     return lab.once(f"untrained-{training.name}-{seed}", work)
 
@@ -248,16 +243,7 @@ def _followed(plan: Plan, lab: Lab, training: Training, seed: int) -> dict[str, 
         while trainer.step < moment:
             next(steps)
         compared = [_compared(plan, lab, trainer, steps, seed) for _ in range(plan.steps)]
-        found[str(moment)] = {
-            motion: {
-                field: {
-                    what: statistics.fmean(each[motion][field][what] for each in compared)
-                    for what in ("cosine", "chance", "whole")
-                }
-                for field in FIELDS
-            }
-            for motion in MOTIONS
-        }
+        found[str(moment)] = means(compared)
     return found
 
 
@@ -286,17 +272,16 @@ def _compared(plan: Plan, lab: Lab, trainer: Trainer, steps: Any, seed: int) -> 
         "∇h": [velocity[o] for o in orders],
     }
     exact = {"A_θ[∇h]": transported, "∇h": velocity}
-    return {
-        motion: {
-            name: {
-                "cosine": _cosine(_centred(by), _centred(exact[name])),
-                "chance": max(_cosine(_centred(by), _centred(each)) for each in chance[name]),
-                "whole": _cosine(by, exact[name]),
-            }
-            for name in FIELDS
+
+    def cosines(by: Tensor, name: str) -> dict[str, float]:
+        return {
+            "cosine": _cosine(_centred(by), _centred(exact[name])),
+            "chance": max(_cosine(_centred(by), _centred(each)) for each in chance[name]),
+            "whole": _cosine(by, exact[name]),
         }
-        for motion, by in zip(MOTIONS, (moved, descended), strict=True)
-    }
+
+    motions = zip(MOTIONS, (moved, descended), strict=True)
+    return {motion: {name: cosines(by, name) for name in FIELDS} for motion, by in motions}
 
 
 def _averaged(field: Field, x: Tensor, t: float, draws: int) -> Tensor:

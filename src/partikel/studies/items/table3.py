@@ -8,8 +8,7 @@ very data, with KID, precision and recall, and on request on Inception's, as in 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from partikel.metrics.pretrained import PACKAGES, available
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, Bench, benches
 from partikel.studies.curves import LEAST, noise, protocol_of
 from partikel.studies.distances import ENERGY, FRECHET, Distance, Evaluated
-from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, means, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import CLAIM as REASONABLE
 from partikel.studies.sheets import NEW, classes_of
@@ -181,12 +180,8 @@ def _repeated(lab: Lab, run: Run, times: int, **options: Any) -> dict[str, Any]:
     """An evaluation whose figures are means over evaluations with seeds of their own."""
     seeds: list[dict[str, Any]] = [{}, *({"seed": k} for k in range(1, times))]
     results = [lab.evaluate(run, **options, **each) for each in seeds]
-    means = {key: _mean([each[key] for each in results]) for key in ("metrics", "reference")}
-    return {**results[0], **means}
-
-
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: statistics.fmean(each[key] for each in figures) for key in figures[0]}
+    figures = [{key: each[key] for key in ("metrics", "reference")} for each in results]
+    return {**results[0], **means(figures)}
 
 
 def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict[str, float]]:
