@@ -29,7 +29,7 @@ from partikel.solvers import (
     Solver,
     StochasticHeun,
 )
-from partikel.studies.theory import PATHS, Outcome, Trial, limits, matched_trial, outcome, trials
+from partikel.studies.theory import PATHS, Endings, Trial, limits, matched_trial, run_trial, trials
 
 N = 10_000
 LEVEL = 0.99
@@ -48,7 +48,7 @@ SDE_SOLVERS: Mapping[str, tuple[Solver, int]] = {
 }
 
 
-def row(trial: Trial, found: Outcome) -> dict[str, Any]:
+def row(trial: Trial, found: Endings) -> dict[str, Any]:
     """A line of the table; of the runs, the one in the middle."""
     middle = len(found.energy) // 2
     return {
@@ -73,7 +73,7 @@ def table(dim: int, known: dict[str, tuple[float, float]]) -> list[dict[str, Any
         if trial.law not in known:
             known[trial.law] = limits(trial.end, N, level=LEVEL)
         started = time.process_time()
-        rows.append(row(trial, outcome(trial, known[trial.law], N)))
+        rows.append(row(trial, run_trial(trial, known[trial.law], N)))
         print(dim, round(time.process_time() - started, 1), rows[-1], flush=True)
     return rows
 
@@ -90,7 +90,7 @@ def needed(dim: int, quantiles: tuple[float, float]) -> dict[str, Any]:
                     break
                 grid = KarrasGrid(path, sigma_min, rho)
                 trial = replace(base, solver=solver, steps=steps, grid=grid)
-                one = outcome(trial, quantiles, N, runs=5)
+                one = run_trial(trial, quantiles, N, runs=5)
                 if one.holds:
                     fewest = {**row(trial, one), "grid": {"sigma_min": sigma_min, "rho": rho}}
         found[name] = fewest
@@ -104,7 +104,7 @@ def sde_solvers(dim: int, quantiles: tuple[float, float]) -> list[dict[str, Any]
     base = matched_trial("VE SDE", dim, PATHS["VE"], 2.0, 1.0)
     for solver, steps in SDE_SOLVERS.values():
         trial = replace(base, solver=solver, steps=steps)
-        rows.append(row(trial, outcome(trial, quantiles, N)))
+        rows.append(row(trial, run_trial(trial, quantiles, N)))
         print(dim, rows[-1], flush=True)
     return rows
 

@@ -23,14 +23,14 @@ from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun
 from partikel.studies.theory import (
     MATCHED,
     PATHS,
-    Outcome,
+    Endings,
     Trial,
     annealed_trial,
     closed_form_trial,
     exact_targets,
     limits,
     matched_trial,
-    outcome,
+    run_trial,
     trials,
 )
 from partikel.targets import Gaussian
@@ -45,8 +45,8 @@ def quantiles(dim: int) -> tuple[float, float]:
     return limits(trial.end, N, projections=LINES)
 
 
-def tried(trial: Trial, dim: int) -> Outcome:
-    return outcome(trial, quantiles(dim), N, projections=LINES)
+def tried(trial: Trial, dim: int) -> Endings:
+    return run_trial(trial, quantiles(dim), N, projections=LINES)
 
 
 in_16_dimensions = pytest.param(16, marks=pytest.mark.slow)
@@ -99,11 +99,11 @@ def test_laws_in_closed_form(preset: str, dim: int, n: int) -> None:
     """Where ∇d is not zero, on Gaussians; the continuation's law is not the data's."""
     trial = closed_form_trial(preset, dim)
     bounds = limits(trial.end, n, pairs=60, projections=LINES)
-    assert outcome(trial, bounds, n, projections=LINES).holds
+    assert run_trial(trial, bounds, n, projections=LINES).holds
     if trial.law != "Gaussian":
         _, target = exact_targets(dim)
         data = replace(trial, end=lambda n, generator: target.sample(n, generator=generator))
-        assert not outcome(data, bounds, n, runs=1, projections=LINES).holds
+        assert not run_trial(data, bounds, n, runs=1, projections=LINES).holds
 
 
 @in_both
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_found(dim: int) -> None:
         "steps": replace(sde, steps=15, solver=EulerMaruyama()),
     }
     for name, trial in wrong.items():
-        found = outcome(trial, quantiles(dim), N, runs=1, projections=LINES)
+        found = run_trial(trial, quantiles(dim), N, runs=1, projections=LINES)
         assert not found.holds, name
 
 
@@ -208,11 +208,11 @@ def test_the_majority_decides() -> None:
     rows = [([below], True), ([above], False), ([above, below, below], True)]
     rows.append(([below, above, above], False))
     for energy, holds in rows:
-        assert Outcome(1, energy, [below] * len(energy), 1.0, 1.0).holds == holds
-        assert Outcome(1, [below] * len(energy), energy, 1.0, 1.0).holds == holds
+        assert Endings(1, energy, [below] * len(energy), 1.0, 1.0).holds == holds
+        assert Endings(1, [below] * len(energy), energy, 1.0, 1.0).holds == holds
     still = DiffFlow.langevin(0.3, 1e-9, horizon=1e-6)
     trial = matched_trial("", 2, PATHS["VE"], 2.0, 2.0)
     base = replace(trial, flow=still, steps=1, start=trial.end, solver=EulerMaruyama())
-    assert len(outcome(base, (1.0, 1.0), 600).energy) == 2
-    assert len(outcome(base, (-1.0, -1.0), 600).energy) == 2
-    assert len(outcome(base, (1.0, 1.0), 600, runs=1).energy) == 1
+    assert len(run_trial(base, (1.0, 1.0), 600).energy) == 2
+    assert len(run_trial(base, (-1.0, -1.0), 600).energy) == 2
+    assert len(run_trial(base, (1.0, 1.0), 600, runs=1).energy) == 1

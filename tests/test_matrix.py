@@ -26,7 +26,7 @@ from partikel.objectives import DIVERGENCES
 from partikel.priors import GaussianPrior
 from partikel.solvers import EulerMaruyama
 from partikel.studies import catalogue as matrix
-from partikel.studies.catalogue import CARRIERS, CATALOGUE, Bench, Cell, run_matrix, table
+from partikel.studies.catalogue import CARRIERS, CATALOGUE, Cell, Kit, run_matrix, table
 from partikel.training import loop
 
 TINY = ("non-saturating", "langevin", "mmd-energy")
@@ -202,14 +202,14 @@ def test_every_row_trains_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset(DataSettings("gaussians"))
 
     def score() -> Field:
-        denoiser = Bench(dataset, "generator", 0, score).own_score()  # type: ignore[arg-type]
+        denoiser = Kit(dataset, "generator", 0, score).own_score()  # type: ignore[arg-type]
         return denoiser.freeze()
 
     for row in CATALOGUE.values():
         for carrier in CARRIERS:
-            bench = Bench(dataset, carrier, 0, score)  # type: ignore[arg-type]
+            kit = Kit(dataset, carrier, 0, score)  # type: ignore[arg-type]
             build = row.particles if carrier == "particles" else row.generator
-            plan = build(bench)
+            plan = build(kit)
             losses = {loss.name for loss in plan.model.field.losses()}
             own = {name for name in row.learns.split(", ") if name not in ("nothing", "data score")}
             assert losses == own

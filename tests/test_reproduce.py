@@ -10,7 +10,7 @@ import pytest
 from partikel.app.cli import main
 from partikel.errors import CheckpointError, ConfigError
 from partikel.files import fingerprint, plain
-from partikel.studies.benches import BENCHES, FOUR, SCALES, Model
+from partikel.studies.benches import BENCHES, FOUR, SCALES, Training
 from partikel.studies.item import FAILS, HOLDS, OPEN, judged, log_ratio, spread
 from partikel.studies.items import ITEMS
 from partikel.studies.lab import Lab
@@ -105,7 +105,7 @@ def test_an_interrupted_item_goes_on_from_its_trained_runs(tmp_path: Path) -> No
 def test_a_model_with_other_settings_under_the_same_name_is_refused(tmp_path: Path) -> None:
     model = BENCHES["smoke"]["digits"].models["EDM"]
     Lab("a", "smoke", {}, out=tmp_path, runs=tmp_path).run(model, 0)
-    changed = Model(model.preset, {**model.changes, "batch": 16})
+    changed = Training(model.preset, {**model.changes, "batch": 16})
     with pytest.raises(ConfigError, match="other settings"):
         Lab("a", "smoke", {}, out=tmp_path, runs=tmp_path).run(changed, 0)
     assert model.but("small", batch=16).name == "edm-digits-small"

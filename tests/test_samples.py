@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from partikel.fields.samples.base import SampleField
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -130,7 +130,7 @@ def test_a_wrong_weight_of_the_discriminator_is_found(monkeypatch: pytest.Monkey
     langevin = DiffFlow.langevin(0.3, 0.8)
     simulation = room._unmatched("", langevin, (1.0,))
     (flow,) = simulation.flows.values()
-    ends, reference = simulation.run(flow, 4000, 1), simulation.end(4000, seeded(2))
+    ends, reference = simulation.run(flow, 4000, 1), simulation.trial.end(4000, seeded(2))
     bound = energy_quantile(reference[:800], 4000, 4000, 0.9999)
     assert energy_distance(ends, reference) > 2 * bound
     monkeypatch.undo()

@@ -29,7 +29,7 @@ def on(data: str, seeds: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
-class Model:
+class Training:
     """A preset with changes: what one training makes.
 
     Attributes:
@@ -42,14 +42,14 @@ class Model:
     preset: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
-    score: Model | None = None
+    score: Training | None = None
 
     @property
     def name(self) -> str:
         """Of its folder."""
         return f"{self.preset}-{self.variant}" if self.variant else self.preset
 
-    def but(self, variant: str, **changes: Any) -> Model:
+    def but(self, variant: str, **changes: Any) -> Training:
         """The model with further changes, under a name of its own."""
         both = f"{self.variant}-{variant}" if self.variant else variant
         return dataclasses.replace(self, changes={**self.changes, **changes}, variant=both)
@@ -70,7 +70,7 @@ class Bench:
 
     key: str
     data: str
-    models: Mapping[str, Model]
+    models: Mapping[str, Training]
     seeds: tuple[int, ...]
     samples: int
     curve_samples: int
@@ -90,33 +90,22 @@ def _bench(
     curve_samples: int,
     **changes: Any,
 ) -> Bench:
-    edm = Model(f"edm-{suffix}", changes)
+    edm = Training(f"edm-{suffix}", changes)
     models = {
         EDM: edm,
-        FLOW: Model(f"discriminator-flow-{suffix}", changes),
-        GAN: Model(f"gan-{suffix}", changes),
-        SCORE_GAN: Model(f"score-gan-{suffix}", changes, score=edm),
+        FLOW: Training(f"discriminator-flow-{suffix}", changes),
+        GAN: Training(f"gan-{suffix}", changes),
+        SCORE_GAN: Training(f"score-gan-{suffix}", changes, score=edm),
     }
     return Bench(key, data, models, seeds, samples, curve_samples)
 
 
-def _smoke(key: str, data: str) -> Bench:
-    return _bench(
-        key,
-        data,
-        key,
-        (0,),
-        200,
-        100,
-        iterations=6,
-        batch=32,
-        evaluate_every=3,
-        evaluate_samples=50,
-    )
-
-
+_SMOKE = {"iterations": 6, "batch": 32, "evaluate_every": 3, "evaluate_samples": 50}
 _LIST: dict[Scale, tuple[Bench, ...]] = {
-    "smoke": (_smoke("gaussians", "five Gaussians"), _smoke("digits", "8x8 digits")),
+    "smoke": (
+        _bench("gaussians", "five Gaussians", "gaussians", (0,), 200, 100, **_SMOKE),
+        _bench("digits", "8x8 digits", "digits", (0,), 200, 100, **_SMOKE),
+    ),
     "cpu": (
         _bench("gaussians", "five Gaussians", "gaussians", (0, 1, 2), 10_000, 10_000),
         _bench("digits", "8x8 digits", "digits", (0, 1, 2), 10_000, 10_000, evaluate_every=None),
@@ -134,10 +123,10 @@ BENCHES: dict[Scale, dict[str, Bench]] = {
 """The four models of GPM's experiments on each data set, by scale."""
 
 
-def score_flow(bench: Bench) -> Model:
+def score_flow(bench: Bench) -> Training:
     """Score GAN's field carried by free particles: a Score Flow on the bench's data score."""
     edm = bench.models[EDM]
-    return Model(f"score-flow-{bench.key}", edm.changes, score=edm)
+    return Training(f"score-flow-{bench.key}", edm.changes, score=edm)
 
 
 def benches(scale: Scale, *keys: str) -> tuple[Bench, ...]:

@@ -93,7 +93,7 @@ LAW = KarrasLaw(0.1, 6.0)
 """σ of fields that are asked at noised points."""
 
 
-class Bench:
+class Kit:
     """What the fields of one data set are built with.
 
     Args:
@@ -178,7 +178,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Composition:
     """A cell to run.
 
     Attributes:
@@ -194,8 +194,8 @@ class Plan:
     ema: float = 0.995
 
 
-Build = Callable[[Bench], Plan]
-MakeField = Callable[[Bench], Field]
+Build = Callable[[Kit], Composition]
+MakeField = Callable[[Kit], Field]
 
 
 @dataclass(frozen=True)
@@ -243,16 +243,16 @@ def flow(
         iterations: of its training.
     """
 
-    def build(bench: Bench) -> Plan:
+    def build(kit: Kit) -> Composition:
         model = ParticleModel(
-            make(bench),
+            make(kit),
             GaussianPrior((2,), std=start),
             steps=steps,
             eta=eta,
             temperature=temperature,
             times_per_path=steps // 2 if phases else 1,
         )
-        return Plan(model, phases, iterations)
+        return Composition(model, phases, iterations)
 
     return build
 
@@ -278,10 +278,10 @@ def trained(
     """
     adam = AdamSettings(lr=lr, beta1=0.5, beta2=0.99, decay="linear")
 
-    def build(bench: Bench) -> Plan:
-        network = bench.network("generator")
-        model = GeneratorModel(make(bench), network, GaussianPrior((LATENT,)), eta=eta)
-        return Plan(model, (*phases, Phase("generator", adam, batch)), iterations)
+    def build(kit: Kit) -> Composition:
+        network = kit.network("generator")
+        model = GeneratorModel(make(kit), network, GaussianPrior((LATENT,)), eta=eta)
+        return Composition(model, (*phases, Phase("generator", adam, batch)), iterations)
 
     return build
 
@@ -292,8 +292,21 @@ _ADAM = AdamSettings(lr=2e-3, decay="linear")
 _SLOW = AdamSettings(lr=1e-3, decay="linear")
 _NOISING = KarrasLaw(0.1, 3.0)
 _NOISE = math.sqrt(2 / 2e-3)  # in a step of the learning rate η, √(2/η) ξ stands for √2 dW
-_CRITIC = AdamSettings(lr=1e-3, beta1=0.5, beta2=0.99, decay="linear")
 _FAR = "a generator starts in one place, where this field does not show it the far modes"
+
+
+def _learned(
+    name: str,
+    formula: str,
+    paper: str,
+    learns: str,
+    make: MakeField,
+    particles: Mapping[str, Any],
+    generator: Mapping[str, Any],
+) -> Row:
+    """A field that learns in both carriers, with options of :func:`flow` and :func:`trained`."""
+    carried = flow(make, start=1.0, **particles)
+    return Row(name, formula, paper, learns, carried, trained(make, **generator))
 
 
 def _adversarial(
@@ -305,31 +318,21 @@ def _adversarial(
     *penalties: GradientPenalty,
 ) -> Row:
     """A discriminator's potential."""
-
-    def make(bench: Bench) -> Field:
-        return bench.critic(objective, *penalties)
-
-    return Row(
+    free = Phase("discriminator", AdamSettings(lr=2e-3, beta1=0.5, decay="linear"), 512)
+    return _learned(
         name,
         formula,
         paper,
         "discriminator",
-        flow(
-            make,
-            eta=eta,
-            steps=16,
-            start=1.0,
-            phases=(Phase("discriminator", AdamSettings(lr=2e-3, beta1=0.5, decay="linear"), 512),),
-            iterations=1200,
-        ),
-        trained(
-            make,
-            iterations=2500,
-            lr=5e-4,
-            batch=128,
-            phases=(Phase("discriminator", _CRITIC, 128),),
-        ),
+        lambda kit: kit.critic(objective, *penalties),
+        {"eta": eta, "steps": 16, "phases": (free,), "iterations": 1200},
+        {"iterations": 2500, "lr": 5e-4, "batch": 128, "phases": (_critic(128),)},
     )
+
+
+def _critic(batch: int) -> Phase:
+    adam = AdamSettings(lr=1e-3, beta1=0.5, beta2=0.99, decay="linear")
+    return Phase("discriminator", adam, batch)
 
 
 def _divergence(
@@ -351,37 +354,60 @@ def _divergence(
         formula,
         paper,
         "nothing",
-        flow(lambda bench: at(0.4), eta=eta, steps=60),
-        trained(lambda bench: 4.0 * at(2.0) + at(1.0) + 0.25 * at(0.5), iterations=500),
+        flow(lambda kit: at(0.4), eta=eta, steps=60),
+        trained(lambda kit: 4.0 * at(2.0) + at(1.0) + 0.25 * at(0.5), iterations=500),
     )
+
+
+def _fixed(
+    name: str,
+    formula: str,
+    paper: str,
+    make: MakeField,
+    eta: float,
+    steps: int,
+    iterations: int = 1000,
+    *,
+    start: float = 1.0,
+    fitted: float | None = None,
+    miss: str = "",
+) -> Row:
+    """A field that learns nothing, one in both carriers.
+
+    Args:
+        name: of the row.
+        formula: ∇h(x).
+        paper: where it comes from.
+        make: the field.
+        eta: of free particles.
+        steps: of free particles.
+        iterations: of a generator.
+        start: of free particles.
+        fitted: η of a generator, where outputs are fitted to moved ones.
+        miss: why a generator cannot follow it.
+    """
+    particles = flow(make, eta=eta, steps=steps, start=start)
+    generator = trained(make, iterations=iterations, eta=fitted)
+    misses = {"generator": miss} if miss else {}
+    return Row(name, formula, paper, "nothing", particles, generator, misses)
 
 
 def _mmd(
-    name: str, formula: str, kernel: Kernel, eta: float, steps: int, *, iterations: int = 1000
+    name: str, formula: str, kernel: Kernel, eta: float, steps: int, iterations: int = 1000
 ) -> Row:
     """½ MMD² of a kernel."""
-
-    def make(bench: Bench) -> Field:
-        return MMDField(kernel)
-
-    return Row(
-        f"mmd-{name}",
-        formula,
-        "Arbel et al. 2019",
-        "nothing",
-        flow(make, eta=eta, steps=steps, start=1.0),
-        trained(make, iterations=iterations),
-    )
+    of = f"mmd-{name}", formula, "Arbel et al. 2019"
+    return _fixed(*of, lambda kit: MMDField(kernel), eta, steps, iterations)
 
 
-def _stein(bench: Bench) -> Field:
-    return SteinField(bench.exact, RBFKernel(0.5))
+def _stein(kit: Kit) -> Field:
+    return SteinField(kit.exact, RBFKernel(0.5))
 
 
-def _stein_levels(bench: Bench) -> Field:
+def _stein_levels(kit: Kit) -> Field:
     levels = [
         Perturbed(
-            SteinField(bench.exact, RBFKernel(max(sigma, 0.5))),
+            SteinField(kit.exact, RBFKernel(max(sigma, 0.5))),
             KarrasLaw(sigma, 1.01 * sigma),
             power=0.5,
         )
@@ -390,50 +416,50 @@ def _stein_levels(bench: Bench) -> Field:
     return Sum(tuple(levels))
 
 
-def _difference(bench: Bench) -> Field:
-    return Perturbed(bench.score - bench.own_score(), LAW)
+def _difference(kit: Kit) -> Field:
+    return Perturbed(kit.score - kit.own_score(), LAW)
 
 
-def _distilled(bench: Bench) -> Field:
-    gradient = bench.score - bench.own_score()
-    critic = bench.critic(noised=True)
+def _distilled(kit: Kit) -> Field:
+    gradient = kit.score - kit.own_score()
+    critic = kit.critic(noised=True)
     return Perturbed(FDivergenceField(critic, "jensen-shannon", gradient=gradient, clip=3), LAW)
 
 
-def _noised_critic(bench: Bench) -> Field:
-    return Perturbed(bench.critic(noised=True), KarrasLaw(0.1, 2.0))
+def _noised_critic(kit: Kit) -> Field:
+    return Perturbed(kit.critic(noised=True), KarrasLaw(0.1, 2.0))
 
 
-def _noisy_mmd(bench: Bench) -> Field:
-    noise = (lambda t: 2 * (1 - t)) if bench.timed else 1.0
+def _noisy_mmd(kit: Kit) -> Field:
+    noise = (lambda t: 2 * (1 - t)) if kit.timed else 1.0
     return MMDField(RBFKernel(1.0), noise=noise)
 
 
-def _tangent_mmd(bench: Bench) -> Field:
-    return MMDField(NTKKernel(bench.network("logit", part="kernel")))
+def _tangent_mmd(kit: Kit) -> Field:
+    return MMDField(NTKKernel(kit.network("logit", part="kernel")))
 
 
-def _to_density(bench: Bench) -> Field:
-    return FDivergenceField(DensityRatioField(bench.target, KernelScoreField(0.2)), "kl")
+def _to_density(kit: Kit) -> Field:
+    return FDivergenceField(DensityRatioField(kit.target, KernelScoreField(0.2)), "kl")
 
 
-def _deep_mmd(bench: Bench) -> Field:
+def _deep_mmd(kit: Kit) -> Field:
     """A generator asks about all levels at once; large features then repel its outputs."""
-    if bench.timed:
-        return DeepMMDField(bench.features(), _NOISING)
+    if kit.timed:
+        return DeepMMDField(kit.features(), _NOISING)
     levels = (0.1, 0.3, 1.0, 2.0, 3.0)
-    return DeepMMDField(bench.features(), _NOISING, levels=levels, l2_penalty=0.0)
+    return DeepMMDField(kit.features(), _NOISING, levels=levels, l2_penalty=0.0)
 
 
-def _deep_mmd_flow(bench: Bench) -> Plan:
+def _deep_mmd_flow(kit: Kit) -> Composition:
     model = ParticleModel(
-        _deep_mmd(bench),
+        _deep_mmd(kit),
         GaussianPrior((2,), std=_NOISING.sigma_max),
         steps=60,
         eta=30,
         schedule=VESchedule(_NOISING.sigma_max, _NOISING.sigma_min),
     )
-    return Plan(model, (Phase("features", _ADAM, 512),), 1000)
+    return Composition(model, (Phase("features", _ADAM, 512),), 1000)
 
 
 class _Blurred(ExactScoreField):
@@ -470,21 +496,37 @@ class _AgainstSamples(Field):
         return (replace(loss, needs=frozenset({"real"}), compute=compute, adds_noise=True),)
 
 
-def _guided(bench: Bench) -> Field:
-    score = _Blurred(bench.target)
+def _guided(kit: Kit) -> Field:
+    score = _Blurred(kit.target)
     drawn = _diffused(score).sample(
-        10 * SAMPLES, generator=seeded(bench.seed, "matrix", "wrong samples")
+        10 * SAMPLES, generator=seeded(kit.seed, "matrix", "wrong samples")
     )
-    critic = DiscriminatorField(bench.network("logit", 1), conditions=("log sigma",))
+    critic = DiscriminatorField(kit.network("logit", 1), conditions=("log sigma",))
     return score + _AgainstSamples(LogRatioField(critic), drawn)
 
 
-def _entropic(bench: Bench) -> Field:
+def _entropic(kit: Kit) -> Field:
     return MMDField(RieszKernel()) - 0.02 * KernelScoreField(0.2)
 
 
-def _two_batches(bench: Bench) -> Field:
-    return SinkhornField(0.5, iterations=5, tolerance=1e-2, halves=True)
+def _sinkhorn(iterations: int, *, halves: bool = False) -> Field:
+    return SinkhornField(0.5, iterations=iterations, tolerance=1e-2, halves=halves)
+
+
+def _two_batches(kit: Kit) -> Field:
+    return _sinkhorn(5, halves=True)
+
+
+def _sliced(kit: Kit) -> Field:
+    return SlicedWassersteinField(32)
+
+
+def _drift(kit: Kit) -> Field:
+    return DriftField(0.5)
+
+
+def _own(repeats: int) -> Phase:
+    return Phase("own score", _ADAM, 256, repeats)
 
 
 def _le_cam(u: Tensor) -> Tensor:
@@ -504,7 +546,7 @@ def _diffused(score: Field) -> ParticleModel:
     )
 
 
-_OWN = Phase("own score", _ADAM, 256)
+_GUIDE, _CRITIC = (Phase("discriminator", _ADAM, batch) for batch in (512, 256))
 _R1 = GradientPenalty(0.05, at="real")
 _STRONG = GradientPenalty(1.0, at="real")
 
@@ -518,25 +560,14 @@ _ROWS = (
     ),
     _adversarial("relativistic", "∇d, paired", "Huang et al. 2024", "relativistic", 15, _R1),
     _adversarial("kl-critic", "∇d = ∇ log r", "GPM Table 2", "logit", 5, _R1),
-    Row(
+    _learned(
         "noised-critic",
         "E σ ∇ log sigmoid d(x + σε, σ)",
         "GPM §B.1.2",
         "discriminator",
-        flow(
-            _noised_critic,
-            eta=20,
-            steps=16,
-            start=1.0,
-            phases=(Phase("discriminator", _ADAM, 512),),
-            iterations=1200,
-        ),
-        trained(
-            _noised_critic,
-            iterations=2000,
-            lr=5e-4,
-            phases=(Phase("discriminator", _CRITIC, 256),),
-        ),
+        _noised_critic,
+        {"eta": 20, "steps": 16, "phases": (_GUIDE,), "iterations": 1200},
+        {"iterations": 2000, "lr": 5e-4, "phases": (_critic(256),)},
     ),
     _divergence("kl", "∇ log r", 5, 3),
     _divergence("reverse-kl", "r ∇ log r", 10, 3),
@@ -546,22 +577,24 @@ _ROWS = (
     _divergence("hellinger", "√r/2 ∇ log r", 10, 3),
     _divergence("jeffreys", "(1+r) ∇ log r", 4, 1),
     _divergence("le-cam", "h(r) ∇ log r, f = (u-1)²/(u+1)", 10, 3, _le_cam, "f by autodiff"),
-    Row(
+    _fixed(
         "kl-density",
         "s_p - ∇ log ρ̂",
         "GPM eqs. 2-3",
-        "nothing",
-        flow(_to_density, eta=5, steps=100),
-        trained(_to_density, iterations=600),
-        {"generator": _FAR},
+        _to_density,
+        5,
+        100,
+        600,
+        start=2.0,
+        miss=_FAR,
     ),
     Row(
         "score",
         "|σ'|σ s_p(x, σ)",
         "Karras et al. 2022",
         "data score",
-        lambda bench: Plan(_diffused(bench.score)),
-        trained(lambda bench: Perturbed(bench.score, LAW), iterations=600),
+        lambda kit: Composition(_diffused(kit.score)),
+        trained(lambda kit: Perturbed(kit.score, LAW), iterations=600),
         {"generator": "nothing repels: without s_ρ the outputs crowd where p is high"},
     ),
     Row(
@@ -569,101 +602,83 @@ _ROWS = (
         "|σ'|σ (s + ∇ log p_σ/q_σ)",
         "Kim et al. 2023",
         "discriminator",
-        lambda bench: Plan(_diffused(_guided(bench)), (Phase("discriminator", _ADAM, 512),), 2000),
-        trained(
-            lambda bench: Perturbed(_guided(bench), LAW),
-            iterations=600,
-            phases=(Phase("discriminator", _ADAM, 512),),
-        ),
+        lambda kit: Composition(_diffused(_guided(kit)), (_GUIDE,), 2000),
+        trained(lambda kit: Perturbed(_guided(kit), LAW), iterations=600, phases=(_GUIDE,)),
         {"generator": "nothing repels: without s_ρ the outputs crowd in one place"},
     ),
-    Row(
+    _learned(
         "score-difference",
         "E σ (s_p - s_ρ)(x + σε)",
         "GPM Algorithm 1",
         "data score, own score",
-        flow(_difference, eta=10, steps=32, start=1.0, phases=(_OWN,), iterations=2000),
-        trained(_difference, iterations=1500, lr=1e-3, phases=(Phase("own score", _ADAM, 256, 3),)),
+        _difference,
+        {"eta": 10, "steps": 32, "phases": (_own(1),), "iterations": 2000},
+        {"iterations": 1500, "lr": 1e-3, "phases": (_own(3),)},
     ),
-    Row(
+    _learned(
         "f-distill",
         "E σ r/(1+r) (s_p - s_ρ)(x + σε)",
         "Xu et al. 2025",
         "data score, own score, discriminator",
-        flow(
-            _distilled,
-            eta=20,
-            steps=16,
-            start=1.0,
-            phases=(Phase("discriminator", _ADAM, 256), _OWN),
-            iterations=1000,
-        ),
-        trained(
-            _distilled,
-            iterations=1200,
-            lr=1e-3,
-            phases=(Phase("discriminator", _ADAM, 256, 2), Phase("own score", _ADAM, 256, 3)),
-        ),
+        _distilled,
+        {"eta": 20, "steps": 16, "phases": (_CRITIC, _own(1)), "iterations": 1000},
+        {"iterations": 1200, "lr": 1e-3, "phases": (replace(_CRITIC, repeats=2), _own(3))},
     ),
     Row(
         "langevin",
         "s_p + √2 noise",
         "GPM eq. 21",
         "nothing",
-        flow(lambda bench: bench.exact, eta=4, steps=400, temperature=1.0),
-        trained(lambda bench: bench.exact + WhiteNoise(_NOISE), iterations=600),
+        flow(lambda kit: kit.exact, eta=4, steps=400, temperature=1.0),
+        trained(lambda kit: kit.exact + WhiteNoise(_NOISE), iterations=600),
         {"generator": "noise averages out in the weights: what is left climbs to the modes"},
     ),
-    Row(
+    _fixed(
         "svgd",
         "E_y [k s_p(y) + ∇_y k]",
         "Liu & Wang 2016",
-        "nothing",
-        flow(_stein, eta=50, steps=200),
-        trained(_stein, iterations=600),
-        {"generator": _FAR},
+        _stein,
+        eta=50,
+        steps=200,
+        iterations=600,
+        start=2.0,
+        miss=_FAR,
     ),
-    Row(
+    _fixed(
         "svgd-levels",
         "Σ_σ E [k s_p(y, σ) + ∇_y k]",
         "Liu & Wang 2016",
-        "nothing",
-        flow(_stein_levels, eta=20, steps=150),
-        trained(_stein_levels, iterations=800),
+        _stein_levels,
+        eta=20,
+        steps=150,
+        iterations=800,
+        start=2.0,
     ),
-    _mmd("rbf", "k = exp(-d²/2h²), h the median", RBFKernel(), 3000, 600, iterations=5000),
+    _mmd("rbf", "k = exp(-d²/2h²), h the median", RBFKernel(), 3000, 600, 5000),
     _mmd("multi-rbf", "k = mean of five widths", MultiRBFKernel(1.0), 150, 100),
     _mmd("laplace", "k = exp(-d/2)", LaplaceKernel(2.0), 150, 150),
     _mmd("imq", "k = (1 + d²)^(-1/2)", IMQKernel(1.0), 150, 150),
     _mmd("energy", "k = -d", RieszKernel(), 60, 120),
-    Row(
+    _fixed(
         "mmd-ntk",
         "k = ⟨∂_w f(x), ∂_w f(y)⟩",
         "Jacot et al. 2018",
-        "nothing",
-        flow(_tangent_mmd, eta=0.5, steps=300, start=1.0),
-        trained(_tangent_mmd, iterations=1000),
-        {
-            "generator": "two smooth kernels, this one and the generator's own: what tells points "
-            "within a mode apart does not get through (0.07 after 2,500 iterations, too)"
-        },
+        _tangent_mmd,
+        eta=0.5,
+        steps=300,
+        miss="two smooth kernels, this one and the generator's own: what tells points within a mode "
+        "apart does not get through (0.07 after 2,500 iterations, too)",
     ),
-    Row(
+    _fixed(
         "mmd-noise",
         "k = exp(-d²/2), at x + βξ",
         "Arbel et al. 2019, §4.1",
-        "nothing",
-        flow(_noisy_mmd, eta=150, steps=150),
-        trained(_noisy_mmd, iterations=1000),
+        _noisy_mmd,
+        eta=150,
+        steps=150,
+        start=2.0,
     ),
-    Row(
-        "mmd-entropy",
-        "k = -d, and -τ ∇ log ρ̂",
-        "GPM Table 2",
-        "nothing",
-        flow(_entropic, eta=60, steps=120, start=1.0),
-        trained(_entropic, iterations=1000),
-    ),
+    _fixed("mmd-entropy", "k = -d, and -τ ∇ log ρ̂", "GPM Table 2", _entropic, 60, 120),
     Row(
         "dmmd",
         "k = ⟨φ(x, σ), φ(y, σ)⟩",
@@ -672,43 +687,19 @@ _ROWS = (
         _deep_mmd_flow,
         trained(_deep_mmd, iterations=1500, lr=1e-3, phases=(Phase("features", _SLOW, 128),)),
     ),
-    Row(
-        "sliced",
-        "E_θ θ (T_θ⟨θ,x⟩ - ⟨θ,x⟩)",
-        "Bonneel et al. 2015",
-        "nothing",
-        flow(lambda bench: SlicedWassersteinField(32), eta=30, steps=60, start=1.0),
-        trained(lambda bench: SlicedWassersteinField(32), iterations=1000),
-    ),
+    _fixed("sliced", "E_θ θ (T_θ⟨θ,x⟩ - ⟨θ,x⟩)", "Bonneel et al. 2015", _sliced, 30, 60),
     Row(
         "sinkhorn",
         "T_ρp(x) - T_ρρ(x)",
         "Feydy et al. 2019",
         "nothing",
-        flow(
-            lambda bench: SinkhornField(0.5, iterations=5, tolerance=1e-2),
-            eta=10,
-            steps=12,
-            start=1.0,
-        ),
-        trained(lambda bench: SinkhornField(0.5, iterations=3, tolerance=1e-2), iterations=600),
+        flow(lambda kit: _sinkhorn(5), eta=10, steps=12, start=1.0),
+        trained(lambda kit: _sinkhorn(3), iterations=600),
     ),
-    Row(
-        "w-flow",
-        "T_qp(x) - T_qq'(x)",
-        "Han et al. 2026",
-        "nothing",
-        flow(_two_batches, eta=10, steps=12, start=1.0),
-        trained(_two_batches, iterations=600, eta=1.0),
+    _fixed(
+        "w-flow", "T_qp(x) - T_qq'(x)", "Han et al. 2026", _two_batches, 10, 12, 600, fitted=1.0
     ),
-    Row(
-        "drifting",
-        "V_p⁺(x) - V_ρ⁻(x)",
-        "Deng et al. 2026",
-        "nothing",
-        flow(lambda bench: DriftField(0.5), eta=30, steps=40, start=1.0),
-        trained(lambda bench: DriftField(0.5), iterations=1000, eta=1.0),
-    ),
+    _fixed("drifting", "V_p⁺(x) - V_ρ⁻(x)", "Deng et al. 2026", _drift, 30, 40, fitted=1.0),
 )
 CATALOGUE: dict[str, Row] = {row.name: row for row in _ROWS}
 """Every row by its name."""
@@ -804,12 +795,7 @@ def run_matrix(
                     folder.add(cell, samples)
                     if console is not None:
                         console.print(_line(cell), highlight=False)
-    cells = [
-        folder.cells[row.name, carrier, seed]
-        for row in chosen
-        for carrier in CARRIERS
-        for seed in seeds
-    ]
+    cells = [folder.cells[r.name, c, seed] for r in chosen for c in CARRIERS for seed in seeds]
     shown = [cell for cell in cells if cell.seed == seeds[0]]
     data = dataset.draw(SAMPLES, generator=seeded(0, "matrix", "picture")).x
     clouds = {(c.row, c.carrier): folder.samples(c) for c in shown}
@@ -942,26 +928,26 @@ class _Folder:
         return self.out / "samples" / f"{cell.row}-{cell.carrier}-{cell.seed}.npy"
 
 
+@dataclass
 class _Scores:
     """s_p of a data set and seed, trained when it is first asked for."""
 
-    def __init__(self, dataset: Dataset, seed: int, cap: float) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.cap = cap
-        self.seconds = 0.0
-        self.asked = False
-        self._field: ScoreField | None = None
+    dataset: Dataset
+    seed: int
+    cap: float
+    seconds: float = 0.0
+    asked: bool = False
+    _field: ScoreField | None = None
 
     def __call__(self) -> ScoreField:
         self.asked = True
         if self._field is None:
-            bench = Bench(self.dataset, "generator", self.seed, self)
-            denoiser = EDMDenoiser(bench.network("denoiser", 1), self.dataset.sigma_data)
+            kit = Kit(self.dataset, "generator", self.seed, self)
+            denoiser = EDMDenoiser(kit.network("denoiser", 1), self.dataset.sigma_data)
             score = ScoreField(denoiser, LogNormalLaw(-0.4, 1.2))
             model = ParticleModel(score, GaussianPrior((2,)), steps=1)
-            plan = Plan(model, (Phase("score", _ADAM, 256),), 4000, 0.999)
-            trainer, _ = _train(plan, self.dataset, self.seed, self.cap)
+            composition = Composition(model, (Phase("score", _ADAM, 256),), 4000, 0.999)
+            trainer, _ = _train(composition, self.dataset, self.seed, self.cap)
             with swapped_in(model.sampled, trainer.average):
                 self._field = copy.deepcopy(score)
             self._field.freeze()
@@ -975,17 +961,18 @@ def _run(
     """Train, sample and measure one cell."""
     scores.asked = False
     build = row.particles if carrier == "particles" else row.generator
-    plan = build(Bench(dataset, carrier, seed, scores))
-    started, iterations, stopped = time.process_time(), 0, False
+    composition = build(Kit(dataset, carrier, seed, scores))
+    model, iterations, stopped = composition.model, 0, False
+    started = time.process_time()
     samples, reason = None, row.misses.get(carrier)
     try:
-        if plan.phases:
-            trainer, stopped = _train(plan, dataset, seed, cap)
+        if composition.phases:
+            trainer, stopped = _train(composition, dataset, seed, cap)
             iterations = trainer.step
-            with swapped_in(plan.model.sampled, trainer.average):
-                samples, _ = _sampled(plan.model, dataset, seed, math.inf)
+            with swapped_in(model.sampled, trainer.average):
+                samples, _ = _sampled(model, dataset, seed, math.inf)
         else:
-            samples, stopped = _sampled(plan.model.eval(), dataset, seed, cap)
+            samples, stopped = _sampled(model.eval(), dataset, seed, cap)
         if not samples.isfinite().all():
             raise NumericsError("particles left the finite numbers.")
     except NumericsError as error:
@@ -1008,13 +995,11 @@ def _run(
     return cell, samples
 
 
-def _train(plan: Plan, dataset: Dataset, seed: int, cap: float) -> tuple[Trainer, bool]:
+def _train(of: Composition, dataset: Dataset, seed: int, cap: float) -> tuple[Trainer, bool]:
     """Train until the end or the cap, and say which."""
-    trainer = Trainer(
-        plan.model, dataset, plan.phases, iterations=plan.iterations, seed=seed, ema=plan.ema
-    )
+    trainer = Trainer(of.model, dataset, of.phases, iterations=of.iterations, seed=seed, ema=of.ema)
     for _ in trainer.run():
-        if trainer.cpu_seconds > cap and trainer.step < plan.iterations:
+        if trainer.cpu_seconds > cap and trainer.step < of.iterations:
             return trainer, True
     return trainer, False
 

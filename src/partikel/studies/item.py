@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -21,6 +21,7 @@ OPEN = "not decidable at this scale"
 Verdict: TypeAlias = Literal["holds", "does not hold", "not decidable at this scale"]
 
 P = TypeVar("P")
+S = TypeVar("S")
 Value: TypeAlias = float | int | str | None
 
 
@@ -42,6 +43,19 @@ class Finding:
     measured: str
     verdict: Verdict
 
+    @classmethod
+    def of(
+        cls,
+        claim: str,
+        source: str,
+        where: str,
+        measured: str,
+        effects: Sequence[float],
+        least: float = 0.0,
+    ) -> Finding:
+        """With the verdict that effects agree on, see :func:`judged`."""
+        return cls(claim, source, where, measured, judged(effects, least))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -56,6 +70,20 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
+
+    @classmethod
+    def of(
+        cls, title: str, subjects: Iterable[S], columns: Mapping[str, Callable[[S], Value]]
+    ) -> Table:
+        """A row for each subject.
+
+        Args:
+            title: what it shows.
+            subjects: what rows are of, such as names.
+            columns: head -> what stands there of a subject.
+        """
+        rows = tuple(tuple(value(each) for value in columns.values()) for each in subjects)
+        return cls(title, tuple(columns), rows)
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,29 @@ class Outcome:
     values: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        parts: Mapping[str, Outcome],
+        protocol: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Outcome:
+        """Parts one after the other, the values of each under its key.
+
+        Args:
+            parts: by key, such as the data's.
+            protocol: of all; those of the parts together unless given.
+            notes: on all, after those of the parts.
+        """
+        merged = {key: each for part in parts.values() for key, each in part.protocol.items()}
+        return cls(
+            [finding for part in parts.values() for finding in part.findings],
+            [table for part in parts.values() for table in part.tables],
+            {key: part.values for key, part in parts.items() if part.values},
+            merged if protocol is None else protocol,
+            [*(note for part in parts.values() for note in part.notes), *notes],
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +176,20 @@ def log_ratio(a: float, b: float, floor: float) -> float:
         floor: positive; estimates around zero say no more than this.
     """
     return math.log(max(a, floor) / max(b, floor))
+
+
+def log_ratios(first: Sequence[float], second: Sequence[float], floor: float) -> list[float]:
+    """:func:`log_ratio` of distances, seed by seed: positive where the second is nearer."""
+    return [log_ratio(a, b, floor) for a, b in zip(first, second, strict=True)]
+
+
+def means(those: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of figures over evaluations, key by key, at any depth."""
+    columns = {key: [each[key] for each in those] for key in those[0]}
+    return {
+        key: means(values) if isinstance(values[0], Mapping) else statistics.fmean(values)
+        for key, values in columns.items()
+    }
 
 
 def spread(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ what was measured once is read back, so that an interrupted command goes on wher
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,8 @@ from partikel.files import fingerprint, kept_json
 from partikel.recipes import Recipe
 from partikel.solvers import Solver
 from partikel.streams import seeded
-from partikel.studies.benches import Model, Scale
+from partikel.studies.benches import Scale, Training
+from partikel.studies.distances import Evaluated
 from partikel.training import Trainer
 
 T = TypeVar("T")
@@ -68,44 +69,44 @@ class Lab:
         self.item, self.scale, self.out = item, scale, out
         self.runs = runs / scale
         self.console = console
-        self.trained: dict[str, tuple[Model, Run]] = {}
+        self.trained: dict[str, tuple[Training, Run]] = {}
         self.pictures: dict[str, str] = {}
         self.seconds = 0.0
         self._parts = self.runs / "parts" / f"{item}-{fingerprint(plan)}"
 
-    def run(self, model: Model, seed: int) -> Run:
-        """The trained run of a model, trained first (or to its end) where it is not.
+    def run(self, training: Training, seed: int) -> Run:
+        """The trained run of a preset, trained first (or to its end) where it is not.
 
         Raises:
             PartikelError: as :func:`partikel.app.runs.train_run`.
         """
-        folder = self.runs / model.name / f"seed-{seed}"
-        key = f"{model.name}/seed-{seed}"
+        folder = self.runs / training.name / f"seed-{seed}"
+        key = f"{training.name}/seed-{seed}"
         if key in self.trained:
             return self.trained[key][1]
-        recipe = self.recipe(model, seed)
+        recipe = self.recipe(training, seed)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # another item's process may train it too
-            run = train_run(recipe, folder, preset=model.preset, console=self.console)
-        self.trained[key] = (model, run)
+            run = train_run(recipe, folder, preset=training.preset, console=self.console)
+        self.trained[key] = (training, run)
         return run
 
-    def recipe(self, model: Model, seed: int) -> Recipe:
-        """The settings of a model's run; the model that it builds on is trained first."""
-        changes: dict[str, Any] = {**model.changes, "seed": seed}
-        if model.score is not None:
-            changes["data_score"] = str(self.run(model.score, seed).path)
-        preset = load_preset(model.preset)
+    def recipe(self, training: Training, seed: int) -> Recipe:
+        """The settings of a run; the model that it builds on is trained first."""
+        changes: dict[str, Any] = {**training.changes, "seed": seed}
+        if training.score is not None:
+            changes["data_score"] = str(self.run(training.score, seed).path)
+        preset = load_preset(training.preset)
         return make_recipe(preset.recipe, preset.settings, changes)
 
-    def trainer(self, model: Model, seed: int) -> Trainer:
-        """The training of a model's run before its first iteration, to be followed step by step.
+    def trainer(self, training: Training, seed: int) -> Trainer:
+        """The training of a run before its first iteration, to be followed step by step.
 
         It takes the same steps as the run's (:meth:`run`), and leaves nothing on disk.
         """
-        recipe = self.recipe(model, seed)
+        recipe = self.recipe(training, seed)
         dataset = open_dataset(recipe.data)
-        required = None if model.score is None else self.run(model.score, seed).model
+        required = None if training.score is None else self.run(training.score, seed).model
         system = recipe.compose(dataset, required)
         return Trainer(
             system.model,
@@ -129,6 +130,11 @@ class Lab:
         return self.of_run(
             run, named, lambda: evaluate_run(run, solver=solver, **options).as_dict()
         )
+
+    def evaluated(self, training: Training, seeds: Sequence[int], n: int) -> Evaluated:
+        """The runs of a training, one for each seed, and figures of n samples of each."""
+        runs = [self.run(training, seed) for seed in seeds]
+        return Evaluated(runs, [self.evaluate(run, n=n) for run in runs])
 
     def of_run(self, run: Run, about: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The JSON value of ``work()``, which is of a run alone: all items share it.

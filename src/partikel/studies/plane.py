@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -388,30 +388,24 @@ def _bernoulli(z: np.ndarray) -> np.ndarray:
 # --- particles
 
 
+@dataclass
 class _Simulator:
     """Runs particles at places of the plane; holds everything that places share."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        score: Field | None,
-        critic: Field | None,
-        schedule: Schedule,
-        start: Tensor,
-        data: Tensor,
-        steps: int,
-        seed: int,
-    ) -> None:
-        self.target = dataset.target
-        self.score = score
-        self.critic = critic
-        self.schedule = schedule
-        self.grid = GeometricGrid(schedule)
-        self.start = start
-        self.data = data
-        self.steps = steps
-        self.seed = seed
-        self._own: dict[float, GridLaw] = {}
+    dataset: Dataset
+    score: Field | None
+    critic: Field | None
+    schedule: Schedule
+    start: Tensor
+    data: Tensor
+    steps: int
+    seed: int
+    _own: dict[float, GridLaw] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> GeometricGrid:
+        """Nodes of all places."""
+        return GeometricGrid(self.schedule)
 
     def place(self, g2: float, lambda2: float) -> Place:
         """Run particles at a place and measure where they end."""
@@ -425,13 +419,13 @@ class _Simulator:
             diffusion=flow.diffusion,
             solver=StochasticHeun(),
         )
-        states, paths = [], []
-        for state in model.stream(self.start, generator=seeded(self.seed, "map", "noise")):
-            t = state.x.new_tensor([state.t])
+        end, paths = None, []
+        for end in model.stream(self.start, generator=seeded(self.seed, "map", "noise")):
+            t = end.x.new_tensor([end.t])
             shrunk = self.schedule.u(t) / (1 + self.schedule.sigma(t) ** 2).sqrt()
-            paths.append(shrunk * state.x[:PATHS])
-            states = [state]
-        if float(states[-1].x.abs().max()) > 100 * float(self.data.abs().max()):
+            paths.append(shrunk * end.x[:PATHS])
+        assert end is not None
+        if float(end.x.abs().max()) > 100 * float(self.data.abs().max()):
             raise NumericsError(
                 f"particles ran away at (g²/β, λ²/β) = ({g2:g}, {lambda2:g}): take more than "
                 f"{self.steps} steps."
@@ -442,24 +436,24 @@ class _Simulator:
             model_name(g2, lambda2),
             ("p_σ" if lambda2 > 0 else "about p_σ" + _power(lambda2))
             + ("" if self.score is None else ", were the fields exact"),
-            states[-1].x,
+            end.x,
             torch.stack(paths, 1),
-            states[-1].evaluations,
-            energy_distance(states[-1].x, self.data),
-            sliced_wasserstein2(states[-1].x, self.data),
+            end.evaluations,
+            energy_distance(end.x, self.data),
+            sliced_wasserstein2(end.x, self.data),
         )
 
     def _fields(self, flow: DiffFlow, g2: float, lambda2: float) -> tuple[Field, Field]:
         """s_p and ∇d, which has no weight at g² = 2β."""
         if self.score is not None:
             return self.score, 0.0 * self.score if self.critic is None else self.critic
-        assert isinstance(self.target, GaussianMixture)
-        score = ExactScoreField(self.target)
+        target = self.dataset.target
+        assert isinstance(target, GaussianMixture)
+        score = ExactScoreField(target)
         if lambda2 > 0 or g2 == 2:
             return score, 0.0 * score
         if lambda2 not in self._own:  # one row at a time: a law takes a hundred megabytes
-            nodes = self.grid.nodes(self.steps)
-            self._own = {lambda2: GridLaw(flow, self.target, nodes)}
+            self._own = {lambda2: GridLaw(flow, target, self.grid.nodes(self.steps))}
         return score, AtScale(score, self.schedule) - self._own[lambda2]
 
 

@@ -100,12 +100,12 @@ def _measured(
         threads = torch.get_num_threads()
     trained = {
         key: {
-            "preset": model.preset,
-            "changes": model.changes,
+            "preset": training.preset,
+            "changes": training.changes,
             "iterations": run.step,
             "cpu_seconds": round(run.cpu_seconds, 1),
         }
-        for key, (model, run) in sorted(lab.trained.items())
+        for key, (training, run) in sorted(lab.trained.items())
     }
     findings = [plain(finding) for finding in outcome.findings]
     if scale == "smoke":  # a few iterations decide nothing

@@ -9,7 +9,7 @@ where every class appears on it and at least half as many samples are near as of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from partikel.metrics import (
 from partikel.metrics.evaluation import NEIGHBOUR, chunk_size
 from partikel.streams import seeded
 from partikel.studies.benches import EDM, FLOW, FOUR, SCORE_GAN, Bench
-from partikel.studies.item import Finding, Outcome, Table, judged, spread
+from partikel.studies.item import Finding, Outcome, Table, spread
 from partikel.studies.lab import Lab
 
 SURE = 0.9
@@ -133,7 +133,7 @@ def outcome(
         inches: width of a panel.
     """
     n = plan.samples
-    findings, tables, values, notes = [], [], {}, []
+    parts = {}
     for bench in plan.benches:
         found = sheet(lab, bench, n)
         figure = plots.comparison_figure(
@@ -144,13 +144,13 @@ def outcome(
             most=n,
         )
         lab.draw(figure, f"{bench.data}: {caption}", bench.key)
-        if not found.readings:
-            notes.append(f"No classifier of {bench.data} ships: its sheet is for the eye only.")
-            continue
-        findings.append(sheet_finding(bench, found, source))
-        tables.append(sheet_table(bench, found))
-        values[bench.key] = sheet_values(found)
-    notes += [
+        if found.readings:
+            finding, table = sheet_finding(bench, found, source), sheet_table(bench, found)
+            parts[bench.key] = Outcome([finding], [table], sheet_values(found))
+        else:
+            note = f"No classifier of {bench.data} ships: its sheet is for the eye only."
+            parts[bench.key] = Outcome([], notes=[note])
+    notes = [
         "Near the data: nearer to some training image, in the classifier's features, than that image's "
         f"fifth neighbour. Sure: the classifier gives the likeliest class {SURE:g} or more; as the row of "
         "noise shows, it may be sure of what nobody can read, so that this decides nothing.",
@@ -160,7 +160,7 @@ def outcome(
         f"such sheets, shares are known to ±{n**-0.5:.2f}, and neither copies of training images nor "
         "sameness within a class are counted. Distances to the data are in [table3](table3.md).",
     ]
-    return Outcome(findings, tables, values, {"samples": n, "sampling seed": 0}, notes)
+    return Outcome.of(parts, {"samples": n, "sampling seed": 0}, notes)
 
 
 def real_images(
@@ -243,29 +243,22 @@ def sheet(lab: Lab, bench: Bench, n: int) -> Sheet:
 
 def sheet_table(bench: Bench, found: Sheet) -> Table:
     """What is counted on each model's sheets, on test images and on noise."""
-    return Table(
+
+    def counted(count: Callable[[Reading], float]) -> Callable[[str], str]:
+        return lambda name: spread([count(each) for each in found.readings[name]])
+
+    return Table.of(
         f"{found.readings[TEST][0].images} samples, {bench.where}",
-        (
-            "of",
-            "near the data",
-            "sure of",
-            "classes seen",
-            "e^entropy of classes",
-            "rarest class",
-            "commonest",
-        ),
-        tuple(
-            (
-                name,
-                spread(found.near[name]),
-                spread([each.sure for each in readings]),
-                min(each.seen for each in readings),
-                spread([each.effective for each in readings]),
-                spread([min(each.shares) for each in readings]),
-                spread([max(each.shares) for each in readings]),
-            )
-            for name, readings in found.readings.items()
-        ),
+        found.readings,
+        {
+            "of": str,
+            "near the data": lambda name: spread(found.near[name]),
+            "sure of": counted(lambda each: each.sure),
+            "classes seen": lambda name: min(each.seen for each in found.readings[name]),
+            "e^entropy of classes": counted(lambda each: each.effective),
+            "rarest class": counted(lambda each: min(each.shares)),
+            "commonest": counted(lambda each: max(each.shares)),
+        },
     )
 
 
@@ -289,16 +282,14 @@ def sheet_finding(bench: Bench, found: Sheet, source: str) -> Finding:
         f"{min(each.seen for each in found.readings[name])} of {real.classes} classes"
         for name in FOUR
     )
-    return Finding(
+    return Finding.of(
         CLAIM,
         source,
         bench.where,
         f"Share of {real.images} samples that are near the data, and classes seen: {said} "
         f"(test images: {of_real:.3g}; noise: {found.near[NOISE][0]:.3g}).",
-        judged(
-            [min(effect(name, k) for name in NEW) for k in range(len(bench.seeds))],
-            1 / math.sqrt(real.images),
-        ),
+        [min(effect(name, k) for name in NEW) for k in range(len(bench.seeds))],
+        1 / math.sqrt(real.images),
     )
 
 

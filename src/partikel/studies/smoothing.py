@@ -16,18 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from partikel.app.show.plots import (
-    DATA,
-    HAIRLINE,
-    HEAD,
-    INK,
-    MUTED,
-    SERIES,
-    add_panel,
-    frame_axes,
-    new_figure,
-    view_of,
-)
+from partikel.app.show import plots
 from partikel.errors import ConfigError
 from partikel.models import Carrier, generate, ntk_matrix
 
@@ -119,30 +108,30 @@ def show_smoothing(
             f"{tuple(shown.x.shape[1:])}: show the spectrum by plots.curves_figure instead."
         )
     panels = 4 if drift else 3
-    figure = new_figure(panels * inches, inches + HEAD)
-    extent = view_of(shown.x)
+    figure = plots.new_figure(panels * inches, inches + plots.HEAD)
+    extent = plots.view_of(shown.x)
     fields = {"∇h": shown.velocity, "$A_\\theta[\\nabla h]$": shown.smoothed}
     for place, (title, velocity) in enumerate(fields.items()):
-        axes = add_panel(figure, (place * inches, 0), inches, title)
-        frame_axes(axes, extent)
+        axes = plots.add_panel(figure, (place * inches, 0), inches, title)
+        plots.frame_axes(axes, extent)
         _arrows(axes, shown.x, velocity, extent[1] - extent[0])
     rank = np.arange(1, len(shown.spectrum) + 1)
     positive = (shown.spectrum > 1e-12 * shown.spectrum[0]).cpu().numpy()
     axes = _chart(figure, 2, inches, "spectrum of $A_\\theta$")
     values = shown.spectrum.cpu().double().numpy()
     rest = shown.energy.sum() - shown.energy.cumsum(0) + shown.energy  # along this and lower ones
-    axes.loglog(rank[positive], values[positive] / values[0], color=SERIES[0], linewidth=1.8)
+    axes.loglog(rank[positive], values[positive] / values[0], color=plots.SERIES[0], linewidth=1.8)
     left = rest.clamp(min=1e-12).cpu().double().numpy()[positive]
-    axes.loglog(rank[positive], left, color=SERIES[1], linewidth=1.8, linestyle=(0, (4, 1.6)))
+    axes.loglog(rank[positive], left, color=plots.SERIES[1], linewidth=1.8, linestyle=(0, (4, 1.6)))
     for height, name, color in [
-        (0.06, "eigenvalues λ/λ₁", SERIES[0]),
-        (0.15, "∇h beyond, share of energy", SERIES[1]),
+        (0.06, "eigenvalues λ/λ₁", plots.SERIES[0]),
+        (0.15, "∇h beyond, share of energy", plots.SERIES[1]),
     ]:
         axes.text(0.04, height, name, color=color, size=7.5, transform=axes.transAxes)
     axes.set_ylim(max(1e-9, 0.5 * values[positive].min() / values[0]), 2)
     if drift:
         axes = _chart(figure, 3, inches, "$\\|K_t - K_0\\|/\\|K_0\\|$ in training")
-        axes.plot(*np.asarray(drift, dtype=float).T, color=SERIES[2], linewidth=1.8)
+        axes.plot(*np.asarray(drift, dtype=float).T, color=plots.SERIES[2], linewidth=1.8)
         axes.set_ylim(bottom=0)
     return figure
 
@@ -151,7 +140,7 @@ def _arrows(axes: Axes, x: Tensor, velocity: Tensor, width: float) -> None:
     size = velocity.square().sum(1).mean().sqrt().clamp(min=1e-30)
     arrows = (velocity / size * 0.08 * width).cpu().double().numpy()
     points = x.cpu().double().numpy()
-    axes.scatter(*points.T, s=4, color=MUTED, linewidths=0, zorder=2)
+    axes.scatter(*points.T, s=4, color=plots.MUTED, linewidths=0, zorder=2)
     axes.quiver(
         *points.T,
         *arrows.T,
@@ -159,7 +148,7 @@ def _arrows(axes: Axes, x: Tensor, velocity: Tensor, width: float) -> None:
         scale_units="xy",
         scale=1,
         width=0.006,
-        color=DATA,
+        color=plots.DATA,
         zorder=3,
     )
 
@@ -177,8 +166,8 @@ def _chart(figure: Figure, place: int, inches: float, title: str) -> Axes:
         )
     )
     axes.tick_params(which="minor", length=0)
-    axes.tick_params(length=2, labelsize=7, labelcolor=MUTED, color=HAIRLINE)
+    axes.tick_params(length=2, labelsize=7, labelcolor=plots.MUTED, color=plots.HAIRLINE)
     for spine in axes.spines.values():
-        spine.set_color(HAIRLINE)
-    axes.set_title(title, loc="left", color=INK, size=8.5, pad=4)
+        spine.set_color(plots.HAIRLINE)
+    axes.set_title(title, loc="left", color=plots.INK, size=8.5, pad=4)
     return axes

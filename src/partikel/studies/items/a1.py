@@ -9,26 +9,24 @@ of the deterministic flow with (1 - γ) of the own score, and Score GANs with γ
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from partikel.app.show import plots
 from partikel.diffflow import DiffFlow
 from partikel.schedules import VESchedule
 from partikel.studies.benches import SCORE_GAN, Bench, benches
+from partikel.studies.curves import seeds_figure
+from partikel.studies.distances import FRECHET, Evaluated
 from partikel.studies.gaussian_laws import gaussian_marginals
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
-from partikel.studies.theory import exact_targets, limits, matched_trial, outcome
+from partikel.studies.theory import exact_targets, limits, matched_trial, run_trial
 from partikel.targets import Gaussian
 
 SOURCE = "GPM §A.1"
 PATH = VESchedule(40.0)
-DISTANCES = {"energy": 5e-4, "frechet": 1e-2}
-"""Measures, and distances that are not told from the data's: draws of these scatter so much."""
 EXACT = 1e-6
 """Relative differences of covariances up to this one are rounding."""
 
@@ -56,18 +54,10 @@ class Plan:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Free particles with exact fields, then generators."""
-    finding, table, values = _particles(plan, lab)
-    findings, tables = [finding], [table]
-    kept: dict[str, Any] = {"particles": values}
-    for bench in plan.benches:
-        found, rows, far = _generators(plan, bench, lab)
-        findings.append(found)
-        tables.append(rows)
-        kept[bench.key] = far
-    return Outcome(
-        findings,
-        tables,
-        kept,
+    parts = {"particles": _particles(plan, lab)}
+    parts |= {bench.key: _generators(plan, bench, lab) for bench in plan.benches}
+    return Outcome.of(
+        parts,
         {"particles": plan.particles, "level of the quantiles": 0.99},
         [
             "The flow of the free particles is GPM's eq. 21 with EDM's weights: |σ'|σ (2 s_p - (1 - γ) s_ρ) "
@@ -83,7 +73,7 @@ def _flow(gamma: float) -> DiffFlow:
     return DiffFlow.reverse(PATH, g2=1 + gamma, lambda2=1.0)
 
 
-def _particles(plan: Plan, lab: Lab) -> tuple[Finding, Table, dict[str, Any]]:
+def _particles(plan: Plan, lab: Lab) -> Outcome:
     mixture, gaussian = exact_targets(2)
 
     def work() -> dict[str, Any]:
@@ -92,15 +82,17 @@ def _particles(plan: Plan, lab: Lab) -> tuple[Finding, Table, dict[str, Any]]:
         }
         end = next(iter(trials.values())).end
         quantiles = limits(end, plan.particles, pairs=50)
-        energies, sliced = {}, {}
-        for gamma, trial in trials.items():
-            found = outcome(trial, quantiles, plan.particles, runs=plan.runs)
-            energies[f"{gamma:g}"], sliced[f"{gamma:g}"] = found.energy, found.sliced_w2
-        kept = {f"{gamma:g}": _moved(gamma, gaussian, noise=True) for gamma in plan.shares}
-        lost = {f"{gamma:g}": _moved(gamma, gaussian, noise=False) for gamma in plan.shares}
+        ended = {
+            f"{gamma:g}": run_trial(trial, quantiles, plan.particles, runs=plan.runs)
+            for gamma, trial in trials.items()
+        }
+        kept, lost = (
+            {f"{gamma:g}": _moved(gamma, gaussian, noise=noise) for gamma in plan.shares}
+            for noise in (True, False)
+        )
         return {
-            "energy": energies,
-            "sliced W2": sliced,
+            "energy": {gamma: each.energy for gamma, each in ended.items()},
+            "sliced W2": {gamma: each.sliced_w2 for gamma, each in ended.items()},
             "limits": {"energy": quantiles[0], "sliced W2": quantiles[1]},
             "covariance": kept,
             "covariance without noise": lost,
@@ -108,38 +100,29 @@ def _particles(plan: Plan, lab: Lab) -> tuple[Finding, Table, dict[str, Any]]:
 
     values = lab.once("particles", work)
     limit = values["limits"]["energy"]
-    table = Table(
+    table = Table.of(
         "Free particles and exact fields: the law at the end",
-        (
-            "γ",
-            "energy distance to the mixture",
-            "between draws of it (99 %)",
-            "Gaussian: relative error of the covariance",
-            "the same where noise averages out",
-        ),
-        tuple(
-            (
-                gamma,
-                spread(values["energy"][gamma]),
-                limit,
-                values["covariance"][gamma],
-                values["covariance without noise"][gamma],
-            )
-            for gamma in values["energy"]
-        ),
+        values["energy"],
+        {
+            "γ": str,
+            "energy distance to the mixture": lambda gamma: spread(values["energy"][gamma]),
+            "between draws of it (99 %)": lambda _: limit,
+            "Gaussian: relative error of the covariance": values["covariance"].get,
+            "the same where noise averages out": values["covariance without noise"].get,
+        },
     )
     # the median of the runs: one of a hundred is above the quantile by its meaning
     worst = max(statistics.median(each) for each in values["energy"].values())
     closed = max(values["covariance"].values())
-    finding = Finding(
+    finding = Finding.of(
         "Replacing a share γ of the own score by noise leaves the laws of free particles as they are.",
         f"{SOURCE}, eq. 21",
         f"exact fields in the plane, γ from {plan.shares[0]:g} to {plan.shares[-1]:g}",
         f"On a mixture the energy distance at the end is at most {worst:.2g} (draws of the mixture: "
         f"{limit:.2g}, 99 % quantile); on a Gaussian the covariance is exact to {closed:.1g}.",
-        judged([limit - worst, EXACT - closed]),
+        [limit - worst, EXACT - closed],
     )
-    return finding, table, values
+    return Outcome([finding], [table], values)
 
 
 def _moved(gamma: float, target: Gaussian, *, noise: bool) -> float:
@@ -155,28 +138,24 @@ def _moved(gamma: float, target: Gaussian, *, noise: bool) -> float:
     return float((covariances[-1] - end).norm() / end.norm())
 
 
-def _generators(plan: Plan, bench: Bench, lab: Lab) -> tuple[Finding, Table, dict[str, Any]]:
+def _generators(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
     seeds = plan.seeds[bench.key]
-    gammas = (0.0, *plan.gammas[bench.key])
     where = replace(bench, seeds=seeds).where
-    model = bench.models[SCORE_GAN]
-    rows: dict[float, list[dict[str, Any]]] = {}
-    for gamma in gammas:
-        changed = model.but(f"gamma-{gamma:g}", gamma=gamma) if gamma else model
-        rows[gamma] = [lab.evaluate(lab.run(changed, seed), n=bench.samples) for seed in seeds]
-    name = "frechet" if "frechet" in rows[0.0][0]["metrics"] else "energy"
-    unit = "Fréchet distance" if name == "frechet" else "energy distance"
-    also = ("precision", "recall") if name == "frechet" else ("modes", "within_3sigma")
-    far = {gamma: [row["metrics"][name] for row in those] for gamma, those in rows.items()}
-    floor = rows[0.0][0]["reference"][name]
+    training = bench.models[SCORE_GAN]
+    found: dict[float, Evaluated] = {}
+    for gamma in (0.0, *plan.gammas[bench.key]):
+        changed = training.but(f"gamma-{gamma:g}", gamma=gamma) if gamma else training
+        found[gamma] = lab.evaluated(changed, seeds, bench.samples)
+    none = found[0.0]
+    unit = none.distance.name
+    also = ("precision", "recall") if none.distance is FRECHET else ("modes", "within_3sigma")
     lab.draw(
-        plots.curves_figure(
-            {"Score GAN": [(gamma, statistics.fmean(far[gamma])) for gamma in gammas]},
+        seeds_figure(
+            {"Score GAN": [(gamma, each.far) for gamma, each in found.items()]},
             "γ, share of the own score replaced by noise",
             f"{unit}, {where}",
             log=True,
-            level=("data vs data", floor),
-            bands={"Score GAN": [(g, min(far[g]), max(far[g])) for g in gammas]},
+            level=("data vs data", none.floor),
         ),
         f"{bench.data}: Score GANs with noise in their field; mean and range of seeds.",
         bench.key,
@@ -185,35 +164,30 @@ def _generators(plan: Plan, bench: Bench, lab: Lab) -> tuple[Finding, Table, dic
         f"Score GANs with noise, {where}",
         ("γ", unit, *(each.replace("_", " ") for each in also)),
         tuple(
-            (
-                f"{gamma:g}",
-                spread(far[gamma]),
-                *(spread([row["metrics"][each] for row in rows[gamma]]) for each in also),
-            )
-            for gamma in gammas
+            (f"{gamma:g}", spread(each.far), *(spread(each.figures(key)) for key in also))
+            for gamma, each in found.items()
         ),
     )
-    return _verdict(far, unit, where, DISTANCES[name]), table, {f"{g:g}": far[g] for g in gammas}
+    far = {f"{gamma:g}": each.far for gamma, each in found.items()}
+    return Outcome([_verdict(found, where)], [table], far)
 
 
-def _verdict(far: dict[float, list[float]], unit: str, where: str, least: float) -> Finding:
+def _verdict(found: dict[float, Evaluated], where: str) -> Finding:
     """By the mean log ratio over γ > 0: "often" speaks of most, not of all."""
-    seeds = range(len(far[0.0]))
-
-    def effect(seed: int) -> float:
-        ratios: Sequence[float] = [
-            log_ratio(values[seed], far[0.0][seed], least) for g, values in far.items() if g
-        ]
-        return statistics.fmean(ratios)
-
-    return Finding(
+    none = found[0.0]
+    shown = ", ".join(f"{spread(each.far)} at γ = {gamma:g}" for gamma, each in found.items())
+    ratios = [
+        log_ratios(each.far, none.far, none.distance.floor)
+        for gamma, each in found.items()
+        if gamma
+    ]
+    return Finding.of(
         "A stochastic component in a Score GAN is often detrimental to its quality.",
         SOURCE,
         where,
-        f"{unit}: "
-        + ", ".join(f"{spread(values)} at γ = {g:g}" for g, values in far.items())
-        + ".",
-        judged([effect(seed) for seed in seeds], 0.1),
+        f"{none.distance.name}: {shown}.",
+        [statistics.fmean(each) for each in zip(*ratios, strict=True)],
+        0.1,
     )
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,35 +24,41 @@ from torch import Tensor
 
 from partikel.app.runs import context_for, draw_samples
 from partikel.app.show import plots
-from partikel.data import Dataset
 from partikel.fields import At, Context, Field
 from partikel.metrics import energy_distance
 from partikel.metrics.evaluation import evaluate
-from partikel.models import Carrier, generate, ntk_operator, surrogate_loss
+from partikel.models import generate, ntk_operator, surrogate_loss
 from partikel.studies.benches import (
     EDM,
     FLOW,
-    GAN,
+    FOUR,
     SCORE_GAN,
     Bench,
-    Model,
+    Training,
     benches,
     score_flow,
 )
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.distances import ENERGY, Evaluated
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, means, spread
 from partikel.studies.lab import Lab
 from partikel.training import Trainer
 
 SOURCE = "GPM Claim 1"
 FREE = "Score Flow"
-LEAST = {"energy": 5e-4, "frechet": 1e-2}
-"""Measures, and distances that are not told from the data's: draws of these scatter so much."""
 TENTH = 10.0
 """A trained model is better than chance where it leaves at most a tenth of the untrained distance."""
 RATE = 1e-4
 """Of the step of plain gradient descent: small, as eq. 13 is of continuous time."""
+CLAIMS = {
+    SCORE_GAN: "A generator can be trained with the flow of a score-based diffusion model.",
+    FLOW: "The generator of a GAN can be removed: the discriminator alone makes samples.",
+}
 MOTIONS = ("its own update", "gradient descent")
-FIELDS = ("A_θ[∇h]", "∇h")
+MOVES = {
+    "A_θ[∇h]": "A generator's particles move by A_θ[∇h] (GPM eq. 13): nearer to it than by chance.",
+    "∇h": "A Score GAN follows its field's particle flow ∇h better than by chance.",
+}
+FIELDS = tuple(MOVES)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Plan:
     """
 
     benches: tuple[Bench, ...]
-    free: Model
+    free: Training
     moments: tuple[int, ...] = (50, 200, 800, 1600)
     steps: int = 4
     particles: int = 512
@@ -81,24 +88,11 @@ class Plan:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """The three comparisons."""
-    findings: list[Finding] = []
-    tables: list[Table] = []
-    values: dict[str, Any] = {}
-    for bench in plan.benches:
-        found, table, kept = _against_chance(plan, bench, lab)
-        findings += found
-        tables.append(table)
-        values[bench.key] = kept
     points = plan.benches[0]
-    for part in (_motion, _laws):
-        found, more, kept = part(plan, points, lab)
-        findings += found
-        tables += more
-        values[part.__name__.strip("_")] = kept
-    return Outcome(
-        findings,
-        tables,
-        values,
+    parts = {bench.key: _against_chance(bench, lab) for bench in plan.benches}
+    parts |= {"motion": _motion(plan, points, lab), "laws": _laws(plan, points, lab)}
+    return Outcome.of(
+        parts,
         {
             "particles followed": plan.particles,
             "iterations at each moment": plan.steps,
@@ -119,92 +113,78 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 # --- (i) quality against chance
 
 
-def _against_chance(
-    plan: Plan, bench: Bench, lab: Lab
-) -> tuple[list[Finding], Table, dict[str, Any]]:
-    far: dict[str, list[float]] = {}
+def _against_chance(bench: Bench, lab: Lab) -> Outcome:
+    found: dict[str, Evaluated] = {}
     chance: dict[str, list[float]] = {}
-    name, floor = "", 0.0
-    for kind in (EDM, FLOW, GAN, SCORE_GAN):
-        far[kind] = []
-        for seed in bench.seeds:
-            row = lab.evaluate(lab.run(bench.models[kind], seed), n=bench.samples)
-            name = "frechet" if "frechet" in row["metrics"] else "energy"
-            far[kind].append(row["metrics"][name])
-            floor = row["reference"][name]
-            if kind in (FLOW, SCORE_GAN):
-                untrained = _untrained(lab, bench, bench.models[kind], seed)
-                chance.setdefault(kind, []).append(untrained[name])
-    unit = "Fréchet distance" if name == "frechet" else "energy distance"
-    claims = {
-        SCORE_GAN: "A generator can be trained with the flow of a score-based diffusion model.",
-        FLOW: "The generator of a GAN can be removed: the discriminator alone makes samples.",
-    }
+    for name in FOUR:
+        found[name] = lab.evaluated(bench.models[name], bench.seeds, bench.samples)
+        if name in CLAIMS:
+            untrained = [_untrained(lab, bench, bench.models[name], seed) for seed in bench.seeds]
+            chance[name] = [figures[found[name].distance.key] for figures in untrained]
+    distance, floor = found[EDM].distance, found[EDM].floor
+    far = {name: each.far for name, each in found.items()}
     findings = [
-        Finding(
+        Finding.of(
             claim,
             SOURCE,
             bench.where,
-            f"{unit}: {spread(far[kind])} for {kind}, {spread(chance[kind])} untrained, {floor:.2g} for "
-            "data.",
-            judged(
-                [
-                    log_ratio(a, b, LEAST[name]) - math.log(TENTH)
-                    for a, b in zip(chance[kind], far[kind], strict=True)
-                ]
-            ),
+            f"{distance.name}: {spread(far[name])} for {name}, {spread(chance[name])} untrained, "
+            f"{floor:.2g} for data.",
+            _above_a_tenth(chance[name], far[name], distance.floor),
         )
-        for kind, claim in claims.items()
+        for name, claim in CLAIMS.items()
     ]
     table = Table(
-        f"{unit}, {bench.where}",
+        f"{distance.name}, {bench.where}",
         ("model", "trained", "untrained"),
         (
             *((k, spread(far[k]), spread(chance[k]) if k in chance else None) for k in far),
             ("data", floor, None),
         ),
     )
-    return findings, table, {"trained": far, "untrained": chance}
+    return Outcome(findings, [table], {"trained": far, "untrained": chance})
 
 
-def _untrained(lab: Lab, bench: Bench, model: Model, seed: int) -> dict[str, float]:
+def _above_a_tenth(untrained: list[float], trained: list[float], floor: float) -> list[float]:
+    return [ratio - math.log(TENTH) for ratio in log_ratios(untrained, trained, floor)]
+
+
+def _untrained(lab: Lab, bench: Bench, training: Training, seed: int) -> dict[str, float]:
     """Figures of the same system before its first iteration."""
 
     def work() -> dict[str, float]:
-        trainer = lab.trainer(model, seed)
-        device = trainer.accelerator.device
-        result = evaluate(
-            lambda n, generator: _drawn(trainer.model, trainer.dataset, n, generator),
-            trainer.dataset,
-            n=bench.samples,
-            device=device,
-        )
-        return result.metrics
+        trainer = lab.trainer(training, seed)
+        device, sampler = trainer.accelerator.device, partial(_drawn, trainer)
+        return evaluate(sampler, trainer.dataset, n=bench.samples, device=device).metrics
 
-    return lab.once(f"untrained-{model.name}-{seed}", work)
+    return lab.once(f"untrained-{training.name}-{seed}", work)
 
 
-def _drawn(model: Carrier, dataset: Dataset, n: int, generator: torch.Generator) -> Tensor:
-    return draw_samples(model.eval(), n, generator, context_for(model, dataset))
+def _drawn(trainer: Trainer, n: int, generator: torch.Generator) -> Tensor:
+    model = trainer.model
+    return draw_samples(model.eval(), n, generator, context_for(model, trainer.dataset))
 
 
 # --- (ii) the motion of a generator's particles
 
 
-def _motion(
-    plan: Plan, bench: Bench, lab: Lab
-) -> tuple[list[Finding], list[Table], dict[str, Any]]:
-    model = bench.models[SCORE_GAN]
+def _motion(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
+    training = bench.models[SCORE_GAN]
     seeds = {
-        seed: lab.once(f"motion-{seed}", lambda seed=seed: _followed(plan, lab, model, seed))
+        seed: lab.once(f"motion-{seed}", lambda seed=seed: _followed(plan, lab, training, seed))
         for seed in bench.seeds
     }
     own = MOTIONS[0]
+
+    def values(moment: int, motion: str, field: str, what: str) -> list[float]:
+        return [moments[str(moment)][motion][field][what] for moments in seeds.values()]
+
     curves, strokes = {}, {}
     for field, color in zip(FIELDS, plots.SERIES, strict=False):
         shown = field.replace("A_θ", r"$A_\theta$")
         for name, what in ((shown, "cosine"), (f"{shown}, permuted", "chance")):
-            curves[name] = [(m, _mean(seeds, m, own, field, what)) for m in plan.moments]
+            points = [(m, statistics.fmean(values(m, own, field, what))) for m in plan.moments]
+            curves[name] = points
             strokes[name] = plots.Stroke(color, dashed=what == "chance")
     figure = plots.curves_figure(
         curves,
@@ -221,95 +201,49 @@ def _motion(
         "motion",
     )
     findings = []
-    for field, claim in (
-        (
-            "A_θ[∇h]",
-            "A generator's particles move by A_θ[∇h] (GPM eq. 13): nearer to it than by chance.",
-        ),
-        ("∇h", "A Score GAN follows its field's particle flow ∇h better than by chance."),
-    ):
-        effects = [
-            min(
-                moments[str(moment)][own][field]["cosine"]
-                - moments[str(moment)][own][field]["chance"]
-                for moment in plan.moments
+    for field, claim in MOVES.items():
+        said, margins = [], []
+        for moment in plan.moments:
+            cosines, chances = (values(moment, own, field, each) for each in ("cosine", "chance"))
+            margins.append([a - b for a, b in zip(cosines, chances, strict=True)])
+            said.append(
+                f"after {moment} iterations {spread(cosines)} (chance: at most {spread(chances)})"
             )
-            for moments in seeds.values()
-        ]
-        said = "; ".join(
-            f"after {moment} iterations "
-            f"{_spread(seeds, moment, own, field, 'cosine')} (chance: at most "
-            f"{_spread(seeds, moment, own, field, 'chance')})"
-            for moment in plan.moments
-        )
         findings.append(
-            Finding(
+            Finding.of(
                 claim,
                 "GPM Definition 2, Findings 4 and 8",
                 bench.where,
                 f"Cosine of the motion in one of its own updates with {field}, the common shift taken "
-                f"off: {said}.",
-                judged(effects),
+                f"off: {'; '.join(said)}.",
+                [min(each) for each in zip(*margins, strict=True)],
             )
         )
+    measured = [(field, what) for field in FIELDS for what in ("cosine", "chance", "whole")]
+    heads = (x for field in FIELDS for x in (f"with {field}", "chance, at most", "whole motion"))
     table = Table(
         f"Cosines of the motion of a Score GAN's particles, {bench.where}",
-        (
-            "iteration",
-            "motion",
-            *(x for f in FIELDS for x in (f"with {f}", "chance, at most", "whole motion")),
-        ),
+        ("iteration", "motion", *heads),
         tuple(
-            (
-                moment,
-                motion,
-                *(
-                    _spread(seeds, moment, motion, field, what)
-                    for field in FIELDS
-                    for what in ("cosine", "chance", "whole")
-                ),
-            )
+            (moment, motion, *(spread(values(moment, motion, *each)) for each in measured))
             for moment in plan.moments
             for motion in MOTIONS
         ),
     )
-    return findings, [table], {str(seed): each for seed, each in seeds.items()}
+    return Outcome(findings, [table], {str(seed): each for seed, each in seeds.items()})
 
 
-def _values(
-    seeds: Mapping[int, Any], moment: int, motion: str, field: str, what: str
-) -> list[float]:
-    return [moments[str(moment)][motion][field][what] for moments in seeds.values()]
-
-
-def _mean(seeds: Mapping[int, Any], moment: int, motion: str, field: str, what: str) -> float:
-    return statistics.fmean(_values(seeds, moment, motion, field, what))
-
-
-def _spread(seeds: Mapping[int, Any], moment: int, motion: str, field: str, what: str) -> str:
-    return spread(_values(seeds, moment, motion, field, what))
-
-
-def _followed(plan: Plan, lab: Lab, model: Model, seed: int) -> dict[str, Any]:
+def _followed(plan: Plan, lab: Lab, training: Training, seed: int) -> dict[str, Any]:
     """Mean cosines at each moment: moment -> motion -> field -> cosine and chance."""
-    lab.say(f"following {model.name}, seed {seed}")
-    trainer = lab.trainer(model, seed)
+    lab.say(f"following {training.name}, seed {seed}")
+    trainer = lab.trainer(training, seed)
     steps = trainer.run()
     found: dict[str, Any] = {}
     for moment in plan.moments:
         while trainer.step < moment:
             next(steps)
         compared = [_compared(plan, lab, trainer, steps, seed) for _ in range(plan.steps)]
-        found[str(moment)] = {
-            motion: {
-                field: {
-                    what: statistics.fmean(each[motion][field][what] for each in compared)
-                    for what in ("cosine", "chance", "whole")
-                }
-                for field in FIELDS
-            }
-            for motion in MOTIONS
-        }
+        found[str(moment)] = means(compared)
     return found
 
 
@@ -337,17 +271,16 @@ def _compared(plan: Plan, lab: Lab, trainer: Trainer, steps: Any, seed: int) -> 
         "∇h": [velocity[o] for o in orders],
     }
     exact = {"A_θ[∇h]": transported, "∇h": velocity}
-    return {
-        motion: {
-            name: {
-                "cosine": _cosine(_centred(by), _centred(exact[name])),
-                "chance": max(_cosine(_centred(by), _centred(each)) for each in chance[name]),
-                "whole": _cosine(by, exact[name]),
-            }
-            for name in FIELDS
+
+    def cosines(by: Tensor, name: str) -> dict[str, float]:
+        return {
+            "cosine": _cosine(_centred(by), _centred(exact[name])),
+            "chance": max(_cosine(_centred(by), _centred(each)) for each in chance[name]),
+            "whole": _cosine(by, exact[name]),
         }
-        for motion, by in zip(MOTIONS, (moved, descended), strict=True)
-    }
+
+    motions = zip(MOTIONS, (moved, descended), strict=True)
+    return {motion: {name: cosines(by, name) for name in FIELDS} for motion, by in motions}
 
 
 def _averaged(field: Field, x: Tensor, t: float, draws: int) -> Tensor:
@@ -379,7 +312,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 # --- (iii) the laws of both carriers
 
 
-def _laws(plan: Plan, bench: Bench, lab: Lab) -> tuple[list[Finding], list[Table], dict[str, Any]]:
+def _laws(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
     def work(seed: int) -> dict[str, float]:
         gan, flow = lab.run(bench.models[SCORE_GAN], seed), lab.run(plan.free, seed)
         trainer = lab.trainer(bench.models[SCORE_GAN], seed)
@@ -388,9 +321,7 @@ def _laws(plan: Plan, bench: Bench, lab: Lab) -> tuple[list[Finding], list[Table
             SCORE_GAN: lab.sample(gan, n, seed, "law", SCORE_GAN),
             FREE: lab.sample(flow, n, seed, "law", FREE),
             "data": gan.dataset.draw(n, "test", generator=lab.generator(seed, "law", "data")).x,
-            "untrained": _drawn(
-                trainer.model, trainer.dataset, n, _on(trainer, lab.generator(seed, "law"))
-            ).cpu(),
+            "untrained": _drawn(trainer, n, _on(trainer, lab.generator(seed, "law"))).cpu(),
         }
         pairs = ((SCORE_GAN, FREE), (SCORE_GAN, "data"), (FREE, "data"), ("untrained", FREE))
         return {f"{a} to {b}": energy_distance(clouds[a], clouds[b]) for a, b in pairs}
@@ -400,10 +331,7 @@ def _laws(plan: Plan, bench: Bench, lab: Lab) -> tuple[list[Finding], list[Table
         lab.run(plan.free, seed)
     far: dict[str, list[float]] = {name: [each[name] for each in found] for name in found[0]}
     both, apart = far[f"{SCORE_GAN} to {FREE}"], far[f"untrained to {FREE}"]
-    effects = [
-        log_ratio(a, b, LEAST["energy"]) - math.log(TENTH) for a, b in zip(apart, both, strict=True)
-    ]
-    finding = Finding(
+    finding = Finding.of(
         "A functional used with a generator may be used without one, and vice versa: the same field leads "
         "both carriers to one law.",
         f"{SOURCE}, §4",
@@ -411,14 +339,14 @@ def _laws(plan: Plan, bench: Bench, lab: Lab) -> tuple[list[Finding], list[Table
         f"Energy distance of Score GAN to Score Flow {spread(both)}, of the untrained generator to it "
         f"{spread(apart)}; of Score GAN to the data {spread(far[f'{SCORE_GAN} to data'])}, of Score "
         f"Flow {spread(far[f'{FREE} to data'])}.",
-        judged(effects),
+        _above_a_tenth(apart, both, ENERGY.floor),
     )
-    table = Table(
+    table = Table.of(
         f"Energy distances of the two carriers of one field, {bench.where}",
-        ("of", "energy distance"),
-        tuple((name, spread(values)) for name, values in far.items()),
+        far,
+        {"of": str, "energy distance": lambda name: spread(far[name])},
     )
-    return [finding], [table], far
+    return Outcome([finding], [table], far)
 
 
 def _on(trainer: Trainer, generator: torch.Generator) -> torch.Generator:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from partikel.app.runs import Run
 from partikel.data import DataSettings, open_dataset
-from partikel.studies.benches import BENCHES, EDM, Bench, Model, Scale, on
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
+from partikel.studies.benches import BENCHES, EDM, Bench, Scale, Training, on
+from partikel.studies.item import Finding, Item, Outcome, Table, Value, spread
 from partikel.studies.lab import Lab
 from partikel.studies.plane import draw_map, learned_fields
 from partikel.studies.theory import energy_quantile
@@ -56,7 +56,7 @@ class Plan:
     """
 
     bench: Bench
-    model: Model
+    model: Training
     points: tuple[tuple[float, float], ...] | None = None
     samples: int = 10_000
     steps: int | None = None
@@ -67,31 +67,24 @@ class Plan:
 def _plan(scale: Scale, **options: Any) -> Plan:
     bench = BENCHES[scale]["gaussians"]
     edm = bench.models[EDM]
-    return Plan(bench, Model("diffusion-gan-gaussians", edm.changes, score=edm), **options)
+    return Plan(bench, Training("diffusion-gan-gaussians", edm.changes, score=edm), **options)
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Draw both maps of each seed, and compare where particles end."""
     bench = plan.bench
     data = DataSettings("unequal")
+    draw = partial(draw_map, dataset=open_dataset(data), points=plan.points, samples=plan.samples)
     exact = [
+        lab.folder(f"exact-seed-{seed}", partial(draw, steps=plan.steps, seed=seed))
+        for seed in bench.seeds
+    ]
+    learned = [
         lab.folder(
-            f"exact-seed-{seed}",
-            partial(
-                draw_map,
-                dataset=open_dataset(data),
-                points=plan.points,
-                samples=plan.samples,
-                steps=plan.steps,
-                seed=seed,
-            ),
+            f"learned-seed-{seed}", partial(_draw_learned, lab.run(plan.model, seed), plan, seed)
         )
         for seed in bench.seeds
     ]
-    learned = []
-    for seed in bench.seeds:
-        run = lab.run(plan.model, seed)
-        learned.append(lab.folder(f"learned-seed-{seed}", partial(_draw_learned, run, plan, seed)))
     lab.draw(_small(exact[0]), "The plane with exact fields; seed 0.", "exact")
     lab.draw(
         _small(learned[0]),
@@ -99,32 +92,27 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         "learned",
     )
     found = {"exact": _read(exact), "learned": _read(learned)}
+    clouds = {
+        "exact": (data, plan.samples),
+        "learned": (DataSettings(bench.key), plan.learned_samples),
+    }
     limits = {
-        "exact": lab.once("limit-exact", lambda: _limit(data, plan.samples, lab)),
-        "learned": lab.once(
-            "limit-learned", lambda: _limit(_data(plan), plan.learned_samples, lab)
-        ),
+        kind: lab.once(f"limit-{kind}", partial(_limit, *cloud, lab))
+        for kind, cloud in clouds.items()
     }
     where = {
         "exact": on("five unequal Gaussians, exact fields", bench.seeds),
         "learned": on(f"{bench.data}, learned fields", bench.seeds),
     }
-    findings = [
-        _reach(
-            CORNERS,
-            "DiffFlow Figure 1, §3.4",
-            where["exact"],
-            found["exact"],
-            REACHED,
-            limits["exact"],
-        ),
-        _same(where["exact"], found["exact"], limits["exact"]),
-        _reach(
-            LEARNED, "DiffFlow §3.4.4", where["learned"], found["learned"], NEAR, limits["learned"]
-        ),
-        _same(where["learned"], found["learned"], limits["learned"]),
-    ]
-    tables = [_table(kind, where[kind], maps) for kind, maps in found.items()]
+    findings = []
+    for kind, claim, source, allowed in (
+        ("exact", CORNERS, "DiffFlow Figure 1, §3.4", REACHED),
+        ("learned", LEARNED, "DiffFlow §3.4.4", NEAR),
+    ):
+        those = where[kind], found[kind]
+        findings.append(_reach(claim, source, *those, allowed, limits[kind]))
+        findings.append(_same(*those, limits[kind]))
+    tables = [_table(where[kind], maps) for kind, maps in found.items()]
     notes = (
         "Particles of all points start from the same cloud and are driven by one Brownian motion, so that "
         "points are nearer to each other than independent draws of their laws. Where λ² > 0, β matches "
@@ -174,10 +162,6 @@ def _read(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [json.loads((folder / "map.json").read_text(encoding="utf-8")) for folder in folders]
 
 
-def _data(plan: Plan) -> DataSettings:
-    return DataSettings(plan.bench.key)
-
-
 def _limit(data: DataSettings, n: int, lab: Lab) -> float:
     """Quantile of the energy distance between two draws of n points of the data."""
     cloud = open_dataset(data).draw(1000, generator=lab.generator(0, "limit")).x
@@ -199,54 +183,39 @@ def _reach(
     ]
     names = dict.fromkeys(p["name"] for p in maps[0]["points"] if p["lambda2"] >= 0)
     farthest = max(worst, key=lambda point: point["energy"])
-    return Finding(
+    return Finding.of(
         claim,
         source,
         where,
         f"The farthest point of {', '.join(names)} ends at an energy distance of "
         f"{spread([p['energy'] for p in worst])} from the data (up to {allowed:g} holds; two draws of the "
         f"data: below {limit:.2g}): {farthest['name']} ({farthest['g2']:g}, {farthest['lambda2']:g}).",
-        judged([allowed - p["energy"] for p in worst]),
+        [allowed - p["energy"] for p in worst],
     )
 
 
 def _same(where: str, maps: Sequence[dict[str, Any]], limit: float) -> Finding:
     """Whether points that differ in g only end in one law."""
     largest = [max((row["largest_energy"] for row in m["between_g2"]), default=0.0) for m in maps]
-    return Finding(
+    return Finding.of(
         INVARIANT,
         "DiffFlow Proposition 2, §3.4.5",
         where,
         f"The largest energy distance between two points of one λ² is {spread(largest)}; two draws of one "
         f"law: below {limit:.2g}.",
-        judged([limit - each for each in largest]),
+        [limit - each for each in largest],
     )
 
 
-def _table(kind: str, where: str, maps: Sequence[dict[str, Any]]) -> Table:
-    rows = []
+def _table(where: str, maps: Sequence[dict[str, Any]]) -> Table:
+    rows: list[tuple[Value, ...]] = []
     for place, point in enumerate(maps[0]["points"]):
-        own = [each["points"][place] for each in maps]
-        rows.append(
-            (
-                point["name"],
-                point["g2"],
-                point["lambda2"],
-                spread([each["energy"] for each in own]),
-                spread([each["sliced_w2"] for each in own]),
-            )
-        )
+        far = (spread([m["points"][place][key] for m in maps]) for key in ("energy", "sliced_w2"))
+        rows.append((point["name"], point["g2"], point["lambda2"], *far))
+    data = [each["data_vs_data"] for each in maps]
     for name in ("median", "largest"):
-        pairs = [each["data_vs_data"] for each in maps]
-        rows.append(
-            (
-                f"data vs data, {name} of {pairs[0]['energy']['pairs']}",
-                None,
-                None,
-                statistics.fmean(each["energy"][name] for each in pairs),
-                statistics.fmean(each["sliced_w2"][name] for each in pairs),
-            )
-        )
+        far = (statistics.fmean(m[key][name] for m in data) for key in ("energy", "sliced_w2"))
+        rows.append((f"data vs data, {name} of {data[0]['energy']['pairs']}", None, None, *far))
     return Table(
         f"Distance to the data: {where}",
         ("model", "g²/β", "λ²/β", "energy distance", "sliced W2"),

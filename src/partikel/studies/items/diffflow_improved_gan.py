@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.fields import At
 from partikel.models import free_particles
-from partikel.studies.benches import Model, on
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.benches import Training, on
+from partikel.studies.curves import course
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 
 VANILLA, UNIT, TIMED, ANNEALED = "vanilla", "β = 1", "time-indexed", "annealed"
@@ -35,11 +37,14 @@ NOISE = 0.2
 """Log ratios up to this one are within what another draw of samples or of weights changes."""
 
 
-def variants(**changes: Any) -> dict[str, Model]:
+def variants(**changes: Any) -> dict[str, Training]:
     """The vanilla GAN, the three improvements in all combinations, and the non-saturating loss."""
-    gan = Model("gan-gaussians", {"iterations": 3000, "ema": None, "penalties": [], **changes})
+    gan = Training("gan-gaussians", {"iterations": 3000, "ema": None, "penalties": [], **changes})
     timed = {"iterations": 1500, "ema": None, **changes}
-    flow, ode = Model("discriminator-flow-gaussians", timed), Model("diffode-gan-gaussians", timed)
+    flow, ode = (
+        Training("discriminator-flow-gaussians", timed),
+        Training("diffode-gan-gaussians", timed),
+    )
     noise = {"sigma_max": 2.0}
     return {
         VANILLA: gan.but("vanilla", objective="saturating"),
@@ -65,7 +70,7 @@ class Plan:
         early: iterations over which a generator's gradient is averaged.
     """
 
-    models: Mapping[str, Model] = field(default_factory=variants)
+    models: Mapping[str, Training] = field(default_factory=variants)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     samples: int = 10_000
     early: int = 100
@@ -82,25 +87,22 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     curves: dict[str, list[tuple[float, float]]] = {}
     protocol: dict[str, Any] = {}
     floor = LEAST
-    for name, model in plan.models.items():
-        figures: dict[str, list[float]] = {"energy": [], "modes": [], "worst late": [], "field": []}
-        for seed in plan.seeds:
-            run = lab.run(model, seed)
-            found = lab.evaluate(run, n=plan.samples)
-            floor, protocol = max(LEAST, found["reference"]["energy"]), found["protocol"]
-            course = _course(run)
-            late = course[-max(1, len(course) // 3) :]
-            figures["energy"].append(found["metrics"]["energy"])
-            figures["modes"].append(found["metrics"]["modes"])
-            figures["worst late"].append(max(energy for _, energy in late))
-            figures["field"].append(
-                lab.once(
-                    f"field-{model.name}-{seed}",
-                    lambda model=model, run=run: _early(model, run, plan, lab),
-                )
-            )
-            curves.setdefault(name, []).extend(course if seed == plan.seeds[0] else [])
-        values[name] = figures
+    for name, training in plan.models.items():
+        found = lab.evaluated(training, plan.seeds, plan.samples)
+        floor, protocol = max(LEAST, found.floor), found.rows[0]["protocol"]
+        courses = [course(run) for run in found.runs]
+        late = [course[-max(1, len(course) // 3) :] for course in courses]
+        early = [partial(_early, training, run, plan, lab) for run in found.runs]
+        values[name] = {
+            "energy": found.far,
+            "modes": found.figures("modes"),
+            "worst late": [max(energy for _, energy in course) for course in late],
+            "field": [
+                lab.once(f"field-{training.name}-{seed}", field)
+                for seed, field in zip(plan.seeds, early, strict=True)
+            ],
+        }
+        curves[name] = courses[0]
     main = [name for name in (VANILLA, UNIT, TIMED, ANNEALED, ALL, USUAL) if name in curves]
     lab.draw(
         plots.curves_figure(
@@ -112,26 +114,20 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         ),
         "The vanilla GAN, each improvement, all of them, and the usual non-saturating loss.",
     )
-    rows = tuple(
-        (
-            name,
-            spread(v["energy"]),
-            spread(v["worst late"]),
-            f"{min(v['modes']):.0f}",
-            spread(v["field"]),
-        )
-        for name, v in values.items()
-    )
-    columns = (
-        "",
-        "energy",
-        "worst of the last third of training",
-        "modes, worst seed",
-        "early field",
+    table = Table.of(
+        f"Energy distance and its unrest, {plan.where}",
+        values,
+        {
+            "": str,
+            "energy": lambda name: spread(values[name]["energy"]),
+            "worst of the last third of training": lambda name: spread(values[name]["worst late"]),
+            "modes, worst seed": lambda name: f"{min(values[name]['modes']):.0f}",
+            "early field": lambda name: spread(values[name]["field"]),
+        },
     )
     return Outcome(
-        list(_findings(plan, values, floor)),
-        [Table(f"Energy distance and its unrest, {plan.where}", columns, rows)],
+        _findings(plan, values, floor),
+        [table],
         values,
         {k: protocol[k] for k in ("samples", "seed", "split")},
         [
@@ -156,14 +152,14 @@ def _findings(plan: Plan, values: dict[str, dict[str, list[float]]], floor: floa
             f"Early field {spread(theirs)} against {spread(base['field'])} of the vanilla GAN; "
             f"final energy {spread(values[name]['energy'])} against {spread(base['energy'])}."
         )
-        return Finding(claim, SOURCE, plan.where, said, judged(effects, NOISE))
+        return Finding.of(claim, SOURCE, plan.where, said, effects, NOISE)
 
     def better(claim: str, name: str, what: str = "energy", than: str = VANILLA) -> Finding:
         theirs, others = values[name][what], values[than][what]
-        effects = [log_ratio(b, a, floor) for a, b in zip(theirs, others, strict=True)]
+        effects = log_ratios(others, theirs, floor)
         noun = {"energy": "Final energy", "worst late": "Worst late energy"}[what]
         said = f"{noun} {spread(theirs)} against {spread(others)} ({than})."
-        return Finding(claim, SOURCE, plan.where, said, judged(effects, NOISE))
+        return Finding.of(claim, SOURCE, plan.where, said, effects, NOISE)
 
     return [
         field_claim("β = 1 alleviates the vanishing of gradients early in training.", UNIT),
@@ -177,14 +173,7 @@ def _findings(plan: Plan, values: dict[str, dict[str, list[float]]], floor: floa
     ]
 
 
-def _course(run: Run) -> list[tuple[float, float]]:
-    """Percent of training and energy, as training's quick evaluations measured it."""
-    total = run.recipe.iterations
-    lines = [line for line in run.log if "energy" in line]
-    return [(100 * line["step"] / total, line["energy"]) for line in lines]
-
-
-def _early(model: Model, run: Run, plan: Plan, lab: Lab) -> float:
+def _early(training: Training, run: Run, plan: Plan, lab: Lab) -> float:
     """RMS of the field early: of particles at t = 0, or in the first iterations of a generator."""
     carrier, seed = run.model, run.recipe.seed
     if carrier.steps is not None:
@@ -193,7 +182,7 @@ def _early(model: Model, run: Run, plan: Plan, lab: Lab) -> float:
         with torch.no_grad():
             velocity = carrier.eta * carrier.field(x, At(x.new_zeros(())))
         return float(velocity.square().mean().sqrt())
-    first = itertools.islice(lab.trainer(model, seed).run(), plan.early)
+    first = itertools.islice(lab.trainer(training, seed).run(), plan.early)
     squares = [float(done.metrics["generator/field_rms"]) ** 2 for done in first]
     return math.sqrt(statistics.fmean(squares))
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from partikel.studies.benches import on
-from partikel.studies.item import Finding, Item, Outcome, Table, judged
+from partikel.studies.item import Finding, Item, Outcome, Table
 from partikel.studies.lab import Lab
 from partikel.studies.theory import PARTS, Check, Part, convergence_runs, kl_figure, measured
 
@@ -43,12 +43,12 @@ class Group:
     Attributes:
         claim: what the paper says.
         source: where it says so.
-        sources: what the checks' sources begin with.
+        checks: what the checks' sources begin with; with ``source`` itself unless given.
     """
 
     claim: str
     source: str
-    sources: tuple[str, ...]
+    checks: tuple[str, ...] = ()
 
 
 GROUPS = (
@@ -66,7 +66,6 @@ GROUPS = (
     Group(
         "The marginal laws do not change with g (Marginal Preserving Property).",
         "DiffFlow Proposition 2",
-        ("DiffFlow Proposition 2",),
     ),
     Group(
         "Diffusion SDEs and ODEs are points of the plane: from the exact start their laws are the forward "
@@ -77,13 +76,8 @@ GROUPS = (
     Group(
         "The KL divergence falls along the flow, at the rate β times the Fisher divergence.",
         "DiffFlow Lemma 1",
-        ("DiffFlow Lemma 1",),
     ),
-    Group(
-        "The law converges to the smoothed data.",
-        "DiffFlow Theorem 1",
-        ("DiffFlow Theorem 1",),
-    ),
+    Group("The law converges to the smoothed data.", "DiffFlow Theorem 1"),
     Group(
         "Under a log-Sobolev inequality KL(ρ_t) ≤ KL(ρ_0) exp(-2βCt).",
         "DiffFlow Theorem 2, §4.2",
@@ -114,19 +108,12 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             "markers particles at several g."
         )
         lab.draw(kl_figure(runs(), plan.samples, plan.seeds[0]), caption)
+    named = ("claim", "source", "measured", "relation", "expected", "tolerance")
     table = Table(
         f"All checks, seed {plan.seeds[0]}",
         ("claim", "source", "measured", "", "expected", "may be off by", "holds"),
         tuple(
-            (
-                check["claim"],
-                check["source"],
-                check["measured"],
-                check["relation"],
-                check["expected"],
-                check["tolerance"],
-                "yes" if check["holds"] else "NO",
-            )
+            (*(check[key] for key in named), "yes" if check["holds"] else "NO")
             for group in GROUPS
             for check in (*exact, *drawn[0])
             if _of(group, check)
@@ -152,7 +139,7 @@ def margin(check: Check) -> float:
 
 
 def _of(group: Group, check: dict[str, Any]) -> bool:
-    return check["source"].startswith(group.sources)
+    return check["source"].startswith(group.checks or group.source)
 
 
 def _finding(group: Group, fixed: Sequence[Check], drawn: Sequence[Sequence[Check]]) -> Finding:
@@ -162,13 +149,13 @@ def _finding(group: Group, fixed: Sequence[Check], drawn: Sequence[Sequence[Chec
     nearest = min(every, key=margin)
     tolerance = f" ± {nearest.tolerance:.2g}" if nearest.relation == "=" else ""
     effects = [min(margin(check) for check in (*fixed, *checks)) for checks in drawn]
-    return Finding(
+    return Finding.of(
         group.claim,
         group.source,
         on("exact fields", drawn),
         f"{held} of {len(every)} checks hold. Nearest to failing: {nearest.claim}: {nearest.measured:.3g}, "
         f"claimed {nearest.relation} {nearest.expected:.3g}{tolerance}.",
-        judged(effects),
+        effects,
     )
 
 

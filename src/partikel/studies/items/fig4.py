@@ -21,17 +21,9 @@ from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.data import Dataset
 from partikel.metrics import default_classifier, mode_statistics
-from partikel.studies.benches import EDM, FLOW, SCORE_GAN, Bench, Model, benches, score_flow
-from partikel.studies.item import (
-    OPEN,
-    Finding,
-    Item,
-    Outcome,
-    Table,
-    judged,
-    log_ratio,
-    spread,
-)
+from partikel.studies.benches import EDM, FLOW, SCORE_GAN, Bench, Training, benches, score_flow
+from partikel.studies.distances import Evaluated
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, log_ratios, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import class_weights, classes_of, read, real_images
 from partikel.targets import GaussianMixture
@@ -47,8 +39,6 @@ LEAST = 0.05
 """Of a log ratio of coverages: those of thousands of samples are known to a few hundredths."""
 FLOOR = 0.01
 """Coverages below this one are not told from nothing."""
-DISTANCES = {"energy": 5e-4, "frechet": 1e-2}
-"""Measures, and distances that are not told from the data's: draws of these scatter so much."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Plan:
     benches: tuple[Bench, ...]
     samples: int = 2000
     sheet: int = 64
-    free: Mapping[str, Model] = field(default_factory=dict)
+    free: Mapping[str, Training] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,58 +76,11 @@ class Coverage:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Train α = 2 beside α = 1, count, and draw."""
-    findings: list[Finding] = []
-    tables: list[Table] = []
-    values: dict[str, Any] = {}
-    protocol: Mapping[str, Any] = {}
-    for bench in plan.benches:
-        models = {
-            EDM: bench.models[EDM],
-            FLOW: bench.models[FLOW],
-            SCORE_GAN: bench.models[SCORE_GAN],
-            CHANGED: bench.models[SCORE_GAN].but("alpha-2", alpha=ALPHA),
-        }
-        if bench.key in plan.free:
-            free = plan.free[bench.key]
-            models |= {FREE: free, FREE_CHANGED: free.but("alpha-2", alpha=ALPHA)}
-        covered: dict[str, list[Coverage]] = {}
-        rows: dict[str, list[dict[str, Any]]] = {}
-        panels: dict[str, Tensor] = {}
-        dataset = lab.run(models[EDM], bench.seeds[0]).dataset
-        images = len(dataset.shape) > 1
-        for name, model in models.items():
-            runs = [lab.run(model, seed) for seed in bench.seeds]
-            rows[name] = [lab.evaluate(run, n=bench.samples) for run in runs]
-            covered[name] = [
-                _coverage(lab, run, plan.samples, row)
-                for run, row in zip(runs, rows[name], strict=True)
-            ]
-            count = plan.sheet if images else 1000
-            panels[name] = lab.sample(runs[0], count, 0, bench.key, "sheet")
-        first = rows[EDM][0]
-        protocol = first["protocol"]
-        data = real_images(dataset, plan.samples, lab.generator(0, bench.key, "data"))
-        of_data = _of_data(dataset, data, first["reference"])
-        distance = "frechet" if images else "energy"
-        far = {name: [row["metrics"][distance] for row in those] for name, those in rows.items()}
-        also = "coverage" if images else "mode_tv"
-        rest = {name: [row["metrics"][also] for row in those] for name, those in rows.items()}
-        rest["data"], far["data"] = [first["reference"][also]], [first["reference"][distance]]
-        findings += _findings(bench, covered, of_data, far, distance)
-        tables.append(_table(bench, covered, of_data, {also: rest, distance: far}))
-        values[bench.key] = {
-            "data": vars(of_data),
-            **{name: [vars(each) for each in those] for name, those in covered.items()},
-            distance: far,
-        }
-        _draw(lab, bench, panels, data[: plan.sheet if images else 1000], covered, of_data)
-    keys = ("features", "samples", "seed", "split")
-    return Outcome(
-        findings,
-        tables,
-        values,
-        {"samples whose classes or modes are counted": plan.samples}
-        | {k: protocol[k] for k in keys if k in protocol},
+    parts = {bench.key: _of_bench(plan, bench, lab) for bench in plan.benches}
+    *_, last = parts.values()
+    return Outcome.of(
+        parts,
+        {"samples whose classes or modes are counted": plan.samples, **last.protocol},
         [
             "EDM and Discriminator Flow differ from the collapsed Score GAN in their field as well as in "
             "their carrier. At a large σ, where p_σ is nearly N(0, σ²), the field 2 s_p - s_ρ draws "
@@ -147,12 +90,55 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     )
 
 
+def _of_bench(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
+    trainings = {name: bench.models[name] for name in (EDM, FLOW, SCORE_GAN)}
+    trainings[CHANGED] = bench.models[SCORE_GAN].but("alpha-2", alpha=ALPHA)
+    if bench.key in plan.free:
+        free = plan.free[bench.key]
+        trainings |= {FREE: free, FREE_CHANGED: free.but("alpha-2", alpha=ALPHA)}
+    dataset = lab.run(trainings[EDM], bench.seeds[0]).dataset
+    images = len(dataset.shape) > 1
+    count = plan.sheet if images else 1000
+    found: dict[str, Evaluated] = {}
+    covered: dict[str, list[Coverage]] = {}
+    panels: dict[str, Tensor] = {}
+    for name, training in trainings.items():
+        found[name] = each = lab.evaluated(training, bench.seeds, bench.samples)
+        covered[name] = [
+            _coverage(lab, run, plan.samples, row)
+            for run, row in zip(each.runs, each.rows, strict=True)
+        ]
+        panels[name] = lab.sample(each.runs[0], count, 0, bench.key, "sheet")
+    reference, protocol = (found[EDM].rows[0][key] for key in ("reference", "protocol"))
+    data = real_images(dataset, plan.samples, lab.generator(0, bench.key, "data"))
+    of_data = _of_data(dataset, data, reference)
+    distance = found[EDM].distance
+    also = "coverage" if images else "mode_tv"
+    far, rest = (
+        {**{name: each.figures(key) for name, each in found.items()}, "data": [reference[key]]}
+        for key in (distance.key, also)
+    )
+    heads = {also if images else "total variation of modes": rest, distance.name: far}
+    values = {
+        "data": vars(of_data),
+        **{name: [vars(each) for each in those] for name, those in covered.items()},
+        distance.key: far,
+    }
+    _draw(lab, bench, panels, data[:count], covered, of_data)
+    keys = ("features", "samples", "seed", "split")
+    return Outcome(
+        _findings(bench, covered, of_data, found),
+        [_table(bench, covered, of_data, heads)],
+        values,
+        {key: protocol[key] for key in keys if key in protocol},
+    )
+
+
 def _findings(
     bench: Bench,
     covered: Mapping[str, Sequence[Coverage]],
     of_data: Coverage,
-    far: Mapping[str, Sequence[float]],
-    measure: str,
+    evaluated: Mapping[str, Evaluated],
 ) -> list[Finding]:
     def lost(name: str, than: Sequence[Coverage]) -> list[float]:
         """Of each seed, the largest log ratio of coverages, less that of a half."""
@@ -169,53 +155,46 @@ def _findings(
             parts.append(f"{name}: {', '.join(numbers)}")
         return "; ".join(parts)
 
+    def found(claim: str, measured: str, effects: list[float], least: float = LEAST) -> Finding:
+        return Finding.of(claim, SOURCE, bench.where, measured, effects, least)
+
     collapse = lost(CHANGED, covered[SCORE_GAN])
     data = [of_data] * len(bench.seeds)
     without = [max(each) for each in zip(lost(EDM, data), lost(FLOW, data), strict=True)]
     of_the_data = ", ".join(f"{what} {value:.3g}" for what, value in of_data.measures.items())
     findings = [
-        Finding(
+        found(
             f"With {WEIGHTS} (EDM's weights), a Score GAN collapses: it loses more than half of what "
             "it covers with α = β = 1.",
-            SOURCE,
-            bench.where,
             f"{said(SCORE_GAN, CHANGED)} (data: {of_the_data}).",
-            judged(collapse, LEAST),
+            collapse,
         ),
-        Finding(
+        found(
             "Collapse is absent from the models without a generator, EDM and Discriminator Flow.",
-            SOURCE,
-            bench.where,
             f"{said(EDM, FLOW)} (data: {of_the_data}).",
-            judged([-each for each in without], LEAST),
+            [-each for each in without],
         ),
     ]
     if FREE in covered:
         of_free = lost(FREE_CHANGED, covered[FREE])
-        collapsed = min(collapse) > LEAST
         findings.append(
-            Finding(
+            found(
                 "Collapse is primarily caused by the generator: free particles with the same field "
                 f"({WEIGHTS}) do not collapse.",
-                SOURCE,
-                bench.where,
                 f"{said(FREE, FREE_CHANGED)}.",
-                judged([-each for each in of_free], LEAST) if collapsed else OPEN,
+                # where no Score GAN collapses, nothing is caused
+                [-each for each in of_free] if min(collapse) > LEAST else [],
             )
         )
-    effects = [
-        log_ratio(changed, own, DISTANCES[measure])
-        for own, changed in zip(far[SCORE_GAN], far[CHANGED], strict=True)
-    ]
+    own, changed = evaluated[SCORE_GAN], evaluated[CHANGED]
     findings.append(
-        Finding(
+        found(
             "The weights of NCSN, α = β = 1, are better for a Score GAN than those of EDM, "
             f"{WEIGHTS}.",
-            SOURCE,
-            bench.where,
-            f"{_unit(measure)}: {spread(far[SCORE_GAN])} with α = β = 1, {spread(far[CHANGED])} with "
+            f"{own.distance.name}: {spread(own.far)} with α = β = 1, {spread(changed.far)} with "
             f"{WEIGHTS}.",
-            judged(effects, 0.1),
+            log_ratios(changed.far, own.far, own.distance.floor),
+            0.1,
         )
     )
     return findings
@@ -235,7 +214,7 @@ def _table(
     rows: dict[str, Sequence[Coverage]] = {"data": [of_data], **covered}
     return Table(
         f"What is covered, {bench.where}",
-        ("", *of_data.measures, f"held, of {len(of_data.shares)}", *map(_unit, others)),
+        ("", *of_data.measures, f"held, of {len(of_data.shares)}", *others),
         tuple(
             (
                 name,
@@ -246,11 +225,6 @@ def _table(
             for name, those in rows.items()
         ),
     )
-
-
-def _unit(measure: str) -> str:
-    names = {"frechet": "Fréchet distance", "energy": "energy distance"}
-    return names.get(measure, "total variation of modes" if measure == "mode_tv" else measure)
 
 
 def _coverage(lab: Lab, run: Run, n: int, row: Mapping[str, Any]) -> Coverage:
@@ -328,7 +302,7 @@ def _draw(
     lab.draw(bars, caption, f"{bench.key}-{what}")
 
 
-def _free(*those: Bench) -> dict[str, Model]:
+def _free(*those: Bench) -> dict[str, Training]:
     return {bench.key: score_flow(bench) for bench in those if bench.key == "gaussians"}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from partikel.app.show.latent_paths import METHODS
 from partikel.metrics import class_changes, default_classifier, path_smoothness
 from partikel.metrics.evaluation import choose_features, chunk_size
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench, benches
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import real_images
 
@@ -62,9 +61,7 @@ class Plan:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Interpolate, measure and draw the sheets."""
-    findings: list[Finding] = []
-    tables: list[Table] = []
-    values: dict[str, Any] = {}
+    parts: dict[str, Outcome] = {}
     features = ""
     for bench in plan.benches:
         found: dict[str, dict[str, list[dict[str, float]]]] = {}
@@ -83,24 +80,21 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             f"{bench.data}: interpolations of latents ({SHOWN}), uncurated, first seed.",
             bench.key,
         )
-        findings += _findings(bench, found)
-        for key, title in MEASURES.items():
-            tables.append(
-                Table(
-                    f"{title[0].upper()}{title[1:]}, {bench.where}",
-                    ("method", *FOUR),
-                    tuple(
-                        (m, *(spread([each[key] for each in found[n][m]]) for n in FOUR))
-                        for m in METHODS
-                    ),
-                )
+        tables = [
+            Table(
+                f"{title[0].upper()}{title[1:]}, {bench.where}",
+                ("method", *FOUR),
+                tuple(
+                    (m, *(spread([each[key] for each in found[n][m]]) for n in FOUR))
+                    for m in METHODS
+                ),
             )
-        values[bench.key] = found
+            for key, title in MEASURES.items()
+        ]
+        parts[bench.key] = Outcome(_findings(bench, found), tables, found)
     jump, even = plan.points - 1, 1 / (plan.points - 1)
-    return Outcome(
-        findings,
-        tables,
-        values,
+    return Outcome.of(
+        parts,
         {"paths": plan.pairs, "points of a path": plan.points, "features": features},
         [
             "The perceptual path length is 1 for a straight path at even speed between ends as far apart "
@@ -157,31 +151,25 @@ def _findings(
         means = {
             name: {m: [each[key] for each in found[name][m]] for m in METHODS} for name in FOUR
         }
-        effects = [
-            min(
-                log_ratio(
-                    min(means[name][m][k] for name in PARTICLES),
-                    max(means[name][m][k] for name in GENERATORS),
-                    FLOOR,
-                )
+        low, high = (
+            {
+                m: [most(each) for each in zip(*(means[n][m] for n in names), strict=True)]
                 for m in METHODS
-            )
-            for k in range(len(bench.seeds))
-        ]
-        said = ", ".join(f"{name} {spread(means[name][SHOWN])}" for name in FOUR)
-        agree = sum(
-            min(min(means[name][m]) for name in PARTICLES)
-            > max(max(means[name][m]) for name in GENERATORS)
-            for m in METHODS
+            }
+            for most, names in ((min, PARTICLES), (max, GENERATORS))
         )
+        ratios = [log_ratios(low[m], high[m], FLOOR) for m in METHODS]
+        said = ", ".join(f"{name} {spread(means[name][SHOWN])}" for name in FOUR)
+        agree = sum(min(low[m]) > max(high[m]) for m in METHODS)
         findings.append(
-            Finding(
+            Finding.of(
                 claim,
                 SOURCE,
                 bench.where,
                 f"{MEASURES[key].capitalize()} ({SHOWN}): {said}. Every particle model is above every "
                 f"generator by {agree} of the {len(METHODS)} methods.",
-                judged(effects, LEAST),
+                [min(each) for each in zip(*ratios, strict=True)],
+                LEAST,
             )
         )
     return findings

@@ -10,28 +10,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from partikel.app.show import plots
 from partikel.fields import TrainingBatch
 from partikel.recipes import ScoreGAN
 from partikel.streams import Streams, derive_seed
-from partikel.studies.benches import SCORE_GAN, Bench, Model, benches
-from partikel.studies.item import (
-    Finding,
-    Item,
-    Outcome,
-    Scale,
-    Table,
-    judged,
-    log_ratio,
-    spread,
-)
+from partikel.studies.benches import SCORE_GAN, Bench, Scale, Training, benches
+from partikel.studies.curves import along, seeds_figure
+from partikel.studies.distances import Evaluated
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
 from partikel.studies.lab import Lab
 from partikel.training import Trainer
 
@@ -43,8 +33,6 @@ SHOWN = 64
 """Updates that the figure shows; the lowest loss may come later."""
 SIMILAR = 2.0
 """Distances within this factor of each other count as similar: seeds of one K differ by up to so much."""
-DISTANCES = {"energy": 5e-4, "frechet": 1e-2}
-"""Measures, and distances that are not told from the data's: draws of these scatter so much."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Case:
     """
 
     bench: Bench
-    model: Model
+    model: Training
     late: int
     at: tuple[int, ...]
     rows: int
@@ -85,22 +73,8 @@ class Plan:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Hold generators, train with other K, and draw both."""
-    findings: list[Finding] = []
-    tables: list[Table] = []
-    values: dict[str, Any] = {}
-    for case in plan.cases:
-        held = {seed: _held_twice(plan, case, lab, seed) for seed in case.bench.seeds}
-        values[case.bench.key] = {"held": held}
-        findings += _convergence(plan, case, lab, held)
-        if len(case.ks) > 1:
-            found, table, far = _quality(case, lab)
-            findings += found
-            tables.append(table)
-            values[case.bench.key]["K"] = far
-    return Outcome(
-        findings,
-        tables,
-        values,
+    return Outcome.of(
+        {case.bench.key: _of_case(plan, case, lab) for case in plan.cases},
         {"loss": "denoising score matching of the own score on fixed generated points and noise"},
         [
             "With the generator held, the own score keeps its optimiser, at the learning rate of that "
@@ -109,6 +83,15 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             "Every K has as many generator updates; a larger K costs that much more score updates.",
         ],
     )
+
+
+def _of_case(plan: Plan, case: Case, lab: Lab) -> Outcome:
+    held = {seed: _held_twice(plan, case, lab, seed) for seed in case.bench.seeds}
+    findings, values = _convergence(plan, case, lab, held), {"held": held}
+    if len(case.ks) < 2:
+        return Outcome(findings, values=values)
+    more, table, far = _quality(case, lab)
+    return Outcome([*findings, *more], [table], {**values, "K": far})
 
 
 def _held_twice(plan: Plan, case: Case, lab: Lab, seed: int) -> dict[str, list[float]]:
@@ -190,21 +173,15 @@ def _convergence(
     needed = {
         moment: [_needed(curve, case.at) for curve in curves] for moment, curves in excess.items()
     }
-    curves, bands = {}, {}
+    lines = {}
     for moment, updates in moments.items():
-        name = f"after {updates} generator updates"
-        columns = [
-            (at, [100 * each for each in column])
-            for at, column in zip(case.at, zip(*excess[moment], strict=True), strict=True)
-            if at <= SHOWN
-        ]
-        curves[name] = [(at, statistics.fmean(column)) for at, column in columns]
-        bands[name] = [(at, min(column), max(column)) for at, column in columns]
-    figure = plots.curves_figure(
-        curves,
+        percent = [[100 * each for each in curve] for curve in excess[moment]]
+        shown = [(at, column) for at, column in along(case.at, percent) if at <= SHOWN]
+        lines[f"after {updates} generator updates"] = shown
+    figure = seeds_figure(
+        lines,
         "updates of the own score, the generator held",
         f"percent of its loss above the lowest, {case.bench.where}",
-        bands=bands,
     )
     lab.draw(
         figure,
@@ -222,20 +199,21 @@ def _convergence(
         )
 
     return [
-        Finding(
+        Finding.of(
             "Early in training the own score needs many updates to converge, more than the K that it "
             "has between two generator updates.",
             f"{SOURCE}, Figure 6a",
             case.bench.where,
             f"{said('early')}; K = {k}.",
-            judged([each - k for each in needed["early"]]),
+            [each - k for each in needed["early"]],
         ),
-        Finding(
+        Finding.of(
             "Later the own score is close to its optimum before its first update.",
             f"{SOURCE}, Figure 6b",
             case.bench.where,
             f"{said('late')}.",
-            judged([NEAR - each for each in first["late"]], 0.01),
+            [NEAR - each for each in first["late"]],
+            0.01,
         ),
     ]
 
@@ -251,65 +229,62 @@ def _quality(case: Case, lab: Lab) -> tuple[list[Finding], Table, dict[str, list
     recipe = lab.recipe(case.model, case.seeds[0])
     assert isinstance(recipe, ScoreGAN)
     bench = dataclasses.replace(case.bench, seeds=case.seeds)
-    far: dict[int, list[float]] = {}
-    seconds: dict[int, list[float]] = {}
-    name, floor = "", 0.0
+    found: dict[int, Evaluated] = {}
     for k in case.ks:
         own = k == recipe.score_steps
-        model = case.model if own else case.model.but(f"k-{k}", score_steps=k)
-        runs = [lab.run(model, seed) for seed in case.seeds]
-        rows = [lab.evaluate(run, n=bench.samples) for run in runs]
-        name = "frechet" if "frechet" in rows[0]["metrics"] else "energy"
-        far[k] = [row["metrics"][name] for row in rows]
-        seconds[k] = [run.cpu_seconds for run in runs]
-        floor = rows[0]["reference"][name]
-    unit = "Fréchet distance" if name == "frechet" else "energy distance"
-    least = DISTANCES[name]
-    figure = plots.curves_figure(
-        {"Score GAN": [(k, statistics.fmean(far[k])) for k in case.ks]},
+        training = case.model if own else case.model.but(f"k-{k}", score_steps=k)
+        found[k] = lab.evaluated(training, case.seeds, bench.samples)
+    few = found[case.ks[0]]
+    unit = few.distance.name
+    figure = seeds_figure(
+        {"Score GAN": [(k, each.far) for k, each in found.items()]},
         "K, updates of the own score for each of the generator",
         f"{unit}, {bench.where}",
         log=True,
-        level=("data vs data", floor),
-        bands={"Score GAN": [(k, min(far[k]), max(far[k])) for k in case.ks]},
+        level=("data vs data", few.floor),
         ticks=case.ks,
     )
     lab.draw(figure, f"{bench.data}: quality against K; mean and range of seeds.", f"{bench.key}-k")
-    shown = ", ".join(f"{spread(far[k])} with K = {k}" for k in case.ks)
-    best = [min(far[k][place] for k in case.ks) for place in range(len(case.seeds))]
-    worst = [max(far[k][place] for k in case.ks) for place in range(len(case.seeds))]
+    shown = ", ".join(f"{spread(each.far)} with K = {k}" for k, each in found.items())
+    by_seed = list(zip(*(each.far for each in found.values()), strict=True))
+    best, worst = [min(each) for each in by_seed], [max(each) for each in by_seed]
     ratio = recipe.score_optimizer.lr / recipe.generator_optimizer.lr
     rates = f"the score's learning rate is {ratio:.3g} times the generator's"
+
+    def within(distances: list[float]) -> list[float]:
+        """How far distances are below the factor, as log ratios."""
+        ratios = log_ratios(distances, best, few.distance.floor)
+        return [math.log(SIMILAR) - each for each in ratios]
+
     findings = [
-        Finding(
+        Finding.of(
             f"Results are similar over a range of K (here: within a factor of {SIMILAR:g}).",
             SOURCE,
             bench.where,
             f"{unit}: {shown}; {rates}.",
-            judged([_within(w, b, least) for w, b in zip(worst, best, strict=True)], 0.05),
+            within(worst),
+            0.05,
         ),
-        Finding(
+        Finding.of(
             f"A small K suffices: K = {case.ks[0]} comes within a factor of {SIMILAR:g} of the best K.",
             SOURCE,
             bench.where,
-            f"{unit}: {spread(far[case.ks[0]])} with K = {case.ks[0]}, {spread(best)} with the best K of "
+            f"{unit}: {spread(few.far)} with K = {case.ks[0]}, {spread(best)} with the best K of "
             "each seed.",
-            judged(
-                [_within(a, b, least) for a, b in zip(far[case.ks[0]], best, strict=True)], 0.05
-            ),
+            within(few.far),
+            0.05,
         ),
     ]
-    table = Table(
+    table = Table.of(
         f"Quality against K, {bench.where}",
-        ("K", unit, "CPU s of training"),
-        tuple((k, spread(far[k]), spread(seconds[k])) for k in case.ks),
+        case.ks,
+        {
+            "K": int,
+            unit: lambda k: spread(found[k].far),
+            "CPU s of training": lambda k: spread([run.cpu_seconds for run in found[k].runs]),
+        },
     )
-    return findings, table, {str(k): values for k, values in far.items()}
-
-
-def _within(distance: float, best: float, least: float) -> float:
-    """How far a distance is below the factor, as a log ratio."""
-    return math.log(SIMILAR) - log_ratio(distance, best, least)
+    return findings, table, {str(k): each.far for k, each in found.items()}
 
 
 def _cases(scale: Scale) -> tuple[Case, ...]:

@@ -17,15 +17,8 @@ from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.solvers import Dynamics, Solver, Step
 from partikel.studies.benches import EDM, FLOW, Bench, benches
-from partikel.studies.curves import (
-    Line,
-    Points,
-    curves_of,
-    measure_curves,
-    protocol_of,
-    table_of,
-)
-from partikel.studies.item import Finding, Item, Outcome, judged, spread
+from partikel.studies.curves import Line, Points, curves_of, measure_curves, outcome_of
+from partikel.studies.item import Finding, Item, Outcome, spread
 from partikel.studies.lab import Lab
 
 CLAIM = "Stopped early, a Discriminator Flow is nearer to the data than EDM: it converges faster."
@@ -90,10 +83,10 @@ def _along(
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Measure and draw the curves of each data set."""
-    findings, tables, values, protocol = [], [], {}, {}
     stopped = _along(plan.shares, lambda model, stop: {"stop": stop})
     before = tuple(share for share in plan.shares if share < 1)
     denoised = _along(before, lambda model, stop: {"solver": Leaving(model.solver, stop)})
+    parts = {}
     for bench in plan.benches:
         edm = bench.models[EDM]
         lines = {
@@ -102,34 +95,29 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             FLOW: Line(bench.models[FLOW], stopped),
         }
         found = measure_curves(lab, bench, lines)
-        protocol[bench.data] = protocol_of(found.protocol)
-        values[bench.key] = {
-            "percent": [100 * share for share in plan.shares],
-            "data vs data": found.floor,
-            **found.lines,
-        }
         figure = curves_of(found, bench, "percent of the steps taken", strokes=STROKES)
         lab.draw(figure, f"{bench.data}: generation stopped early, mean over seeds.", bench.key)
-        tables.append(table_of(found, bench, "steps taken", lambda x: f"{x:.3g} %"))
         half = 100 * HALF
-        findings.append(
-            Finding(
-                CLAIM,
-                "GPM §4.3, §C.5, Figure 7a",
-                bench.where,
-                f"After half of the steps the {found.unit} is {spread(found.column(FLOW, half))} for "
-                f"Discriminator Flow and {spread(found.column(EDM, half))} for EDM "
-                f"({spread(found.column(DENOISED, half))} when that is then denoised at once).",
-                judged(found.ratios(EDM, FLOW, half), found.noise),
-            )
+        finding = Finding.of(
+            CLAIM,
+            "GPM §4.3, §C.5, Figure 7a",
+            bench.where,
+            f"After half of the steps the {found.unit} is {spread(found.column(FLOW, half))} for "
+            f"Discriminator Flow and {spread(found.column(EDM, half))} for EDM "
+            f"({spread(found.column(DENOISED, half))} when that is then denoised at once).",
+            found.ratios(EDM, FLOW, half),
+            found.noise,
         )
+        percent = ("percent", [100 * share for share in plan.shares])
+        written = "{:.3g} %".format
+        parts[bench.key] = outcome_of(found, bench, percent, [finding], "steps taken", written)
     notes = [
         "An EDM's steps are Heun's, at two evaluations of its network each, a Discriminator Flow's "
         "are Euler's at one: [fig7b](fig7b.md) compares at equal evaluations.",
         f"'{DENOISED}' is not in the paper: one more evaluation takes the stopped points to σ = 0, so "
         "that it shows how much of EDM's distance is the noise of intermediate points.",
     ]
-    return Outcome(findings, tables, values, protocol, notes)
+    return Outcome.of(parts, notes=notes)
 
 
 ITEM = Item(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from partikel.app.config import load_preset
 from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.solvers import Euler, Heun
-from partikel.studies.benches import BENCHES, EDM, FLOW, Bench, Model, benches
+from partikel.studies.benches import EDM, FLOW, Bench, Training, benches
 from partikel.studies.curves import (
     LEAST,
     Curves,
@@ -26,10 +26,9 @@ from partikel.studies.curves import (
     Points,
     curves_of,
     measure_curves,
-    protocol_of,
-    table_of,
+    outcome_of,
 )
-from partikel.studies.item import Finding, Item, Outcome, judged, spread
+from partikel.studies.item import Finding, Item, Outcome, spread
 from partikel.studies.lab import Lab
 
 SOURCE = "GPM §C.5, Figure 7b"
@@ -59,10 +58,10 @@ class Plan:
 
     benches: tuple[Bench, ...]
     evaluations: tuple[int, ...]
-    doubles: Mapping[str, Model] = field(default_factory=dict)
+    doubles: Mapping[str, Training] = field(default_factory=dict)
 
 
-def _double(bench: Bench) -> Model:
+def _double(bench: Bench) -> Training:
     model = bench.models[FLOW]
     settings = load_preset(model.preset).settings
     return model.but("double", steps=2 * settings["steps"], eta=settings["eta"] / 2)
@@ -82,7 +81,7 @@ def _points(
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Measure and draw the curves of each data set."""
-    findings, tables, values, protocol = [], [], {}, {}
+    parts = {}
     budgets = plan.evaluations
     for bench in plan.benches:
         edm, flow = bench.models[EDM], bench.models[FLOW]
@@ -96,17 +95,11 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             coarser = _points(budgets, lambda k: {"steps": k}, within=True)
             lines[DOUBLE] = Line(plan.doubles[bench.key], coarser)
         found = measure_curves(lab, bench, lines)
-        protocol[bench.data] = protocol_of(found.protocol)
-        values[bench.key] = {
-            "evaluations": found.at,
-            "data vs data": found.floor,
-            **found.lines,
-        }
         label = "network evaluations of a sample"
         figure = curves_of(found, bench, label, strokes=STROKES, ticks=budgets, size=(7.6, 3.8))
         lab.draw(figure, f"{bench.data}: quality against evaluations, mean over seeds.", bench.key)
-        tables.append(table_of(found, bench, "evaluations"))
-        findings += _findings(found, bench)
+        axis = ("evaluations", found.at)
+        parts[bench.key] = outcome_of(found, bench, axis, _findings(found, bench), "evaluations")
     notes = [
         "Comparisons over several numbers of evaluations are of geometric means of distances; a flow "
         "that has fewer steps counts with all of them, and with the better of its curves. Comparable is "
@@ -114,64 +107,51 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         f"'{COARSER}' takes the very model that is stopped early, which the paper does not show; "
         f"'{DOUBLE}' is the paper's way.",
     ]
-    return Outcome(findings, tables, values, protocol, notes)
+    return Outcome.of(parts, notes=notes)
 
 
 def _findings(found: Curves, bench: Bench) -> list[Finding]:
     budgets = found.at[EULER]
     few = [budget for budget in budgets if budget <= FEW]
-    least = LEAST[found.measure]
 
     def means(name: str, places: list[float]) -> list[float]:
         """Geometric means over budgets, seed by seed; a flow needs no more than all its steps."""
         places = [min(place, max(found.at[name])) for place in places]
         columns = zip(*(found.column(name, place) for place in places), strict=True)
-        return [statistics.geometric_mean([max(d, least) for d in column]) for column in columns]
+        return [statistics.geometric_mean([max(d, LEAST) for d in column]) for column in columns]
 
     flows = [name for name in (STOPPED, COARSER, DOUBLE) if name in found.at]
     best = min(flows, key=lambda name: statistics.fmean(map(math.log, means(name, budgets))))
     euler, heun, flow = (means(name, budgets) for name in (EULER, HEUN, best))
     euler_few, heun_few = means(EULER, few), means(HEUN, few)
     over = f"over {budgets[0]:g} to {budgets[-1]:g} evaluations"
+
+    def judging(claim: str, measured: str, effects: Iterable[float]) -> Finding:
+        said = f"{found.unit.capitalize()} {measured}"
+        return Finding.of(claim, SOURCE, bench.where, said, list(effects), found.noise)
+
     return [
-        Finding(
+        judging(
             "The first-order version of EDM is more efficient than the second-order version at few "
             "evaluations.",
-            SOURCE,
-            bench.where,
-            f"{found.unit.capitalize()} over {few[0]:g} to {few[-1]:g} evaluations: "
-            f"{spread(euler_few)} by Euler, {spread(heun_few)} by Heun.",
-            judged(
-                [math.log(h / e) for h, e in zip(heun_few, euler_few, strict=True)], found.noise
-            ),
+            f"over {few[0]:g} to {few[-1]:g} evaluations: {spread(euler_few)} by Euler, "
+            f"{spread(heun_few)} by Heun.",
+            (math.log(h / e) for h, e in zip(heun_few, euler_few, strict=True)),
         ),
-        Finding(
+        judging(
             "Discriminator Flow is comparable to the second-order version of EDM.",
-            SOURCE,
-            bench.where,
-            f"{found.unit.capitalize()} {over}: {spread(flow)} for '{best}', {spread(heun)} for "
-            f"'{HEUN}'.",
-            judged(
-                [math.log(FACTOR) - abs(math.log(f / h)) for f, h in zip(flow, heun, strict=True)],
-                found.noise,
-            ),
+            f"{over}: {spread(flow)} for '{best}', {spread(heun)} for '{HEUN}'.",
+            (math.log(FACTOR) - abs(math.log(f / h)) for f, h in zip(flow, heun, strict=True)),
         ),
-        Finding(
+        judging(
             "Discriminator Flow and the second-order version of EDM are outperformed by the "
             "first-order version.",
-            SOURCE,
-            bench.where,
-            f"{found.unit.capitalize()} {over}: {spread(euler)} for '{EULER}', {spread(flow)} for "
-            f"'{best}', {spread(heun)} for '{HEUN}'.",
-            judged(
-                [math.log(min(f, h) / e) for e, h, f in zip(euler, heun, flow, strict=True)],
-                found.noise,
-            ),
+            f"{over}: {spread(euler)} for '{EULER}', {spread(flow)} for '{best}', {spread(heun)} for "
+            f"'{HEUN}'.",
+            (math.log(min(f, h) / e) for e, h, f in zip(euler, heun, flow, strict=True)),
         ),
     ]
 
-
-_CPU, _PAPER = BENCHES["cpu"], BENCHES["paper"]
 
 ITEM = Item(
     "fig7b",
@@ -186,12 +166,12 @@ ITEM = Item(
         "cpu": Plan(
             benches("cpu", "gaussians", "digits", "mnist"),
             (3, 5, 7, 11, 15, 23, 35),
-            {key: _double(_CPU[key]) for key in ("gaussians", "digits")},
+            {bench.key: _double(bench) for bench in benches("cpu", "gaussians", "digits")},
         ),
         "paper": Plan(
             benches("paper", "mnist"),
             (3, 5, 7, 11, 15, 23, 35, 63),
-            {"mnist": Model("discriminator-flow-mnist-paper-128")},
+            {"mnist": Training("discriminator-flow-mnist-paper-128")},
         ),
     },
     measure,

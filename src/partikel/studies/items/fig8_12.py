@@ -18,7 +18,8 @@ from partikel.app.show.animation import Frame, film_strip, render
 from partikel.metrics import energy_distance
 from partikel.models import free_particles
 from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
+from partikel.studies.curves import course
+from partikel.studies.item import Finding, Item, Outcome, Table, spread
 from partikel.studies.lab import Lab
 
 CLAIM = "Discriminator Flows converge faster than EDM towards the data distribution."
@@ -28,24 +29,30 @@ gets all of another's points costs more than .1."""
 LEAST = 5.0
 """Percent: one of a Discriminator Flow's twenty steps."""
 ARROWS = "arrows: the field at the particles, on a scale of their own in every picture"
-CAPTIONS = {
-    (EDM, False): f"Figure 8, sampling by EDM; {ARROWS}.",
+KINDS = {EDM: "sampling", FLOW: "sampling", GAN: "training", SCORE_GAN: "training"}
+"""What percent are of."""
+PICTURES = (
+    (EDM, False, f"Figure 8, sampling by EDM; {ARROWS}."),
     (
         FLOW,
         False,
-    ): "Figure 9, sampling by Discriminator Flow; shaded: the discriminator's potential, darker "
-    "where the generator's loss is lower.",
-    (GAN, False): "Figure 10, training of a GAN; shaded: the discriminator's potential.",
+        "Figure 9, sampling by Discriminator Flow; shaded: the discriminator's potential, darker "
+        "where the generator's loss is lower.",
+    ),
+    (GAN, False, "Figure 10, training of a GAN; shaded: the discriminator's potential."),
     (
         SCORE_GAN,
         False,
-    ): "Figure 11, training of a Score GAN; arrows: the mean of its perturbed field.",
+        "Figure 11, training of a Score GAN; arrows: the mean of its perturbed field.",
+    ),
     (
         SCORE_GAN,
         True,
-    ): "Figure 12, the same training seen from inside: outputs perturbed by noise of one σ, "
-    "with the data score (blue) and minus the score of the generated law (brown).",
-}
+        "Figure 12, the same training seen from inside: outputs perturbed by noise of one σ, "
+        "with the data score (blue) and minus the score of the generated law (brown).",
+    ),
+)
+"""Models, whether the parts of the field are drawn, and captions; from Figure 8 on."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +76,22 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     """Draw the models of the first seed, and measure all."""
     bench = plan.bench
     curves: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in FOUR}
+    first: dict[str, Run] = {}
     for name in FOUR:
         for seed in bench.seeds:
             run = lab.run(bench.models[name], seed)
+            first.setdefault(name, run)
             if run.model.steps is not None:
                 key = f"generation-{name.lower().replace(' ', '-')}-seed-{seed}"
                 curve = lab.once(key, lambda run=run, seed=seed: generation(run, plan, lab, seed))
             else:
-                curve = training(run)
+                curve = course(run)
             curves[name].append([(percent, energy) for percent, energy in curve])
-    for number, (name, parts) in enumerate(CAPTIONS, start=8):
-        _draw(number, lab.run(bench.models[name], bench.seeds[0]), parts, plan, lab)
-    floor = lab.once("floor", lambda: _floor(lab.run(bench.models[EDM], bench.seeds[0]), plan, lab))
+    for number, (name, parts, caption) in enumerate(PICTURES, start=8):
+        _draw(number, first[name], parts, caption, plan, lab)
+    floor = lab.once("floor", lambda: _floor(first[EDM], plan, lab))
     figure = plots.curves_figure(
-        {
-            f"{name}, {'training' if name in (GAN, SCORE_GAN) else 'sampling'}": _means(each)
-            for name, each in curves.items()
-        },
+        {f"{name}, {KINDS[name]}": _means(each) for name, each in curves.items()},
         "percent of the steps of sampling, or of the iterations of training",
         f"energy distance, {bench.where}",
         log=True,
@@ -97,33 +103,27 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     )
     reached = {name: [arrival(curve) for curve in each] for name, each in curves.items()}
     effects = [edm - flow for edm, flow in zip(reached[EDM], reached[FLOW], strict=True)]
-    finding = Finding(
+    finding = Finding.of(
         CLAIM,
         "GPM §C.6, Figures 8 and 9",
         bench.where,
         f"Share of the steps after which the energy distance stays below {NEAR:g}: "
         f"{_percent(reached[FLOW])} for Discriminator Flow, {_percent(reached[EDM])} for EDM. "
         f"At the end it is {_ends(curves[FLOW])} and {_ends(curves[EDM])}.",
-        judged(effects, LEAST) if all(map(math.isfinite, effects)) else judged([]),
+        effects if all(map(math.isfinite, effects)) else [],
+        LEAST,
     )
-    table = Table(
+    table = Table.of(
         f"Energy distance, {bench.where}",
-        ("model", "percent of", f"below {NEAR:g} after", "at the end"),
-        tuple(
-            (
-                name,
-                "training" if name in (GAN, SCORE_GAN) else "sampling",
-                _percent(reached[name]),
-                _ends(each),
-            )
-            for name, each in curves.items()
-        ),
+        FOUR,
+        {
+            "model": str,
+            "percent of": KINDS.get,
+            f"below {NEAR:g} after": lambda name: _percent(reached[name]),
+            "at the end": lambda name: _ends(curves[name]),
+        },
     )
-    steps = {
-        name: run.model.steps
-        for name in (EDM, FLOW)
-        if (run := lab.run(bench.models[name], bench.seeds[0])).model.steps is not None
-    }
+    steps = {name: run.model.steps for name, run in first.items() if run.model.steps is not None}
     notes = (
         f"EDM samples by {steps[EDM]} steps of Heun's method, Discriminator Flow by {steps[FLOW]} of "
         "Euler's, which cost half as much; percent are of each one's own steps.",
@@ -148,11 +148,6 @@ def generation(run: Run, plan: Plan, lab: Lab, seed: int) -> list[tuple[float, f
         (100 * state.step / model.steps, energy_distance(state.x, data))
         for state in model.stream(start, generator=generator, real=run.context())
     ]
-
-
-def training(run: Run) -> list[tuple[float, float]]:
-    """(percent of the iterations, energy distance) that a run's training logged."""
-    return [(100 * line["step"] / run.step, line["energy"]) for line in run.log if "energy" in line]
 
 
 def arrival(curve: Sequence[tuple[float, float]]) -> float:
@@ -189,22 +184,16 @@ def _percent(values: Sequence[float]) -> str:
     return f"{spread(values)} %"
 
 
-def _draw(number: int, run: Run, parts: bool, plan: Plan, lab: Lab) -> None:
+def _draw(number: int, run: Run, parts: bool, caption: str, plan: Plan, lab: Lab) -> None:
     """A film strip and an animation."""
     generator = lab.generator(0, "pictures", number)
     data = run.dataset.draw(1000, "validation", generator=generator).x
     frames = run_frames(run, generator=generator, frames=plan.frames, parts=parts)
-    caption = CAPTIONS[run.recipe.title, parts]
     shown = frames if run.model.steps is not None else _earlier(frames, 8)
     strip = film_strip(shown, data, columns=4, rows=2, inches=2.4)
     lab.draw(strip, caption, f"{number}")
-    render(
-        frames,
-        lab.keep(f"{number}.gif", f"Figure {number}, animated."),
-        data,
-        fps=8,
-        size=plan.size,
-    )
+    kept = lab.keep(f"{number}.gif", f"Figure {number}, animated.")
+    render(frames, kept, data, fps=8, size=plan.size)
 
 
 def _earlier(frames: Sequence[Frame], count: int) -> list[Frame]:

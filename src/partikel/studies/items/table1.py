@@ -27,6 +27,7 @@ from partikel.fields import (
     ScoreField,
     SteinField,
 )
+from partikel.models import Carrier
 from partikel.recipes import RECIPES
 from partikel.studies.benches import on
 from partikel.studies.catalogue import (
@@ -39,7 +40,7 @@ from partikel.studies.catalogue import (
     modes_of,
     run_matrix,
 )
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, spread
 from partikel.studies.lab import Lab
 
 DATA = "gaussians"
@@ -178,14 +179,14 @@ def _taxonomy_finding(cells: Sequence[Cell], plan: Plan, where: str) -> Finding:
     ]
     reached = sum(cell.reaches(modes) for cell in own)
     energies = [cell.energy for cell in own if cell.energy is not None]
-    return Finding(
+    return Finding.of(
         "Gradient flows, diffusion models and GANs are one kind of model, which differ in their flow and in "
         "whether a generator carries it: the six rows of the table.",
         "GPM §1, Table 1",
         where,
         f"{reached} of {len(own)} cells ({len(named)} pairs of a field and a carrier) cover all modes with "
         f"an energy distance of at most {LIMIT:g}; the largest is {max(energies, default=float('nan')):.3g}.",
-        judged(effects),
+        effects,
     )
 
 
@@ -194,13 +195,13 @@ def _catalogue_findings(cells: Sequence[Cell], where: str) -> tuple[Finding, Fin
     modes = _modes()
     names = list(dict.fromkeys(cell.row for cell in cells))
     ran = sum(cell.energy is not None for cell in cells)
-    first = Finding(
+    first = Finding.of(
         "The existence of a generator and the flow that particles follow can be decoupled.",
         "GPM §1, §4",
         where,
         f"{ran} of {len(cells)} pairs ({len(names)} fields, two carriers) are composed, trained where they "
         "learn, and sampled by the same code.",
-        judged([1.0 if ran == len(cells) else -1.0]),
+        [1.0 if ran == len(cells) else -1.0],
     )
     missed: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
@@ -212,13 +213,13 @@ def _catalogue_findings(cells: Sequence[Cell], where: str) -> tuple[Finding, Fin
         f" {', '.join(rows)} with {'a generator' if carrier == 'generator' else 'free particles'}: {why}."
         for (carrier, why), rows in missed.items()
     ]
-    second = Finding(
+    second = Finding.of(
         "A generator is an optional addition to any such generative model.",
         "GPM abstract, §4",
         where,
         f"{len(both)} of {len(names)} fields reach the data in both carriers, at the catalogue's settings."
         f"{' Not so:' if lacking else ''}{''.join(lacking)}",
-        judged([-1.0 if lacking else 1.0]),
+        [-1.0 if lacking else 1.0],
     )
     return first, second
 
@@ -231,28 +232,36 @@ def _modes() -> int | None:
 
 
 def _taxonomy(cells: Sequence[Cell]) -> Table:
-    rows = []
-    for entry in TAXONOMY:
-        formula = "; ".join(CATALOGUE[name].formula for name in entry.rows)
-        links = [_link(field.__name__, field) for field in entry.fields]
+    def formula(entry: Entry) -> str:
+        if entry.recipe is not None:
+            return RECIPES[entry.recipe].symbol
+        return "; ".join(CATALOGUE[name].formula for name in entry.rows)
+
+    def links(entry: Entry) -> str:
+        own = [_link(field.__name__, field) for field in entry.fields]
         if entry.recipe is not None:
             recipe = RECIPES[entry.recipe]
-            formula = recipe.symbol
-            links = [_link(f"recipe {recipe.name}", recipe), _preset(recipe.name), *links]
-        rows.append(
-            (
-                entry.model,
-                "✓" if entry.carrier == "generator" else "✗",
-                f"{entry.flow}, {formula}",
-                ", ".join(links),
-                "; ".join(f"`{name}` {_energies(name, entry, cells)}" for name in entry.rows),
-            )
-        )
-    return Table(
+            own = [_link(f"recipe {recipe.name}", recipe), _preset(recipe.name), *own]
+        return ", ".join(own)
+
+    def energies(entry: Entry) -> str:
+        return "; ".join(f"`{name}` {_energies(name, entry, cells)}" for name in entry.rows)
+
+    return Table.of(
         "The taxonomy",
-        ("model", "generator", "flow type, ∇h", "in the package", "energy distance to the data"),
-        tuple(rows),
+        TAXONOMY,
+        {
+            "model": lambda entry: entry.model,
+            "generator": lambda entry: _tick(entry.carrier == "generator"),
+            "flow type, ∇h": lambda entry: f"{entry.flow}, {formula(entry)}",
+            "in the package": links,
+            "energy distance to the data": energies,
+        },
     )
+
+
+def _tick(generator: bool) -> str:
+    return "✓" if generator else "✗"
 
 
 def _energies(name: str, entry: Entry, cells: Sequence[Cell]) -> str:
@@ -264,44 +273,47 @@ def _energies(name: str, entry: Entry, cells: Sequence[Cell]) -> str:
 def _recipes() -> Table:
     """Every recipe with its carrier, which is found by composing it."""
     dataset = open_dataset(DataSettings(DATA))
-    rows = []
-    for name, kind in RECIPES.items():
+
+    def composed(name: str) -> Carrier:
         preset = load_preset(_planar_preset(name))
         recipe = make_recipe(preset.recipe, preset.settings)
         required = None if recipe.required is None else recipe.required.compose(dataset).model
-        model = recipe.compose(dataset, required).model
-        learned = ", ".join(loss.name for loss in model.losses())
-        rows.append(
-            (
-                kind.title,
-                "✓" if model.kind == "generator" else "✗",
-                kind.symbol,
-                learned,
-                _link(f"recipe {name}", kind),
-                _preset(name),
-            )
-        )
-    return Table(
+        return recipe.compose(dataset, required).model
+
+    models = {name: composed(name) for name in RECIPES}
+    return Table.of(
         "Recipes, as they are composed",
-        ("model", "generator", "∇h", "losses", "file", "preset"),
-        tuple(rows),
+        RECIPES,
+        {
+            "model": lambda name: RECIPES[name].title,
+            "generator": lambda name: _tick(models[name].kind == "generator"),
+            "∇h": lambda name: RECIPES[name].symbol,
+            "losses": lambda name: ", ".join(loss.name for loss in models[name].losses()),
+            "file": lambda name: _link(f"recipe {name}", RECIPES[name]),
+            "preset": _preset,
+        },
     )
 
 
 def _catalogue(cells: Sequence[Cell]) -> Table:
-    rows = []
-    for name in dict.fromkeys(cell.row for cell in cells):
-        row = CATALOGUE[name]
-        both = {cell.carrier: cell for cell in cells if cell.row == name}
-        why = "; ".join(
-            f"{carrier}: {cell.reason}" for carrier, cell in both.items() if cell.reason
-        )
-        figures = [_figures(both[carrier]) for carrier in CARRIERS]
-        rows.append((f"`{name}`", row.formula, row.paper, row.learns, *figures, why))
-    return Table(
+    pairs = {(cell.row, cell.carrier): cell for cell in cells}
+
+    def why(name: str) -> str:
+        known = ((carrier, pairs[name, carrier].reason) for carrier in CARRIERS)
+        return "; ".join(f"{carrier}: {reason}" for carrier, reason in known if reason)
+
+    return Table.of(
         "Every field of the catalogue in both carriers: energy distance, modes",
-        ("row", "∇h", "source", "learns", "✗ free particles", "✓ generator", "where it cannot"),
-        tuple(rows),
+        dict.fromkeys(cell.row for cell in cells),
+        {
+            "row": "`{}`".format,
+            "∇h": lambda name: CATALOGUE[name].formula,
+            "source": lambda name: CATALOGUE[name].paper,
+            "learns": lambda name: CATALOGUE[name].learns,
+            "✗ free particles": lambda name: _figures(pairs[name, "particles"]),
+            "✓ generator": lambda name: _figures(pairs[name, "generator"]),
+            "where it cannot": why,
+        },
     )
 
 

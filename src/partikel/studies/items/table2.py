@@ -35,7 +35,7 @@ from partikel.models import ParticleModel
 from partikel.priors import GaussianPrior
 from partikel.schedules import TimeGrid
 from partikel.solvers import Heun
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, spread
+from partikel.studies.item import Finding, Item, Outcome, Table, spread
 from partikel.studies.lab import Lab
 from partikel.targets import Gaussian, GaussianMixture
 
@@ -311,25 +311,19 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             slopes[flow.name].append(lab.once(f"slope-{place}-seed-{seed}", exact))
             flows[flow.name].append(lab.once(f"flow-{place}-seed-{seed}", whole))
     _draw(flows, lab)
-    table = Table(
+    table = Table.of(
         "Slopes, and functionals along their flows",
-        (
-            *("objective", "F(ρ)", "∇h", "dF/dt over -E‖∇h‖², exact laws"),
-            *("F at t = 0, particles", "F at T", "T", "fall of F over ∫E‖∇h‖²dt"),
-        ),
-        tuple(
-            (
-                flow.name,
-                flow.functional,
-                flow.formula,
-                _farthest(slopes[flow.name]),
-                spread([each["F"][0] for each in flows[flow.name]]),
-                spread([each["F"][-1] for each in flows[flow.name]]),
-                flow.horizon,
-                spread([_whole(each) for each in flows[flow.name]]),
-            )
-            for flow in FLOWS
-        ),
+        FLOWS,
+        {
+            "objective": lambda flow: flow.name,
+            "F(ρ)": lambda flow: flow.functional,
+            "∇h": lambda flow: flow.formula,
+            "dF/dt over -E‖∇h‖², exact laws": lambda flow: _farthest(slopes[flow.name]),
+            "F at t = 0, particles": lambda flow: spread([f["F"][0] for f in flows[flow.name]]),
+            "F at T": lambda flow: spread([f["F"][-1] for f in flows[flow.name]]),
+            "T": lambda flow: flow.horizon,
+            "fall of F over ∫E‖∇h‖²dt": lambda flow: spread([*map(_whole, flows[flow.name])]),
+        },
     )
     values = {
         name: {
@@ -395,14 +389,14 @@ def _finding(
         course += f", from {spread(start)} to {spread(end)}"
     whole = [_whole(each) for name in names for each in flows[name]]
     count, of = len(plan.seeds), f"{len(names)} objectives, " if len(names) > 1 else ""
-    return Finding(
+    return Finding.of(
         CLAIMS[claim],
         "GPM §2.1" if claim == "sums" else "GPM §2.1, Table 2",
         f"a mixture in the plane, {of}{count} seed{'s' if count > 1 else ''}",
         f"dF/dt over -E‖∇h‖² is {_farthest([s for name in names for s in slopes[name]])} where it is "
         f"farthest from 1, with exact laws. Along flows of particles F {course}; its fall over ∫E‖∇h‖²dt is "
         f"{spread(whole)}.",
-        judged(effects),
+        effects,
     )
 
 

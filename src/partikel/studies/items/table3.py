@@ -8,21 +8,23 @@ very data, with KID, precision and recall, and on request on Inception's, as in 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.data import Dataset
 from partikel.metrics.evaluation import evaluate
 from partikel.metrics.pretrained import PACKAGES, available
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, Bench, benches
-from partikel.studies.curves import LEAST, UNITS, noise, protocol_of
-from partikel.studies.item import Finding, Item, Outcome, Table, judged, log_ratio, spread
+from partikel.studies.curves import LEAST, noise, protocol_of
+from partikel.studies.distances import ENERGY, FRECHET, Distance, Evaluated
+from partikel.studies.item import Finding, Item, Outcome, Table, log_ratio, means, spread
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import CLAIM as REASONABLE
 from partikel.studies.sheets import NEW, classes_of
@@ -66,39 +68,46 @@ class Plan:
     features: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Column:
     """Everything measured on one data set with one feature network.
 
     Attributes:
         where: for findings.
         evaluations: that each figure is the mean of.
-        measure: "frechet" or "energy".
-        rows: name -> figures for each seed.
-        others: name -> figures of what is no model.
-        protocol: of the evaluations.
-        seconds: name -> CPU seconds of training, seed by seed.
+        models: name -> figures for each seed.
         classes: name -> classes held, of how many, seed by seed.
+        others: name -> figures of what is no model.
     """
 
     where: str
-    evaluations: int = 1
-    measure: str = ""
-    rows: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
-    others: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    classes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    evaluations: int
+    models: Mapping[str, Evaluated]
+    classes: Mapping[str, list[tuple[int, int]]]
+    others: Mapping[str, Mapping[str, float]]
+
+    @property
+    def distance(self) -> Distance:
+        """To the data."""
+        return self.models[EDM].distance
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """Of the evaluations."""
+        return self.models[FOUR[-1]].rows[-1]["protocol"]
 
     @property
     def noise(self) -> float:
         """Log ratios of distances up to this one are taken for noise."""
-        return noise(self.measure, self.protocol["samples"], self.evaluations)
+        return noise(self.distance, self.protocol["samples"], self.evaluations)
 
-    def distances(self, name: str) -> list[float]:
-        """Of a model, seed by seed."""
-        return [row[self.measure] for row in self.rows[name]]
+    def calls(self, name: str) -> int:
+        """Evaluations of a network for a sample of a model."""
+        return self.models[name].rows[-1]["protocol"]["nfe"]
+
+    def seconds(self, name: str) -> list[float]:
+        """CPU seconds of a model's training, seed by seed."""
+        return [run.cpu_seconds for run in self.models[name].runs]
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
@@ -110,7 +119,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             if features is not None and (points or not available(features)):
                 continue
             column = _measured(lab, bench, plan, features)
-            points = column.measure == "energy"
+            points = column.distance is ENERGY
             findings += _findings(column)
             tables.append(_table(column))
             key = bench.key if features is None else f"{bench.key}-{features}"
@@ -118,11 +127,10 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             protocol[column.where] = protocol_of(column.protocol)
             if column.evaluations > 1:
                 protocol[column.where] += f" to {column.evaluations - 1}, means"
-            levels = {name: row[column.measure] for name, row in column.others.items()}
             figure = plots.dots_figure(
-                {name: column.distances(name) for name in FOUR},
-                f"{UNITS[column.measure].capitalize()} to test data, {column.where}",
-                levels=levels,
+                {name: each.far for name, each in column.models.items()},
+                f"{column.distance.name.capitalize()} to test data, {column.where}",
+                levels={name: row[column.distance.key] for name, row in column.others.items()},
             )
             lab.draw(figure, f"{bench.data}: distances, a dot for each seed.", key)
     notes += [
@@ -145,50 +153,42 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 
 def _measured(lab: Lab, bench: Bench, plan: Plan, features: str | None) -> _Column:
     times = plan.evaluations.get(bench.key, 1)
-    column = _Column(bench.where if features is None else f"{bench.where}, {features}", times)
-    n = bench.samples
-    options: dict[str, Any] = {} if features is None else {"features": features}
+    where, n = bench.where, bench.samples
+    options: dict[str, Any] = {}
     dataset = lab.run(bench.models[EDM], bench.seeds[0]).dataset
     if features is not None:  # the paper's protocol: as many samples as there are test images
+        where, options = f"{where}, {features}", {"features": features}
         n = dataset.size("test") or n
+    models: dict[str, Evaluated] = {}
+    classes: dict[str, list[tuple[int, int]]] = {}
     for name in FOUR:
-        column.rows[name], column.seconds[name], column.classes[name] = [], [], []
-        for seed in bench.seeds:
-            run = lab.run(bench.models[name], seed)
-            seeds: list[dict[str, Any]] = [{}, *({"seed": k} for k in range(1, times))]
-            results = [lab.evaluate(run, n=n, **options, **each) for each in seeds]
-            result, metrics = results[0], _mean([each["metrics"] for each in results])
-            column.rows[name].append(metrics)
-            column.measure = "frechet" if "frechet" in metrics else "energy"
-            column.others["data vs data"] = _mean([each["reference"] for each in results])
-            column.protocol = result["protocol"]
-            column.calls[name] = result["protocol"]["nfe"]
-            column.seconds[name].append(run.cpu_seconds)
-            if isinstance(dataset.target, GaussianMixture):
-                held = (math.floor(metrics["modes"]), len(dataset.target.means))
-            else:
-                reading = classes_of(lab, run, plan.class_samples)
-                held = None if reading is None else (reading.held, reading.classes)
-            if held is not None:
-                column.classes[name].append(held)
+        runs = [lab.run(bench.models[name], seed) for seed in bench.seeds]
+        models[name] = Evaluated(runs, [_repeated(lab, run, times, n=n, **options) for run in runs])
+        if isinstance(dataset.target, GaussianMixture):
+            modes = len(dataset.target.means)
+            classes[name] = [(math.floor(held), modes) for held in models[name].figures("modes")]
+        else:
+            readings = [classes_of(lab, run, plan.class_samples) for run in runs]
+            classes[name] = [(each.held, each.classes) for each in readings if each is not None]
     key = f"{bench.key}-{features or 'own'}"
-    column.others |= lab.once(key, lambda: _no_models(dataset, n, features))
-    return column
+    nothing = lab.once(key, lambda: _no_models(dataset, n, features))
+    data = models[FOUR[-1]].rows[-1]["reference"]
+    return _Column(where, times, models, classes, {"data vs data": data, **nothing})
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: statistics.fmean(each[key] for each in figures) for key in figures[0]}
+def _repeated(lab: Lab, run: Run, times: int, **options: Any) -> dict[str, Any]:
+    """An evaluation whose figures are means over evaluations with seeds of their own."""
+    seeds: list[dict[str, Any]] = [{}, *({"seed": k} for k in range(1, times))]
+    results = [lab.evaluate(run, **options, **each) for each in seeds]
+    figures = [{key: each[key] for key in ("metrics", "reference")} for each in results]
+    return {**results[0], **means(figures)}
 
 
 def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict[str, float]]:
     """Figures of noise and of the mean of the data."""
     if len(dataset.shape) > 1:
-
-        def nothing(count: int, generator: torch.Generator) -> Tensor:
-            return torch.zeros(count, *dataset.shape)
-
         result = evaluate(
-            nothing,
+            lambda count, generator: torch.zeros(count, *dataset.shape),
             dataset,
             n=n,
             features=features,
@@ -212,9 +212,10 @@ def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict
 
 
 def _findings(column: _Column) -> list[Finding]:
-    unit, least = UNITS[column.measure], LEAST[column.measure]
-    seeds = range(len(column.rows[EDM]))
-    nearest = min(column.others[name][column.measure] for name in ("noise", "mean"))
+    unit, key = column.distance.name.capitalize(), column.distance.key
+    far = {name: each.far for name, each in column.models.items()}
+    seeds = range(len(far[EDM]))
+    nearest = min(column.others[name][key] for name in ("noise", "mean"))
 
     def nearness(name: str, k: int) -> float:
         """How much nearer than demanded, or the share of classes that is missing, negative."""
@@ -222,90 +223,84 @@ def _findings(column: _Column) -> list[Finding]:
             held, classes = column.classes[name][k]
             if held < classes:
                 return held / classes - 1
-        return log_ratio(nearest, column.distances(name)[k], least) - math.log(NEARER)
+        return log_ratio(nearest, far[name][k], LEAST) - math.log(NEARER)
 
     def over(name: str, k: int) -> float:
         """Log of a distance over that of the worse baseline."""
-        worse = max(column.distances(each)[k] for each in (EDM, GAN))
-        return log_ratio(column.distances(name)[k], worse, least)
+        worse = max(far[each][k] for each in (EDM, GAN))
+        return log_ratio(far[name][k], worse, LEAST)
 
     def present(name: str) -> str:
         if not column.classes[name]:
             return ""
         held, classes = min(column.classes[name])
-        kind = "classes" if column.measure == "frechet" else "modes"
+        kind = "classes" if column.distance is FRECHET else "modes"
         return f" ({held} of {classes} {kind})"
 
-    distances = {name: spread(column.distances(name)) for name in FOUR}
+    def found(claim: str, measured: str, effects: list[float]) -> Finding:
+        return Finding.of(
+            claim, SOURCE, column.where, f"{unit}: {measured}.", effects, column.noise
+        )
+
+    distances = {name: spread(each) for name, each in far.items()}
     baselines = f"{distances[EDM]} for EDM and {distances[GAN]} for GAN"
-    found = [
-        Finding(
+    reasonable = "; ".join(f"{distances[name]} for {name}{present(name)}" for name in NEW)
+    findings = [
+        found(
             REASONABLE,
-            SOURCE,
-            column.where,
-            f"{unit.capitalize()}: "
-            + "; ".join(f"{distances[name]} for {name}{present(name)}" for name in NEW)
-            + f"; noise {column.others['noise'][column.measure]:.3g}, "
-            f"mean {column.others['mean'][column.measure]:.3g}.",
-            judged([min(nearness(name, k) for name in NEW) for k in seeds], column.noise),
+            f"{reasonable}; noise {column.others['noise'][key]:.3g}, "
+            f"mean {column.others['mean'][key]:.3g}",
+            [min(nearness(name, k) for name in NEW) for k in seeds],
         )
     ]
-    found += [
-        Finding(
+    findings += [
+        found(
             f"{name} exhibits worse (higher) FID than the baselines.",
-            SOURCE,
-            column.where,
-            f"{unit.capitalize()}: {distances[name]}, against {baselines}.",
-            judged([over(name, k) for k in seeds], column.noise),
+            f"{distances[name]}, against {baselines}",
+            [over(name, k) for k in seeds],
         )
         for name in NEW
     ]
-    if column.measure == "frechet" and column.classes[FLOW]:
-        found.append(
-            Finding(
+    if column.distance is FRECHET and column.classes[FLOW]:
+        findings.append(
+            found(
                 "Discriminator Flow provides good performance on MNIST.",
-                SOURCE,
-                column.where,
-                f"{unit.capitalize()}: {distances[FLOW]}, against {baselines}.",
-                judged([math.log(GOOD) - over(FLOW, k) for k in seeds], column.noise),
+                f"{distances[FLOW]}, against {baselines}",
+                [math.log(GOOD) - over(FLOW, k) for k in seeds],
             )
         )
-    return found
+    return findings
 
 
 def _table(column: _Column) -> Table:
-    further = COLUMNS[column.measure]
-    kinds: dict[str, Sequence[Mapping[str, float]]] = {
-        **column.rows,
-        **{name: [row] for name, row in column.others.items()},
-    }
-    rows = []
-    for name, figures in kinds.items():
-        row = [name, *(spread([each[m] for each in figures]) for m in (column.measure, *further))]
-        if column.measure == "frechet":
-            classes = column.classes.get(name)
-            row.append(str(min(held for held, _ in classes)) if classes else "")
-        calls = column.calls.get(name)
-        row.append("" if calls is None else str(calls))
-        row.append(spread(column.seconds[name]) if name in column.seconds else "")
-        rows.append(tuple(row))
-    heads = [HEADS[name] for name in further]
-    if column.measure == "frechet":
-        heads.append("classes")
-    return Table(
-        f"Distances to the test data, {column.where}",
-        ("model", UNITS[column.measure], *heads, "evaluations a sample", "CPU s of training"),
-        tuple(rows),
+    models = column.models
+
+    def shown(name: str, key: str) -> str:
+        return spread(models[name].figures(key) if name in models else [column.others[name][key]])
+
+    def classes(name: str) -> str:
+        return str(min(column.classes[name])[0]) if column.classes.get(name) else ""
+
+    columns: dict[str, Callable[[str], str]] = {"model": str}
+    columns[column.distance.name] = partial(shown, key=column.distance.key)
+    columns |= {HEADS[key]: partial(shown, key=key) for key in COLUMNS[column.distance.key]}
+    if column.distance is FRECHET:
+        columns["classes"] = classes
+    columns["evaluations a sample"] = lambda name: str(column.calls(name)) if name in models else ""
+    columns["CPU s of training"] = lambda name: (
+        spread(column.seconds(name)) if name in models else ""
     )
+    names = (*models, *column.others)
+    return Table.of(f"Distances to the test data, {column.where}", names, columns)
 
 
 def _values(column: _Column) -> dict[str, Any]:
     return {
-        "models": {name: [dict(row) for row in rows] for name, rows in column.rows.items()},
+        "models": {n: [row["metrics"] for row in e.rows] for n, e in column.models.items()},
         "others": {name: dict(row) for name, row in column.others.items()},
         "classes held": column.classes,
-        "evaluations": column.calls,
-        "cpu seconds": column.seconds,
+        "evaluations": {name: column.calls(name) for name in column.models},
+        "cpu seconds": {name: column.seconds(name) for name in column.models},
         "protocol": column.protocol,
     }
 
