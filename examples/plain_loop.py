@@ -23,9 +23,11 @@ from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw
 from partikel.streams import Streams
 
 DATA = open_dataset(DataSettings("gaussians"))
+SMALL = {"width": 128, "depth": 3}
+TIMED = {**SMALL, "scalars": 1, "fourier_scale": 1.0, "embedding_features": 32}
 
 
-def batches(iterations: int, streams: Streams, size: int = 256) -> Iterator[Tensor]:
+def batches(iterations: int, streams: Streams, size: int = 128) -> Iterator[Tensor]:
     """Fresh points of five Gaussians."""
     for _ in range(iterations):
         yield DATA.draw(size, generator=streams.data).x
@@ -38,12 +40,12 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def gan(iterations: int = 1500, seed: int = 0) -> GeneratorModel:
+def gan(iterations: int = 4000, seed: int = 0) -> GeneratorModel:
     """The discriminator's field, carried by a generator."""
     torch.manual_seed(seed)
     streams = Streams(seed)
-    critic = DiscriminatorField(MLP((2,), ()), "non-saturating")
-    model = GeneratorModel(critic, MLP((16,), (2,)), GaussianPrior((16,)))
+    critic = DiscriminatorField(MLP((2,), (), **SMALL), "non-saturating")
+    model = GeneratorModel(critic, MLP((16,), (2,), **SMALL), GaussianPrior((16,)))
     d = Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.99))
     g = Adam(model.generator.parameters(), lr=1e-3, betas=(0.5, 0.99))
     for x in batches(iterations, streams):
@@ -54,23 +56,23 @@ def gan(iterations: int = 1500, seed: int = 0) -> GeneratorModel:
     return model
 
 
-def discriminator_flow(iterations: int = 1500, seed: int = 0) -> ParticleModel:
+def discriminator_flow(iterations: int = 2000, seed: int = 0) -> ParticleModel:
     """The same field, told the time, carried by free particles."""
     torch.manual_seed(seed)
     streams = Streams(seed)
-    critic = DiscriminatorField(MLP((2,), (), scalars=1), "non-saturating", conditions=("t",))
-    model = ParticleModel(critic, GaussianPrior((2,)), steps=16, eta=20.0)
+    critic = DiscriminatorField(MLP((2,), (), **TIMED), "non-saturating", conditions=("t",))
+    model = ParticleModel(critic, GaussianPrior((2,)), steps=20, eta=20.0)
     d = Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.99))
     for x in batches(iterations, streams):
         step(critic.loss(x, model.particles(len(x), streams), streams=streams), d)
     return model
 
 
-def edm(iterations: int = 1500, seed: int = 0) -> ParticleModel:
+def edm(iterations: int = 4000, seed: int = 0) -> ParticleModel:
     """The score of the data, carried by free particles along the probability flow."""
     torch.manual_seed(seed)
     streams, schedule = Streams(seed), EDMSchedule(sigma_max=40.0)
-    denoiser = EDMDenoiser(MLP((2,), (2,), scalars=1), sigma_data=2.2)
+    denoiser = EDMDenoiser(MLP((2,), (2,), activation="silu", **TIMED), sigma_data=2.2)
     score = ScoreField(denoiser, LogNormalLaw(0.0, 1.5))
     prior, grid = GaussianPrior((2,), std=schedule.sigma_max), KarrasGrid(schedule, sigma_min=0.02)
     model = ParticleModel(schedule.half_rate * score, prior, steps=28, schedule=schedule, grid=grid)

@@ -168,6 +168,7 @@ class ScaledKernel(RadialKernel):
                 f"the bandwidth of a kernel is a length > 0 or 'median', got {bandwidth!r}."
             )
         self.bandwidth: Bandwidth = bandwidth
+        self._measured: float | None = None
 
     @property
     def length(self) -> float:
@@ -176,19 +177,20 @@ class ScaledKernel(RadialKernel):
         Raises:
             ConfigError: if it is "median" and the kernel was not fitted.
         """
-        if self.bandwidth == "median":
+        length = self._measured if self.bandwidth == "median" else self.bandwidth
+        if length is None:
             raise ConfigError(
                 "this kernel's bandwidth is the median distance of points that it was not given: "
                 "fit it to some (kernel.fitted(points)), or set a number."
             )
-        return float(self.bandwidth)
+        return float(length)
 
     def fitted(self, *clouds: Tensor) -> Kernel:
-        """A kernel whose bandwidth is a number."""
+        """A kernel whose :attr:`length` is known; "median" is measured anew whenever it is fitted."""
         if self.bandwidth != "median":
             return self
         kernel = copy.copy(self)  # it holds numbers only
-        kernel.bandwidth = median_distance(*clouds)
+        kernel._measured = median_distance(*clouds)
         return kernel
 
     def extra_repr(self) -> str:

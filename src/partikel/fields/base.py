@@ -121,7 +121,7 @@ class Field(nn.Module, ABC):
         """Refuse the signature of earlier versions, (x, t, sigma, cond), where a field is defined."""
         super().__init_subclass__(**options)
         written = cls.__dict__.get("forward")
-        if written is not None and len(inspect.signature(written).parameters) != 3:
+        if written is not None and [*inspect.signature(written).parameters] != ["self", "x", "at"]:
             raise TypeError(
                 f"{cls.__name__}.forward takes (self, x, at): read t, sigma and cond from the record "
                 "at, and call inner fields as field(x, at)."
@@ -130,6 +130,12 @@ class Field(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._frozen = False
+
+    def __call__(self, x: Tensor, at: At, *earlier: object) -> Tensor:
+        """See :meth:`forward`."""
+        if earlier or not isinstance(at, At):
+            raise TypeError("a field is asked as field(x, At(t, sigma, cond)), with one record.")
+        return super().__call__(x, at)
 
     @abstractmethod
     def forward(self, x: Tensor, at: At) -> Tensor:
@@ -184,9 +190,7 @@ class Field(nn.Module, ABC):
             return self
         bound = copy(self)
         bound._modules = modules
-        # the generator also where only an inner field draws: guidance shows both labels the same draws
-        bound.context = replace(self.context, generator=context.generator or self.context.generator)
-        bound.context = replace(bound.context, **given)
+        bound.context = replace(self.context, **given)
         bound.prepare()
         return bound
 

@@ -48,7 +48,8 @@ class Guided(Field):
                 return self.field(x, unlabelled)
             if float(weight) == 1:
                 return self.field(x, at)
-        generator = self.context.generator
+        drawing = (each.context.generator for each in self.modules() if isinstance(each, Field))
+        generator = next((each for each in drawing if each is not None), None)
         state = None if generator is None else generator.get_state()
         without = self.field(x, unlabelled)
         if generator is not None and state is not None:

@@ -50,7 +50,7 @@ class SteinField(Field):
             NumericsError: for particles that are not finite.
         """
         point, cloud = x.detach(), self.bound_cloud(x)
-        kernel = self.kernel.fitted(cloud)
+        kernel = self.kernel if self.context.particles is not None else self.kernel.fitted(cloud)
         if self.context.particles is None or max(map(Tensor.numel, self._levels(at))) == 1:
             attraction = kernel.mean(point, cloud, self._score(cloud, at))
             return attraction + kernel.repulsion(point, cloud)
