@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from partikel import At, DiscriminatorField, GaussianPrior, GeneratorModel, ParticleModel, ScoreField
+from partikel import (
+    At,
+    DiscriminatorField,
+    GaussianPrior,
+    GeneratorModel,
+    ParticleModel,
+    ScoreField,
+)
 from partikel.data import DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.metrics import energy_distance
 from partikel.models import Carrier, surrogate_loss
 from partikel.networks import MLP
 from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw
+from partikel.solvers import Heun
 from partikel.streams import Streams
 
 DATA = open_dataset(DataSettings("gaussians"))
@@ -72,10 +80,16 @@ def edm(iterations: int = 4000, seed: int = 0) -> ParticleModel:
     """The score of the data, carried by free particles along the probability flow."""
     torch.manual_seed(seed)
     streams, schedule = Streams(seed), EDMSchedule(sigma_max=40.0)
-    denoiser = EDMDenoiser(MLP((2,), (2,), activation="silu", **TIMED), sigma_data=2.2)
+    denoiser = EDMDenoiser(MLP((2,), (2,), **TIMED), sigma_data=2.2)
     score = ScoreField(denoiser, LogNormalLaw(0.0, 1.5))
-    prior, grid = GaussianPrior((2,), std=schedule.sigma_max), KarrasGrid(schedule, sigma_min=0.02)
-    model = ParticleModel(schedule.half_rate * score, prior, steps=28, schedule=schedule, grid=grid)
+    model = ParticleModel(
+        schedule.half_rate * score,
+        GaussianPrior((2,), std=schedule.sigma_max),
+        steps=28,
+        schedule=schedule,
+        grid=KarrasGrid(schedule, sigma_min=0.02),
+        solver=Heun(),
+    )
     optimizer = Adam(score.parameters(), lr=2e-3)
     for x in batches(iterations, streams):
         step(score.loss(x, streams=streams), optimizer)
