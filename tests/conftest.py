@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from partikel.fields import Field
+from partikel.fields import At, Field
 from partikel.targets import Gaussian, GaussianMixture
 
 torch.set_num_threads(1)
@@ -102,9 +102,7 @@ class LinearField(Field):
         self.matrix = nn.Parameter(matrix, requires_grad=False)
         self.offset = nn.Parameter(offset, requires_grad=False)
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         return x @ self.matrix.T + self.offset
 
 

@@ -98,7 +98,7 @@ def test_particles_keep_the_law_whatever_g(g2: float) -> None:
     )
     data = MIXTURE.sample(3000, generator=seeded(4), dtype=torch.float64)
     start = path.noised(data, torch.zeros(3000).double(), generator=seeded(5))
-    assert_moments(model.sample(3000, generator=seeded(6), x=start), *moments(law))
+    assert_moments(model.sample(3000, generator=seeded(6), start=start), *moments(law))
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

@@ -370,9 +370,7 @@ def test_noise_of_images_is_scaled_to_be_seen() -> None:
     schedule = EDMSchedule(20.0)
 
     class Shrink(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
+        def forward(self, x: Tensor, at: At) -> Tensor:
             return -x / 20
 
     model = ParticleModel(Shrink(), GaussianPrior((1, 4, 4), 20.0), steps=20, schedule=schedule)
@@ -418,7 +416,7 @@ def test_training_frames_show_outputs_and_field() -> None:
     assert all(module.training for module in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
     model.eval()
-    x = model.sample(30, generator=rng(), z=z)
+    x = model.sample(30, generator=rng(), start=z)
     assert_close(frame.x, x)
     assert_close(frame.arrows["field"], model.field(x, torch.ones(30)))
     assert frame.potential is not None
@@ -442,7 +440,7 @@ def test_perturbed_fields_are_shown_term_by_term() -> None:
     model = score_gan().double()
     z = torch.randn(20, 4, generator=rng(), dtype=torch.float64)
     frame = animation.training_frame(model, z, step=3, generator=rng(5), sigma=0.7)
-    x = model.sample(20, generator=rng(), z=z)
+    x = model.sample(20, generator=rng(), start=z)
     noise = torch.randn(20, 2, generator=rng(5), dtype=torch.float64)
     assert_close(frame.x, (x + 0.7 * noise).float())
     assert set(frame.arrows) == {"data score", "− own score"}
