@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ from conftest import (
 )
 from partikel.data import Batch
 from partikel.denoising import EDMDenoiser
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NumericsError
 from partikel.fields import (
     At,
     Context,
@@ -38,7 +39,14 @@ from partikel.fields import (
 )
 from partikel.fields.particles import Particles
 from partikel.metrics import energy_distance, sliced_wasserstein2
-from partikel.models import Carrier, GeneratorModel, ParticleModel, surrogate_loss
+from partikel.models import (
+    Carrier,
+    GeneratorModel,
+    ParticleModel,
+    StagedParticleModel,
+    free_particles,
+    surrogate_loss,
+)
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, VESchedule
 from partikel.solvers import Euler, EulerMaruyama, Heun
@@ -312,6 +320,34 @@ def test_particles_of_a_relativistic_field_compare_with_real_samples() -> None:
             ask()
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_an_explosion_in_training_is_reported(truncate: bool) -> None:
+    wild = LinearField(1e200 * torch.eye(2).double(), torch.zeros(2).double())
+    model = ParticleModel(wild, PRIOR, steps=6, truncate=truncate)
+    with pytest.raises(NumericsError, match=r"particles left the finite numbers at step 2 of"):
+        model.particles(30, Streams(0))
+    staged = StagedParticleModel(wild, PRIOR, steps=6, pool=30, stage_draws=1).double()
+    for _ in range(2):  # the pool's start, and its first step
+        assert staged.particles(10, Streams(0)).x.isfinite().all()
+    with pytest.raises(NumericsError, match=r"particles left the finite numbers at step 2 of"):
+        staged.particles(10, Streams(0))
+    assert staged.pool.isfinite().all()  # it stays where it was
+
+
+def test_paths_end_at_their_last_node_in_training() -> None:
+    """What happens after it is nobody's business: neither drawn nor computed."""
+    asked: list[tuple[float, int]] = []
+
+    class Listener(Field):
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            asked.append((round(float(5 * at.t)), len(x)))
+            return torch.zeros_like(x)
+
+    points = ParticleModel(Listener(), PRIOR, steps=5).particles(40, Streams(2))
+    nodes = (points.t * 5).round().long()
+    assert asked == [(i, int((nodes > i).sum())) for i in range(int(nodes.max()))]
+
+
 def test_records_are_cut_whole() -> None:
     points = Particles(randn(6, 2), torch.arange(6.0), cond=torch.arange(6), clean=randn(6, 2))
     assert len(points) == 6
@@ -413,6 +449,46 @@ def test_a_field_without_noise_level_says_what_to_do(generator_network: Affine) 
     carried = GeneratorModel(score, generator_network, GaussianPrior((3,)))
     with pytest.raises(ConfigError, match="Perturbed"):
         carried.losses()[-1].compute(TrainingBatch(None, None, 4, Streams(0)))
+
+
+def test_a_generator_has_no_steps_solver_or_guidance(generator_network: Affine) -> None:
+    model = GeneratorModel(ExactScoreField(GAUSSIAN), generator_network, GaussianPrior((3,)))
+    for options in ({"steps": 3}, {"stop": 1}, {"solver": Heun()}, {"guidance": 2.0}):
+        (name,) = options
+        with pytest.raises(ConfigError, match=f"one call: leave out {name}"):
+            model.sample(4, generator=seeded(), **options)  # type: ignore[arg-type]
+    assert (model.kind, model.steps, model.shape, model.evaluations()) == (
+        "generator",
+        None,
+        None,
+        1,
+    )
+
+
+# --- one question, every carrier ---
+
+
+def carriers(base: type[Carrier] = Carrier) -> list[type[Carrier]]:
+    below = [each for each in base.__subclasses__() if each.__module__.startswith("partikel.")]
+    return below + [each for direct in below for each in carriers(direct)]
+
+
+@pytest.mark.parametrize("question", ["sample", "particles", "move", "start", "evaluations"])
+def test_every_carrier_is_asked_alike(question: str) -> None:
+    found = carriers()
+    assert {GeneratorModel, ParticleModel, StagedParticleModel} <= set(found)
+    asked = inspect.signature(getattr(Carrier, question))
+    assert all(inspect.signature(getattr(each, question)) == asked for each in found)
+
+
+def test_free_particles_are_asked_for_by_what_they_do(generator_network: Affine) -> None:
+    free = ParticleModel(still(), PRIOR, steps=3, solver=Heun())
+    assert free_particles(free, "") is free
+    assert (free.kind, free.steps, free.shape) == ("particles", 3, (2,))
+    assert (free.evaluations(), free.evaluations(steps=5, stop=2, solver=Euler())) == (6, 2)
+    carried = GeneratorModel(still(), generator_network, GaussianPrior((3,)))
+    with pytest.raises(ConfigError, match="take another model"):
+        free_particles(carried, "take another model")
 
 
 # --- one field, two carriers ---

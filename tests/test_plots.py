@@ -25,6 +25,8 @@ from partikel.app.show.pages import RunSummary, write_page
 from partikel.denoising import EDMDenoiser
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import (
+    At,
+    Context,
     DiscriminatorField,
     ExactScoreField,
     Field,
@@ -343,7 +345,7 @@ def test_the_background_is_what_particles_ascend(objective: str, weight: float) 
     ) / (2 * step)
     points = torch.stack([extent[0] + columns * step, extent[2] + rows * step], 1).double()
     t = torch.ones(4, dtype=torch.float64)
-    field = model._bound(real, rng())(points, t)
+    field = model.field.bind(Context(real=real, generator=rng()))(points, At(t))
     assert_close(slope.double(), field, rtol=0.02, atol=0.01 * float(field.abs().max()))
 
 
@@ -418,7 +420,7 @@ def test_training_frames_show_outputs_and_field() -> None:
     model.eval()
     x = model.sample(30, generator=rng(), start=z)
     assert_close(frame.x, x)
-    assert_close(frame.arrows["field"], model.field(x, torch.ones(30)))
+    assert_close(frame.arrows["field"], model.field(x, At(torch.ones(30))))
     assert frame.potential is not None
     assert frame.extent == plots.view_of(cloud())
     assert "12" in frame.label
@@ -446,10 +448,10 @@ def test_perturbed_fields_are_shown_term_by_term() -> None:
     assert set(frame.arrows) == {"data score", "− own score"}
     assert isinstance(model.field, Perturbed)
     data, own, _ = model.field.field.terms  # type: ignore[union-attr, misc]
-    t, sigma = torch.ones(20).double(), torch.full((20,), 0.7).double()
-    at = x + 0.7 * noise
-    assert_close(frame.arrows["data score"], data(at, t, sigma).float())
-    assert_close(frame.arrows["− own score"], own(at, t, sigma).float())
+    at = At(torch.ones(20).double(), torch.full((20,), 0.7).double())
+    noised = x + 0.7 * noise
+    assert_close(frame.arrows["data score"], data(noised, at).float())
+    assert_close(frame.arrows["− own score"], own(noised, at).float())
     again = animation.training_frame(model, z, step=3, generator=rng(5), sigma=0.7)
     assert torch.equal(again.x, frame.x)
 
