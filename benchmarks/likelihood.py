@@ -42,7 +42,7 @@ from partikel.app.runs import Run, train_run
 from partikel.data import open_dataset
 from partikel.denoising import Weighting
 from partikel.diffflow import DiffFlow
-from partikel.fields import AtScale, ExactScoreField, ScoreField
+from partikel.fields import At, AtScale, ExactScoreField, ScoreField
 from partikel.likelihood import (
     Integrator,
     ProbabilityFlow,
@@ -129,9 +129,8 @@ def with_score_error(run: Run, levels: int = 10, bands: int = 4) -> dict[str, An
     noise, rates = _generator(5), []
     for sigma in places.exp():
         y = data + sigma * torch.randn(data.shape, generator=noise, dtype=torch.float64)
-        level = sigma.expand(len(y))
         with torch.no_grad():
-            error = score(y, torch.zeros_like(level), level) - target.score(y, level)
+            error = score(y, At(torch.zeros_like(sigma), sigma)) - target.score(y, sigma)
         rates.append(float(error.square().sum(1).mean() * sigma**2))
     rate = torch.tensor(rates, dtype=torch.float64)
     figures["score_error"] = {}

@@ -73,7 +73,7 @@ def works(solver: Solver, evaluations: int) -> dict[str, Callable[[], Any]]:
             torch.autograd.grad(critic(point, level, None).sum(), point)
 
     def sample() -> None:
-        model.sample(PARTICLES, generator=torch.Generator().manual_seed(2), x=40 * x)
+        model.sample(PARTICLES, generator=torch.Generator().manual_seed(2), start=40 * x)
 
     return {"calls": calls, "sample": sample}
 

@@ -52,7 +52,7 @@ def spread(model: ParticleModel) -> float:
     """Standard deviation of d over particles at one node, averaged over the path."""
     (critic,) = {m for m in model.modules() if isinstance(m, DiscriminatorField)}
     points = model.particles(4000, Streams(0))
-    logits = critic.logit(points.x, points.t, points.sigma, None)
+    logits = critic.logit(points.x, points.at)
     assert points.t is not None
     groups = [logits[points.t == t].std() for t in points.t.unique()]
     return float(torch.stack(groups).detach().nanmean())

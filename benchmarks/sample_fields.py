@@ -38,7 +38,7 @@ def points(n: int) -> tuple[Tensor, Tensor]:
 
 def ours(name: str, x: Tensor, real: Tensor) -> Tensor:
     """One call of the field."""
-    from partikel.fields.base import Context
+    from partikel.fields import At, Context
     from partikel.fields.samples.mmd import MMDField
     from partikel.fields.samples.transport import SlicedWassersteinField
     from partikel.kernels import RBFKernel, RieszKernel
@@ -50,7 +50,7 @@ def ours(name: str, x: Tensor, real: Tensor) -> Tensor:
     }
     generator = torch.Generator().manual_seed(1)
     bound = fields[name]().bind(Context(real=real, generator=generator))
-    return bound(x, torch.zeros(len(x)))
+    return bound(x, At(torch.zeros(())))
 
 
 def dense(x: Tensor, real: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
-from partikel.fields import DiscriminatorField
+from partikel.fields import At, DiscriminatorField
 from step_cost import in_turns
 
 ROWS = 128
@@ -30,7 +30,7 @@ def ways(preset: str) -> dict[str, Callable[[], Any]]:
     assert isinstance(field, DiscriminatorField)
     network = field.network
     x = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(0))
-    once, each = torch.tensor(0.3).expand(ROWS), torch.full((ROWS,), 0.3)
+    once, each = At(torch.tensor(0.3)), At(torch.full((ROWS,), 0.3))
 
     def with_weights() -> torch.Tensor:
         network.zero_grad(set_to_none=True)

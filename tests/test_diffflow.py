@@ -30,6 +30,7 @@ from partikel.denoising import EDMDenoiser
 from partikel.diffflow import PRESETS, DiffFlow
 from partikel.errors import ConfigError
 from partikel.fields import (
+    At,
     Context,
     DiscriminatorField,
     ExactScoreField,
@@ -279,8 +280,8 @@ def test_reverse_sdes_and_odes_are_songs(song: Song, seed: int) -> None:
     sigma = path.sigma(t)
 
     def same(field: Field, expected: Tensor) -> None:
-        assert_close(field(x, t, sigma), expected, rtol=1e-10, atol=1e-10)
-        assert_close(field(x, t), expected, rtol=1e-10, atol=1e-10)  # the path knows its σ
+        assert_close(field(x, At(t, sigma)), expected, rtol=1e-10, atol=1e-10)
+        assert_close(field(x, At(t)), expected, rtol=1e-10, atol=1e-10)  # the path knows its σ
 
     backward, flowing = song.reverse(x, tau, law, 1.0), song.reverse(x, tau, law, 0.5)
     same(song.flow.field(score), -backward)  # dτ = -dt
@@ -290,7 +291,8 @@ def test_reverse_sdes_and_odes_are_songs(song: Song, seed: int) -> None:
     # the SDE's own probability flow, where ρ_t = p_σ(t) and so d is constant
     same(song.flow.velocity(score, NOWHERE), -flowing)
     # their time: dx = v dτ with v the drift of the flow run backwards
-    later = song.flow.field(score)(x, song.start - tau, path.sigma(song.start - tau))
+    at = At(song.start - tau, path.sigma(song.start - tau))
+    later = song.flow.field(score)(x, at)
     assert_close(-later, backward, rtol=1e-10, atol=1e-10)
 
 
@@ -385,12 +387,10 @@ def exact_ratio(path: Schedule) -> Field:
     """∇log(p_σ(uX)/ρ(X)) with ρ = OTHER and p = MIXTURE, by autograd of the two densities."""
 
     class Ratio(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
+        def forward(self, x: Tensor, at: At) -> Tensor:
             leaf = x.clone().requires_grad_()
-            scaled = path.u(t)[:, None] * leaf
-            d = MIXTURE.log_density(scaled, path.sigma(t)) - OTHER.log_density(leaf)
+            scaled = path.u(at.t)[:, None] * leaf
+            d = MIXTURE.log_density(scaled, path.sigma(at.t)) - OTHER.log_density(leaf)
             return torch.autograd.grad(d.sum(), leaf)[0]
 
     return Ratio()
@@ -414,28 +414,27 @@ def test_both_forms_and_the_velocity(flow: DiffFlow) -> None:
     x = randn(30, 2)
     t = path.horizon * torch.rand(30, generator=seeded(), dtype=torch.float64)
     sigma = path.sigma(t)
+    at = At(t, sigma)
 
     class Own(Field):  # s_ρ of ρ_t itself: σ is the path's, not its own
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            return own(x, t, None)
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            return own(x, At(at.t))
 
-    drift = flow.field(score, ratio)(x, t, sigma)
-    assert_close(drift, flow.first_form(score, Own())(x, t, sigma), rtol=1e-11, atol=1e-11)
+    drift = flow.field(score, ratio)(x, at)
+    assert_close(drift, flow.first_form(score, Own())(x, at), rtol=1e-11, atol=1e-11)
     # from the equations, with nothing composed
     c = flow.coefficients(t)
     f, beta, g2, lambda2, u = (v[:, None] for v in (*c, path.u(t)))
     s_p, s_rho = u * MIXTURE.score(u * x, sigma), OTHER.score(x)
     assert_close(drift, f * x + beta * (s_p - s_rho) + 0.5 * g2 * s_rho, rtol=1e-11, atol=1e-11)
-    velocity = flow.velocity(score, ratio)(x, t, sigma)
+    velocity = flow.velocity(score, ratio)(x, at)
     expected = f * x + beta * s_p - (beta - 0.5 * lambda2) * s_rho
     assert_close(velocity, expected, rtol=1e-11, atol=1e-11)
     # moving noise into drift, λ² = g², is the same velocity
     if (c.lambda2 >= 0).all():
         still = DiffFlow(path, flow.f, flow.beta, flow.lambda2, flow.lambda2)
         assert still.diffusion is None
-        assert_close(still.field(score, ratio)(x, t, sigma), velocity)
+        assert_close(still.field(score, ratio)(x, at), velocity)
 
 
 def test_the_own_score_is_the_scaled_score_less_the_ratio() -> None:
@@ -443,7 +442,8 @@ def test_the_own_score_is_the_scaled_score_less_the_ratio() -> None:
     critic = LogRatioField(DiscriminatorField(Quadratic(2)))
     own = AtScale(score, flow.schedule) - critic
     x, t = randn(9, 2), inside(flow.schedule, 9)
-    assert_close(flow.first_form(score, own)(x, t), flow.field(score, critic)(x, t))
+    at = At(t)
+    assert_close(flow.first_form(score, own)(x, at), flow.field(score, critic)(x, at))
 
 
 @pytest.mark.parametrize("path", [VPSchedule(), SubVPSchedule(), VESchedule()], ids=repr)
@@ -453,14 +453,14 @@ def test_at_scale_is_a_gradient_in_x(path: Schedule) -> None:
     density = MIXTURE.log_density(path.u(t)[:, None] * x, path.sigma(t))
     (gradient,) = torch.autograd.grad(density.sum(), x)
     field = AtScale(ExactScoreField(MIXTURE), path)
-    assert_close(field(x.detach(), t), gradient)
-    assert_close(field(x.detach(), t, path.sigma(t)), gradient)
+    assert_close(field(x.detach(), At(t)), gradient)
+    assert_close(field(x.detach(), At(t, path.sigma(t))), gradient)
 
 
 def test_linear() -> None:
     x, t = randn(5, 2, 3), torch.linspace(0, 1, 5).double()
-    assert_close(Linear(-2.5)(x, t), -2.5 * x)
-    assert_close(Linear(torch.exp)(x, t), t.exp()[:, None, None] * x)
+    assert_close(Linear(-2.5)(x, At(t)), -2.5 * x)
+    assert_close(Linear(torch.exp)(x, At(t)), t.exp()[:, None, None] * x)
 
 
 def test_shapes_dtypes_shared_times_and_conditions() -> None:
@@ -471,16 +471,18 @@ def test_shapes_dtypes_shared_times_and_conditions() -> None:
     drift = flow.field(score, critic).float()
     x = randn(4, 1, 3, 3).float()
     labels = torch.arange(4)
-    shared = torch.tensor(0.3).expand(4)
-    level = flow.schedule.sigma(shared[:1]).expand(4)
-    out = drift(x, shared, level, labels)
+    shared = torch.tensor(0.3)
+    level = flow.schedule.sigma(shared)
+    out = drift(x, At(shared, level, labels))
     assert out.shape == x.shape
     assert out.dtype == torch.float32
     assert torch.equal(network.calls[0][2], labels)
     assert torch.equal(judge.calls[0][2], labels)
-    assert_close(judge.calls[0][1], torch.stack([shared, level], 1)[:1])  # embedded once
-    assert_close(drift(x, shared.clone(), None, labels), out)  # times of their own, the path's σ
-    assert_close(copy.deepcopy(drift)(x, shared), out)
+    assert_close(judge.calls[0][1], torch.stack([shared, level])[None])  # embedded once
+    own = At(shared.expand(4), None, labels)
+    assert_close(drift(x, own), out)  # times of their own, the path's σ
+    assert_close(judge.calls[-1][1], torch.stack([shared, level]).expand(4, 2))
+    assert_close(copy.deepcopy(drift)(x, At(shared)), out)
     assert torch.equal(judge.calls[-1][0], x)  # the discriminator lives at particles' scale
 
 
@@ -498,10 +500,10 @@ def test_a_gans_drift_is_beta_of_d_times_the_gradient(name: str) -> None:
     network = Quadratic(2)
     x, t = randn(20, 2), torch.zeros(20).double()
     drift = DiffFlow.gan(name).field(log_ratio=DiscriminatorField(network, "saturating"))  # type: ignore[arg-type]
-    assert_close(drift(x, t), BETA[name](network(x)).detach()[:, None] * network.gradient(x))
+    assert_close(drift(x, At(t)), BETA[name](network(x)).detach()[:, None] * network.gradient(x))
     critic = DiscriminatorField(network, name)
     drift = DiffFlow.gan(name, beta=2.0).field(log_ratio=critic)  # type: ignore[arg-type]
-    assert_close(drift(x, t), 2 * critic(x, t), rtol=1e-14, atol=1e-14)
+    assert_close(drift(x, At(t)), 2 * critic(x, At(t)), rtol=1e-14, atol=1e-14)
 
 
 class Bent(nn.Module):
@@ -536,7 +538,7 @@ def test_one_fit_step_is_the_gan_update(name: str, eta: float) -> None:
     drift = DiffFlow.gan(name).field(log_ratio=DiscriminatorField(network))  # type: ignore[arg-type]
     x = fit(z)
     with torch.no_grad():
-        moved = x + eta * drift(x, torch.zeros(16).double())
+        moved = x + eta * drift(x, At(torch.zeros(16).double()))
     error = 0.5 * (x - moved).square().sum(1).mean()
     found = torch.autograd.grad(error, list(fit.parameters()))
     for a, b in zip(expected, found, strict=True):
@@ -562,13 +564,15 @@ def test_log_ratio_field_uses_the_objectives_reading() -> None:
     x, t = 0.1 * randn(10, 2), torch.zeros(10).double()
     for name in ("non-saturating", "saturating", "f-pearson", "f-kl-trick"):
         critic = DiscriminatorField(network, name)
-        assert_close(LogRatioField(critic)(x, t), network.gradient(x))
+        assert_close(LogRatioField(critic)(x, At(t)), network.gradient(x))
 
     class Likely(nn.Module):  # LSGAN's optimum r/(1+r)
         def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
             return network(x).sigmoid()
 
-    assert_close(LogRatioField(DiscriminatorField(Likely(), "lsgan"))(x, t), network.gradient(x))
+    assert_close(
+        LogRatioField(DiscriminatorField(Likely(), "lsgan"))(x, At(t)), network.gradient(x)
+    )
     for name in ("hinge", "ipm", "relativistic"):
         with pytest.raises(ConfigError, match=f"'{name}' has no log-ratio"):
             DiffFlow.vp().with_g2(1.0).field(
@@ -620,7 +624,7 @@ def test_a_network_without_weight_is_left_out() -> None:
     ]:
         drift = flow.field(score, critic)
         network.calls.clear()
-        drift(x, t)
+        drift(x, At(t))
         assert len(network.calls) == ("discriminator" in names)
         assert sorted(loss.name for loss in drift.losses()) == names
 
@@ -635,9 +639,9 @@ def test_noise_as_a_field_is_a_step_of_the_sde() -> None:
     drift = flow.field(score, ratio)
     step = drift + flow.noise_field(eta)
     x = tensor([[0.3, -1.0]]).expand(n, 2)
-    moved = x + eta * step.bind(Context(generator=seeded()))(x, t)
+    moved = x + eta * step.bind(Context(generator=seeded()))(x, At(t))
     variance = eta * (flow.coefficients(t).g2 - flow.coefficients(t).lambda2)[0]
-    assert_moments(moved, (x + eta * drift(x, t))[0], variance * torch.eye(2).double())
+    assert_moments(moved, (x + eta * drift(x, At(t)))[0], variance * torch.eye(2).double())
 
 
 @pytest.mark.parametrize(("g2", "lambda2"), [(2.0, 1.0), (1.2, 1.0), (2.0, 2.0), (3.0, 1.4)])
@@ -655,7 +659,7 @@ def test_every_g_carries_a_mixture_home(g2: float, lambda2: float) -> None:
     )
     data = MIXTURE.sample(2000, generator=seeded(4), dtype=torch.float64)
     start = flow.schedule.noised(data, torch.zeros(2000).double(), generator=seeded(5))
-    end = model.sample(2000, generator=seeded(6), x=start)
+    end = model.sample(2000, generator=seeded(6), start=start)
     assert_moments(end, MIXTURE.mean, MIXTURE.covariance)
 
 
@@ -730,5 +734,5 @@ def test_impossible_coefficients_are_refused(name: str) -> None:
 def test_the_end_of_the_path_may_be_clean() -> None:
     """Solvers ask no score at T, so σ(T) = 0 is no fault; a GAN needs no σ at all."""
     x, t = randn(3, 2), torch.full((3,), 0.5).double()
-    assert DiffFlow.karras().field(SCORE)(x, 40 * t).isfinite().all()
-    assert DiffFlow.gan(sigma=0.0).field(log_ratio=CRITIC)(x, t).isfinite().all()
+    assert DiffFlow.karras().field(SCORE)(x, At(40 * t)).isfinite().all()
+    assert DiffFlow.gan(sigma=0.0).field(log_ratio=CRITIC)(x, At(t)).isfinite().all()

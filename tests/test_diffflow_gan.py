@@ -44,7 +44,7 @@ def test_one_step_of_the_fit_is_the_gan_update() -> None:
     particles = fitting.particles(20, Streams(4))
     moved = fitting.move(particles, Streams(4), None)
     assert moved.moved is not None
-    velocity = fitting.field(particles.x, particles.t)
+    velocity = fitting.field(particles.x, particles.at)
     assert_close(moved.moved, particles.x + eta * velocity)
     fit = gradients(fitting, TrainingBatch(None, moved, 20, Streams(4)))
     surrogate = gradients(following, TrainingBatch(None, None, 20, Streams(4)))

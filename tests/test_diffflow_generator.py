@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from conftest import GAUSSIAN, MIXTURE, LinearField, assert_moments, randn, seeded, tensor
 from partikel.diffflow import DiffFlow
-from partikel.fields import ExactScoreField, Field, TrainingBatch
+from partikel.fields import At, ExactScoreField, Field, TrainingBatch
 from partikel.fields.terms import AtScale
 from partikel.metrics import energy_distance
 from partikel.models import GeneratorModel, ntk_operator
@@ -79,9 +79,7 @@ class OwnScore(Field):
         super().__init__()
         self.generator = (generator,)  # in a tuple: the field does not own its weights
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             (score,) = torch.autograd.grad(self.generator[0].log_density(point).sum(), point)
@@ -145,7 +143,7 @@ def test_a_step_moves_outputs_by_the_operator_of_drift_and_noise() -> None:
         optimiser.step()
         moves.append((generator(z) - points.x).detach()[:2].flatten())
     generator.load_state_dict(start)
-    values = drift(points.x, points.t)
+    values = drift(points.x, points.at)
     mean = eta * ntk_operator(generator, z, values)
     kernel = z @ z.T + 1
     assert_close(mean, eta * kernel @ values / size)

@@ -13,7 +13,14 @@ from partikel.data import Batch
 from partikel.denoising import EDMDenoiser, dsm_loss
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
-from partikel.fields import DiscriminatorField, ExactScoreField, Field, LogRatioField, ScoreField
+from partikel.fields import (
+    At,
+    DiscriminatorField,
+    ExactScoreField,
+    Field,
+    LogRatioField,
+    ScoreField,
+)
 from partikel.fields.base import TrainingBatch
 from partikel.likelihood import (
     GenerativeSDE,
@@ -30,6 +37,7 @@ from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, Schedule, SubVPSchedule, VESchedule, VPSchedule
 from partikel.streams import Streams
 from partikel.targets import GaussianMixture
+from partikel.tensors import expand_like
 
 PATHS: dict[str, Schedule] = {
     "ve": VESchedule(30.0, 0.02),
@@ -136,11 +144,10 @@ class Wrong(Field):
         super().__init__()
         self.exact, self.error = ExactScoreField(GAUSSIAN), error
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
-        assert sigma is not None
-        return self.exact(x, t, sigma) + self.error * tensor([0.6, -0.8]) / (1 + sigma[:, None])
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        assert at.sigma is not None
+        error = self.error / (1 + expand_like(at.sigma, x))
+        return self.exact(x, at) + error * tensor([0.6, -0.8])
 
 
 def test_a_wrong_score_costs_its_squared_error() -> None:
@@ -272,7 +279,9 @@ def test_on_the_sde_row_the_loss_is_likelihood_weighted_score_matching() -> None
     assert s is not None
     target = -(y - x) / std[:, None] ** 2
     weight = speed * sde.flow.coefficients(t).lambda2 / 2
-    plain = (weight * ((s(y, t, sigma) - target).square().sum(1) - target.square().sum(1))).mean()
+    plain = (
+        weight * ((s(y, At(t, sigma)) - target).square().sum(1) - target.square().sum(1))
+    ).mean()
     theirs = torch.autograd.grad(plain / 2, list(denoiser.parameters()))
     a, b = (torch.cat([g.flatten() for g in each]) for each in (ours, theirs))
     assert float((a - b).norm() / b.norm()) < 0.1

@@ -236,7 +236,7 @@ def test_ddim_of_diffusers_is_our_euler_on_the_ve_flow(
         for t in scheduler.timesteps:
             shown = scheduler.step(network(shown, t).sample, t, shown).prev_sample
     model = flow(denoiser, level(alphas), (1, 8, 8))
-    x = model.sample(3, generator=seeded(), x=start / alphas[0].sqrt())
+    x = model.sample(3, generator=seeded(), start=start / alphas[0].sqrt())
     assert_close(x, shown, rtol=1e-4, atol=1e-4)
 
 
@@ -252,7 +252,7 @@ def test_both_samplers_approach_the_exact_flow_of_a_gaussian(diffusers: Any) -> 
         x = 0.7 + randn(50, 2) * float(levels[0])
         expected = 0.7 + (x - 0.7) * 0.5 / (0.25 + levels[0] ** 2).sqrt()
         model = flow(DDPMDenoiser(network, alphas), levels, (2,))
-        ours = model.sample(50, generator=seeded(), x=x)
+        ours = model.sample(50, generator=seeded(), start=x)
         shown = x * alphas[scheduler.timesteps[0]].sqrt()
         for t in scheduler.timesteps:
             noise = network(shown, t.expand(50)[:, None])
@@ -398,7 +398,7 @@ def test_an_exported_generator_is_the_runs_average_bit_for_bit(
     z = torch.randn(5, 4, generator=seeded())
     cond = torch.arange(5) if name == "labels" else None
     x = exported(z, cond)
-    assert torch.equal(x, run.model.sample(5, generator=seeded(), z=z, cond=cond))  # type: ignore[call-arg]
+    assert torch.equal(x, run.model.sample(5, generator=seeded(), start=z, cond=cond))  # type: ignore[call-arg]
     if cond is not None:
         assert torch.equal(
             exported.sample(5, generator=seeded(), cond=cond),

@@ -9,7 +9,7 @@ from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 
 from conftest import GAUSSIAN, MIXTURE, LinearField, assert_mean, randn, seeded, slope, tensor
-from partikel.fields import ExactScoreField, Field, TrainingBatch, WhiteNoise
+from partikel.fields import At, ExactScoreField, Field, TrainingBatch, WhiteNoise
 from partikel.models import GeneratorModel, ParticleModel, generate, ntk_operator, surrogate_loss
 from partikel.networks import MLP, NetworkSettings, build_network
 from partikel.priors import GaussianPrior
@@ -38,7 +38,7 @@ def flat_gradient(network: nn.Module, loss: Tensor) -> Tensor:
 
 
 def field_at(x: Tensor, field: Field = SCORE) -> Tensor:
-    return field(x, torch.ones(len(x), dtype=x.dtype))
+    return field(x, At(torch.ones(len(x), dtype=x.dtype)))
 
 
 def test_the_surrogate_is_the_vector_jacobian_product(network: MLP) -> None:
@@ -157,7 +157,7 @@ def test_particles_that_are_their_own_generator_are_a_particle_model(steps: int)
         loss.compute(TrainingBatch(None, None, n, Streams(0))).loss.mean().backward()
         optimizer.step()
     free = ParticleModel(SCORE, GaussianPrior((2,)), steps=steps, eta=eta)
-    assert_close(own.x.detach(), free.sample(n, generator=seeded(), x=start))
+    assert_close(own.x.detach(), free.sample(n, generator=seeded(), start=start))
     assert_close(ntk_operator(OwnParticles(start), randn(n, 1), field_at), field_at(start) / n)
 
 
@@ -177,10 +177,8 @@ class MovingScore(Field):
     def mean(self, t: Tensor) -> Tensor:
         return GAUSSIAN.mean * (1 - torch.exp(-ALPHA * t / VARIANCES))
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
-        t = t[:, None]
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        t = at.t[..., None]
         return -(x - self.mean(t)) / self.variances(t)
 
 
@@ -213,9 +211,7 @@ class OwnScore(Field):
         super().__init__()
         self.linear = [linear]  # not a part of the field
 
-    def forward(
-        self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, at: At) -> Tensor:
         weight = self.linear[0].weight.detach()
         return -torch.linalg.solve(weight @ weight.T, x.T).T
 

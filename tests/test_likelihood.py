@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from conftest import GAUSSIAN, MIXTURE, randn, seeded, slope, tensor
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, DataError, NumericsError
-from partikel.fields import AtScale, DiscriminatorField, ExactScoreField, Field, WhiteNoise
+from partikel.fields import At, AtScale, DiscriminatorField, ExactScoreField, Field, WhiteNoise
 from partikel.fields.ratio import DensityRatioField, FDivergenceField
 from partikel.likelihood import (
     Integrator,
@@ -231,16 +231,16 @@ def test_divergence_of_a_discriminator_is_its_laplacian() -> None:
     x, t = randn(6, 2), torch.full((6,), 0.3, dtype=torch.float64)
 
     def potential(point: Tensor) -> Tensor:
-        return field.potential(point[None], t[:1]).sum()
+        return field.potential(point[None], At(t[:1])).sum()
 
     laplacian = torch.stack(
         [torch.trace(torch.autograd.functional.hessian(potential, p)) for p in x]  # type: ignore[arg-type]
     )
-    v, found = divergence(lambda x, t, cond: field(x, t), x, t)
+    v, found = divergence(lambda x, t, cond: field(x, At(t)), x, t)
     torch.testing.assert_close(found[:, 0], laplacian)
-    torch.testing.assert_close(v, field(x, t))
+    torch.testing.assert_close(v, field(x, At(t)))
     basis = torch.eye(2, dtype=torch.float64)[:, None].expand(2, 6, 2)
-    parts = divergence(lambda x, t, cond: field(x, t), x, t, None, basis)[1]
+    parts = divergence(lambda x, t, cond: field(x, At(t)), x, t, None, basis)[1]
     torch.testing.assert_close(parts.sum(1), laplacian)
 
 
@@ -270,9 +270,7 @@ def test_jumping_gradients_are_refused() -> None:
 
 def test_a_field_without_derivative_is_refused() -> None:
     class Detached(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
+        def forward(self, x: Tensor, at: At) -> Tensor:
             return -x.detach()
 
     flow = probability_flow(ParticleModel(Detached(), GaussianPrior((2,)), steps=5))

@@ -244,7 +244,7 @@ def test_the_score_that_is_guided_is_wrong() -> None:
 
 def sampled(model: ParticleModel, n: int, real: Tensor | None = None) -> Tensor:
     start = model.prior.sample(n, generator=seeded(1), dtype=torch.float64)
-    return model.sample(n, generator=seeded(2), x=start, real=real)
+    return model.sample(n, generator=seeded(2), start=start, real=real)
 
 
 def test_langevin_samples_a_gaussian() -> None:

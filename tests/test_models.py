@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -24,8 +25,9 @@ from conftest import (
 )
 from partikel.data import Batch
 from partikel.denoising import EDMDenoiser
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NumericsError
 from partikel.fields import (
+    At,
     Context,
     DiscriminatorField,
     ExactScoreField,
@@ -37,7 +39,14 @@ from partikel.fields import (
 )
 from partikel.fields.particles import Particles
 from partikel.metrics import energy_distance, sliced_wasserstein2
-from partikel.models import Carrier, GeneratorModel, ParticleModel, surrogate_loss
+from partikel.models import (
+    Carrier,
+    GeneratorModel,
+    ParticleModel,
+    StagedParticleModel,
+    free_particles,
+    surrogate_loss,
+)
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, VESchedule
 from partikel.solvers import Euler, EulerMaruyama, Heun
@@ -72,7 +81,7 @@ def test_a_linear_field_carries_the_prior_in_closed_form() -> None:
     model = ParticleModel(linear(), PRIOR, steps=7, eta=1.8)
     whole, shift = after(7, 7, 1.8)
     x = randn(5, 2)
-    assert_close(model.sample(5, generator=seeded(), x=x), x @ whole.T + shift)
+    assert_close(model.sample(5, generator=seeded(), start=x), x @ whole.T + shift)
     samples = model.sample(20_000, generator=seeded())
     assert samples.dtype == torch.float64
     assert_moments(samples, shift, 1.5**2 * whole @ whole.T)
@@ -83,9 +92,9 @@ def test_steps_and_stop_may_differ_from_training() -> None:
     x = randn(5, 2)
     for steps, stop in ((3, None), (20, None), (7, 2), (20, 11), (3, 0)):
         whole, shift = after(steps if stop is None else stop, steps, 1.8)
-        end = model.sample(5, generator=seeded(), x=x, steps=steps, stop=stop)
+        end = model.sample(5, generator=seeded(), start=x, steps=steps, stop=stop)
         assert_close(end, x @ whole.T + shift)
-    fine = model.sample(5, generator=seeded(), x=x, steps=64, solver=Heun())
+    fine = model.sample(5, generator=seeded(), start=x, steps=64, solver=Heun())
     augmented = torch.zeros(3, 3).double()
     augmented[:2, :2], augmented[:2, 2] = 1.8 * MATRIX, 1.8 * OFFSET
     exact = torch.linalg.matrix_exp(augmented)
@@ -106,24 +115,23 @@ def test_streaming_hands_out_every_node_and_leaves_gradients_to_the_consumer() -
 
 
 def test_the_field_is_asked_at_the_times_and_noise_levels_of_the_path() -> None:
-    seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+    seen: list[At] = []
 
     class Listener(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            seen.append((t, sigma, cond))
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            seen.append(at)
             return torch.zeros_like(x)
 
     path, cond = VESchedule(10.0, 0.1), torch.tensor([2, 0, 1])
     grid = KarrasGrid(path, 0.1)
     model = ParticleModel(Listener(), PRIOR, steps=4, schedule=path, grid=grid)
-    model.sample(3, generator=seeded(), x=randn(3, 2), cond=cond)
+    model.sample(3, generator=seeded(), start=randn(3, 2), cond=cond)
     nodes = grid.nodes(4)[:4]
-    assert_close(torch.stack([t for t, _, _ in seen]), nodes[:, None].expand(4, 3))
-    levels = torch.stack([sigma for _, sigma, _ in seen if sigma is not None])
-    assert_close(levels, path.sigma(nodes)[:, None].expand(4, 3))
-    assert all(labels is cond for _, _, labels in seen)
+    assert_close(torch.stack([at.t for at in seen]), nodes)  # one time for all particles
+    levels = torch.stack([at.sigma for at in seen if at.sigma is not None])
+    assert_close(levels, path.sigma(nodes))
+    assert all(torch.equal(at.cond, cond) for at in seen if at.cond is not None)
+    assert all(at.cond is not None for at in seen)
 
 
 def test_temperature_is_noise_in_all_steps_but_the_last() -> None:
@@ -166,7 +174,7 @@ def test_edm_with_the_exact_score_reproduces_the_law(churn: float) -> None:
     def data(seed: int) -> Tensor:
         return MIXTURE.sample(n, generator=seeded(seed), dtype=torch.float64)
 
-    samples = model.sample(n, generator=seeded(2), x=data(0) + 20 * randn(n, 2, seed=1))
+    samples = model.sample(n, generator=seeded(2), start=data(0) + 20 * randn(n, 2, seed=1))
     for distance in (energy_distance, sliced_wasserstein2):
         spread = tensor([distance(data(10 + i), data(50 + i)) for i in range(12)])
         assert distance(samples, data(100)) < spread.mean() + 4 * spread.std()
@@ -178,16 +186,14 @@ def test_the_lowest_noise_levels_survive_float32() -> None:
     seen: list[Tensor] = []
 
     class Listener(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            assert sigma is not None
-            seen.append(sigma[0])
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            assert at.sigma is not None
+            seen.append(at.sigma)
             return torch.zeros_like(x)
 
     grid = KarrasGrid(path, 0.002)
     model = ParticleModel(Listener(), PRIOR, steps=28, schedule=path, grid=grid)
-    model.sample(2, generator=seeded(), x=torch.zeros(2, 2))
+    model.sample(2, generator=seeded(), start=torch.zeros(2, 2))
     exact = path.sigma(grid.nodes(28))[:-1]
     assert_close(torch.stack(seen).double(), exact, rtol=1e-3, atol=0)
 
@@ -274,11 +280,9 @@ def test_labels_stay_with_their_particles(truncate: bool) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(1).double())
 
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            assert cond is not None
-            return cond[:, None].expand_as(x).double()
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            assert at.cond is not None
+            return at.cond[:, None].expand_as(x).double()
 
     path, prior = VESchedule(5.0, 0.1), GaussianPrior((2,), std=1e-6)
     for shares in (1, 2):
@@ -305,15 +309,43 @@ def test_particles_of_a_relativistic_field_compare_with_real_samples() -> None:
     model, real = ParticleModel(critic, PRIOR, steps=2, eta=0.1), randn(9, 2, seed=3)
     points = model.particles(50, Streams(0), real=real)
     x = PRIOR.sample(50, generator=Streams(0).latent, dtype=torch.float64)
-    moved = x + 0.05 * critic.bind(Context(real=real))(x, torch.zeros(50).double())
+    moved = x + 0.05 * critic.bind(Context(real=real))(x, At(torch.zeros(50).double()))
     assert_close(points.x, torch.where(points.t[:, None] > 0, moved, x))
-    assert_close(model.sample(50, generator=seeded(), x=x, stop=1, real=real), moved)
+    assert_close(model.sample(50, generator=seeded(), start=x, stop=1, real=real), moved)
     for ask in (
         lambda: model.particles(4, Streams(0)),
         lambda: model.sample(4, generator=seeded()),
     ):
         with pytest.raises(ConfigError, match="real"):
             ask()
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_an_explosion_in_training_is_reported(truncate: bool) -> None:
+    wild = LinearField(1e200 * torch.eye(2).double(), torch.zeros(2).double())
+    model = ParticleModel(wild, PRIOR, steps=6, truncate=truncate)
+    with pytest.raises(NumericsError, match=r"particles left the finite numbers at step 2 of"):
+        model.particles(30, Streams(0))
+    staged = StagedParticleModel(wild, PRIOR, steps=6, pool=30, stage_draws=1).double()
+    for _ in range(2):  # the pool's start, and its first step
+        assert staged.particles(10, Streams(0)).x.isfinite().all()
+    with pytest.raises(NumericsError, match=r"particles left the finite numbers at step 2 of"):
+        staged.particles(10, Streams(0))
+    assert staged.pool.isfinite().all()  # it stays where it was
+
+
+def test_paths_end_at_their_last_node_in_training() -> None:
+    """What happens after it is nobody's business: neither drawn nor computed."""
+    asked: list[tuple[float, int]] = []
+
+    class Listener(Field):
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            asked.append((round(float(5 * at.t)), len(x)))
+            return torch.zeros_like(x)
+
+    points = ParticleModel(Listener(), PRIOR, steps=5).particles(40, Streams(2))
+    nodes = (points.t * 5).round().long()
+    assert asked == [(i, int((nodes > i).sum())) for i in range(int(nodes.max()))]
 
 
 def test_records_are_cut_whole() -> None:
@@ -360,7 +392,7 @@ def test_a_generator_gives_particles_and_samples(generator_network: Affine) -> N
     assert_close(points.t, torch.full((6,), 2.0).double())
     assert not points.x.requires_grad
     cond = torch.arange(6)
-    assert_close(model.sample(6, generator=seeded(), z=z, cond=cond), points.x + cond[:, None])
+    assert_close(model.sample(6, generator=seeded(), start=z, cond=cond), points.x + cond[:, None])
     drawn = latent.sample(6, generator=seeded(), dtype=torch.float64)
     assert_close(model.sample(6, generator=seeded()), generator_network(drawn).detach())
 
@@ -368,20 +400,14 @@ def test_a_generator_gives_particles_and_samples(generator_network: Affine) -> N
 def test_the_surrogate_asks_at_samples_with_labels_and_context(
     generator_network: Affine,
 ) -> None:
-    seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+    seen: list[tuple[At, Tensor | None]] = []
 
     class Listener(Field):
         requires = frozenset({"real"})
 
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
-            seen.append((t, sigma, cond))
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            seen.append((at, self.context.real))
             return torch.ones_like(x)
-
-        def bind(self, context: Context) -> Field:
-            assert context.real is real.x
-            return self
 
     real = Batch(randn(4, 2), torch.tensor([3, 1, 0, 2]))
     model = GeneratorModel(
@@ -390,10 +416,11 @@ def test_the_surrogate_asks_at_samples_with_labels_and_context(
     (loss,) = model.losses()
     assert loss.needs == {"real"}
     value = loss.compute(TrainingBatch(real, None, 4, Streams(1)))
-    ((t, sigma, cond),) = seen
-    assert_close(t, torch.full((4,), 2.0).double())
-    assert sigma is None
-    assert cond is real.cond
+    ((at, bound),) = seen
+    assert bound is real.x
+    assert_close(at.t, tensor(2.0))
+    assert at.sigma is None
+    assert at.cond is real.cond
     z = GaussianPrior((3,)).sample(4, generator=Streams(1).latent, dtype=torch.float64)
     x = generator_network(z, None, real.cond)
     assert_close(value.loss, surrogate_loss(x, torch.ones_like(x)))
@@ -424,6 +451,46 @@ def test_a_field_without_noise_level_says_what_to_do(generator_network: Affine) 
         carried.losses()[-1].compute(TrainingBatch(None, None, 4, Streams(0)))
 
 
+def test_a_generator_has_no_steps_solver_or_guidance(generator_network: Affine) -> None:
+    model = GeneratorModel(ExactScoreField(GAUSSIAN), generator_network, GaussianPrior((3,)))
+    for options in ({"steps": 3}, {"stop": 1}, {"solver": Heun()}, {"guidance": 2.0}):
+        (name,) = options
+        with pytest.raises(ConfigError, match=f"one call: leave out {name}"):
+            model.sample(4, generator=seeded(), **options)  # type: ignore[arg-type]
+    assert (model.kind, model.steps, model.shape, model.evaluations()) == (
+        "generator",
+        None,
+        None,
+        1,
+    )
+
+
+# --- one question, every carrier ---
+
+
+def carriers(base: type[Carrier] = Carrier) -> list[type[Carrier]]:
+    below = [each for each in base.__subclasses__() if each.__module__.startswith("partikel.")]
+    return below + [each for direct in below for each in carriers(direct)]
+
+
+@pytest.mark.parametrize("question", ["sample", "particles", "move", "start", "evaluations"])
+def test_every_carrier_is_asked_alike(question: str) -> None:
+    found = carriers()
+    assert {GeneratorModel, ParticleModel, StagedParticleModel} <= set(found)
+    asked = inspect.signature(getattr(Carrier, question))
+    assert all(inspect.signature(getattr(each, question)) == asked for each in found)
+
+
+def test_free_particles_are_asked_for_by_what_they_do(generator_network: Affine) -> None:
+    free = ParticleModel(still(), PRIOR, steps=3, solver=Heun())
+    assert free_particles(free, "") is free
+    assert (free.kind, free.steps, free.shape) == ("particles", 3, (2,))
+    assert (free.evaluations(), free.evaluations(steps=5, stop=2, solver=Euler())) == (6, 2)
+    carried = GeneratorModel(still(), generator_network, GaussianPrior((3,)))
+    with pytest.raises(ConfigError, match="take another model"):
+        free_particles(carried, "take another model")
+
+
 # --- one field, two carriers ---
 
 
@@ -446,7 +513,7 @@ def test_the_same_field_object_goes_into_both_carriers(
     assert all(model.field is field for model in models)
 
     def answers() -> tuple[Tensor, Tensor]:
-        x = free.sample(4, generator=seeded(), x=randn(4, 2))
+        x = free.sample(4, generator=seeded(), start=randn(4, 2))
         value = carried.losses()[-1].compute(TrainingBatch(None, None, 4, Streams(0)))
         return x, value.loss.detach()
 
@@ -467,7 +534,7 @@ def test_the_field_moves_both_carriers_alike(generator_network: Affine) -> None:
     free = ParticleModel(critic, PRIOR, steps=1)
     x = carried.sample(5, generator=Streams(2).latent)
     value = carried.losses()[-1].compute(TrainingBatch(None, None, 5, Streams(2)))
-    velocity = free.sample(5, generator=seeded(), x=x) - x
+    velocity = free.sample(5, generator=seeded(), start=x) - x
     assert_close(value.loss.detach(), -(x * velocity).sum(1))
     (in_bias,) = torch.autograd.grad(value.loss.sum(), generator_network.bias)
     assert_close(in_bias, -velocity.sum(0))
@@ -528,7 +595,7 @@ def test_a_given_diffusion_is_kept_in_all_steps_by_its_own_solver() -> None:
         solver=EulerMaruyama(),
     )
     x = GAUSSIAN.sample(10_000, generator=seeded(), dtype=torch.float64)
-    end = model.sample(len(x), generator=seeded(1), x=x)
+    end = model.sample(len(x), generator=seeded(1), start=x)
     assert_mean(end, GAUSSIAN.mean)
     assert_close(torch.cov(end.T), GAUSSIAN.covariance, atol=0.05, rtol=0)
 

@@ -14,7 +14,7 @@ from conftest import MIXTURE, randn, seeded, tensor
 from partikel.app.show.plots import save_figure
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError
-from partikel.fields import Context, ExactScoreField
+from partikel.fields import At, Context, ExactScoreField
 from partikel.fields.ratio import DensityRatioField, KernelScoreField
 from partikel.models import GeneratorModel
 from partikel.models import ntk as generators
@@ -65,7 +65,7 @@ def test_a_field_of_the_whole_cloud_is_asked_once() -> None:
 
     def velocity(x: Tensor) -> Tensor:
         asked.append(len(x))
-        return bound(x, torch.ones(len(x), dtype=x.dtype))
+        return bound(x, At(torch.ones(len(x), dtype=x.dtype)))
 
     whole = ntk_operator(g, z, velocity)
     assert_close(ntk_operator(g, z, velocity, chunk=2), whole)
@@ -118,7 +118,7 @@ def test_kernels_beyond_a_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def score(x: Tensor) -> Tensor:
-    return ExactScoreField(MIXTURE)(x, torch.ones(len(x), dtype=x.dtype))
+    return ExactScoreField(MIXTURE)(x, At(torch.ones(len(x), dtype=x.dtype)))
 
 
 def test_smoothing_is_the_operator() -> None:

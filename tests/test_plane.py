@@ -18,7 +18,7 @@ from partikel.app.runs import Run, load
 from partikel.data import DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, NumericsError
-from partikel.fields import DiscriminatorField, ExactScoreField
+from partikel.fields import At, DiscriminatorField, ExactScoreField
 from partikel.fields.terms import AtScale
 from partikel.models import ParticleModel
 from partikel.schedules import GeometricGrid, Schedule, VESchedule, VPSchedule
@@ -53,7 +53,7 @@ def test_laws_of_gaussians(path: Schedule, lambda2: float) -> None:
     for node in (0, 40, 100):
         exact = Gaussian(means[node], covariances[node])
         x = exact.sample(300, generator=seeded(), dtype=torch.float64)
-        error = law(x, times[node].expand(300)) - exact.score(x)
+        error = law(x, At(times[node])) - exact.score(x)
         assert float(error.norm() / exact.score(x).norm()) < 0.02
 
 
@@ -67,7 +67,7 @@ def test_laws_of_mixtures() -> None:
             data = MIXTURE.sample(300, generator=seeded(), dtype=torch.float64)
             x, u = path.noised(data, t, generator=seeded(1)), path.u(times[node])
             exact = u * MIXTURE.score(u * x, path.sigma(t))
-            assert float((law(x, t) - exact).norm() / exact.norm()) < 0.04
+            assert float((law(x, At(times[node])) - exact).norm() / exact.norm()) < 0.04
 
 
 def test_mass_is_kept_and_g_does_not_matter() -> None:
@@ -104,7 +104,7 @@ def test_particles_keep_the_law_whatever_g(g2: float, kept_law: GridLaw) -> None
     )
     data = MIXTURE.sample(3000, generator=seeded(4), dtype=torch.float64)
     start = path.noised(data, torch.zeros(3000).double(), generator=seeded(5))
-    assert_moments(model.sample(3000, generator=seeded(6), x=start), *moments(law))
+    assert_moments(model.sample(3000, generator=seeded(6), start=start), *moments(law))
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -241,7 +241,8 @@ def test_fields_of_a_run(runs: dict[str, Run]) -> None:
     x, t = torch.randn(5, 2, generator=seeded()), torch.full((5,), 3.0)
     score, critic, path = learned_fields(runs["edm"].model)
     sigma = torch.full((5,), 2.0)  # EDM's at t = 3
-    assert_close(2 * score(x, t, sigma), runs["edm"].model.field(x, t, sigma))
+    at = At(t, sigma)
+    assert_close(2 * score(x, at), runs["edm"].model.field(x, at))
     assert critic is None
     assert path == VESchedule(5.0, 0.02)
     for name, expected in (("ve", VESchedule(10.0, 0.02)), ("vp", VPSchedule())):
@@ -253,7 +254,7 @@ def test_fields_of_a_run(runs: dict[str, Run]) -> None:
         assert model.schedule is not None
         t = torch.full((5,), 0.4) * model.schedule.horizon
         flow = DiffFlow.reverse(model.schedule, g2=1.0, lambda2=0.5)
-        assert_close(flow.field(score, critic)(x, t), model.field(x, t))
+        assert_close(flow.field(score, critic)(x, At(t)), model.field(x, At(t)))
 
 
 @pytest.mark.parametrize("name", ["edm", "ve", "vp"])

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from partikel.app.config import make_recipe
 from partikel.data import open_dataset
 from partikel.errors import ConfigError
-from partikel.fields import Scaled
+from partikel.fields import At, Scaled
 from partikel.models import StagedParticleModel
 from partikel.recipes import DiffFlowGAN, DiffODEGAN, PlanePoint, System
 from partikel.streams import Streams
@@ -48,8 +48,9 @@ def test_the_score_alone_drives_langevin_sde_and_ode(lambda2: float, scores: flo
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0, 39.5, 6)
     sigma = 40 - t
+    at = At(t, sigma)
     # EDM's own field is half_rate · s_p = ½ g_s² s_p
-    assert_close(model.field(x, t, sigma), scores * edm(x, t, sigma), rtol=1e-4, atol=1e-5)
+    assert_close(model.field(x, at), scores * edm(x, at), rtol=1e-4, atol=1e-5)
     if lambda2 == 2:
         assert model.diffusion is None  # type: ignore[union-attr]
     else:
@@ -93,7 +94,7 @@ def test_diffode_gan_moves_by_the_log_ratio() -> None:
     point = x.clone().requires_grad_()
     critic = next(m for m in model.modules() if type(m).__name__ == "DiscriminatorField")
     (gradient,) = torch.autograd.grad(critic.network(point, t[:, None]).sum(), point)
-    assert_close(model.field(x, t), 3.0 * gradient, rtol=1e-4, atol=1e-6)
+    assert_close(model.field(x, At(t)), 3.0 * gradient, rtol=1e-4, atol=1e-6)
     with pytest.raises(ConfigError, match="forget"):
         dataclasses.replace(recipe, staged=True).compose(open_dataset(recipe.data))
 

@@ -4,7 +4,6 @@ correctors, adaptive steps, and how few evaluations sample a mixture."""
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +37,7 @@ from partikel.schedules import (
 )
 from partikel.solvers import (
     DDIM,
+    RK4,
     SOLVERS,
     SRA1,
     AdaptiveODE,
@@ -48,8 +48,10 @@ from partikel.solvers import (
     Euler,
     EulerMaruyama,
     Heun,
+    Midpoint,
     PredictorCorrector,
     Solver,
+    Step,
     StochasticHeun,
     brownian_increments,
 )
@@ -131,12 +133,20 @@ def decay() -> Dynamics:
 @on_every_path
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(DDIM(), 1), (DPMSolver2M(), 2), (Heun(), 2), (StochasticHeun(), 2), (SRA1(), 2)],
+    [
+        (DDIM(), 1),
+        (DPMSolver2M(), 2),
+        (Heun(), 2),
+        (Midpoint(), 2),
+        (RK4(), 4),
+        (StochasticHeun(), 2),
+        (SRA1(), 2),
+    ],
 )
 def test_order_on_the_flow_of_a_mixture(solver: Solver, order: int, path: Schedule) -> None:
     x, dynamics = start(MIXTURE, path, 64), reverse(MIXTURE, path)
     grid = KarrasGrid(path, path.sigma_end, rho=3.0)
-    exact = AdaptiveODE(rtol=1e-9, atol=1e-9).solve(dynamics, x, grid.nodes(1)).x
+    exact = AdaptiveODE("dopri8", rtol=1e-11, atol=1e-11).solve(dynamics, x, grid.nodes(1)).x
     steps = [32, 64, 128]
     errors = [(solver.solve(dynamics, x, grid.nodes(n)).x - exact).norm() for n in steps]
     assert abs(slope(1 / tensor(steps), torch.stack(errors)) - order) < 0.2
@@ -238,7 +248,7 @@ def test_weak_order_on_a_nonlinear_sde(solver: Solver, weak: int) -> None:
     to_modes = to_points.mH / len(grid)
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
-        return torch.sin(x) + 0.5 * (1 + t)[:, None] * torch.cos(2 * x)
+        return torch.sin(x) + 0.5 * (1 + t) * torch.cos(2 * x)
 
     dynamics = Dynamics(drift, lambda t: 0.5 * (1 + t))
     final = (torch.sin(grid) + torch.cos(grid)).to(to_modes.dtype)
@@ -249,7 +259,7 @@ def test_weak_order_on_a_nonlinear_sde(solver: Solver, weak: int) -> None:
             to_points @ (1j * modes * coefficients),
             to_points @ (modes**2 * coefficients),
         )
-        a = drift(grid[:, None], torch.full_like(grid, t))[:, 0]
+        a = drift(grid[:, None], tensor(t))[:, 0]
         return a * first - (0.5 * (1 + t)) ** 2 / 2 * second
 
     exact, n = final, 400
@@ -268,9 +278,9 @@ def test_weak_order_on_a_nonlinear_sde(solver: Solver, weak: int) -> None:
     steps, errors = [8, 16, 32], []
     for n in steps:
         v, times = final, UniformGrid().nodes(n).tolist()
-        for t, t_next in reversed(list(pairwise(times))):
+        for i, (t, t_next) in reversed(list(enumerate(pairwise(times)))):
             x = grid.repeat_interleave(len(weights) ** 2)[:, None]
-            x = solver.step(dynamics, x, t, t_next, noise, t_next == 1)
+            x = solver.step(dynamics, x, Step(t, t_next, i, n, noise))
             ends = (torch.exp(1j * x * modes) @ (to_modes @ v)).real
             ends = ends.view(len(grid), len(weights), len(weights))
             v = (ends @ weights @ weights).to(final.dtype)
@@ -289,7 +299,7 @@ def test_the_reverse_sde_of_a_gaussian_ends_in_it(solver: Solver) -> None:
 
 def test_sra1_never_asks_at_the_end() -> None:
     asked: list[float] = []
-    dynamics = Dynamics(lambda x, t: asked.append(float(t[0])) or -x, defined_at_end=False)
+    dynamics = Dynamics(lambda x, t: asked.append(float(t)) or -x, defined_at_end=False)
     SRA1().solve(dynamics, randn(2, 2), UniformGrid().nodes(2))
     assert asked == [0, 0.375, 0.5, 0.875]
 
@@ -385,15 +395,20 @@ def test_runs_of_a_multistep_method_do_not_meet(cut: int) -> None:
     path, solver = EDMSchedule(3.0), DPMSolver2M()
     dynamics, nodes = reverse(MIXTURE, path), KarrasGrid(path).nodes(6)
     starts = [start(MIXTURE, path, 20, seed) for seed in (0, 5)]
-    alone = [[state.x for state in solver.stream(dynamics, x, nodes)] for x in starts]
+    alone = [[state.x for state in DPMSolver2M().stream(dynamics, x, nodes)] for x in starts]
     turns = zip(*(solver.stream(dynamics, x, nodes) for x in starts), strict=True)
     for i, pair in enumerate(turns):
         for state, states in zip(pair, alone, strict=True):
             assert torch.equal(state.x, states[i])
-    run, x = solver.prepared(6), starts[0]
-    for i, (t, t_next) in enumerate(pairwise(nodes.tolist())):
-        x = run.step(dynamics, x[: cut if i > 2 else None], t, t_next, None, i == 5)
-    assert_close(x, alone[0][-1][:cut])
+    *_, end = solver.stream(dynamics, starts[0], nodes, keep=[20] * 3 + [cut] * 3)
+    assert_close(end.x, alone[0][-1][:cut])
+
+
+def test_a_step_without_a_past_is_ddims() -> None:
+    path = PATHS["edm"]
+    x, dynamics = start(MIXTURE, path, 9), reverse(MIXTURE, path)
+    ends = [solver.step(dynamics, x, Step(0.5, 1.5, 2, 4)) for solver in (DPMSolver2M(), DDIM())]
+    assert torch.equal(*ends)
 
 
 # --- the loop ---
@@ -418,6 +433,77 @@ def test_stopping_early_is_the_whole_run_cut_off(name: str, stop: int) -> None:
         assert (a.step, a.t, a.evaluations) == (b.step, b.t, b.evaluations)
 
 
+ONE_STEP = [name for name in SOLVERS if not SOLVERS[name]().multistep]
+
+
+@pytest.mark.parametrize("solver", [*(SOLVERS[name]() for name in ONE_STEP), Heun(churn=2.0)])
+@pytest.mark.parametrize(("begin", "stop"), [(0, 2), (1, 4), (2, 3), (3, None), (4, None)])
+def test_a_run_from_a_node_is_a_part_of_the_whole_run(
+    solver: Solver, begin: int, stop: int | None
+) -> None:
+    """Also of its noise, which comes by time, and of its churn, which counts the path's steps."""
+    path = EDMSchedule(3.0)
+    nodes, x = KarrasGrid(path).nodes(4), start(MIXTURE, path, 5)
+    takes_noise = isinstance(solver, EulerMaruyama | StochasticHeun | SRA1 | PredictorCorrector)
+    dynamics = reverse(MIXTURE, path, noise=1.0 if takes_noise else 0.0)
+    brownian = BrownianPath(x.shape, path.horizon, generator=seeded(3))
+    whole = list(solver.stream(dynamics, x, nodes, brownian=brownian))
+    part = list(
+        solver.stream(dynamics, whole[begin].x, nodes, start=begin, stop=stop, brownian=brownian)
+    )
+    assert len(part) == (4 if stop is None else stop) - begin + 1
+    for a, b in zip(whole[begin:], part, strict=False):
+        assert torch.equal(a.x, b.x)
+        assert (a.step, a.t, a.evaluations - whole[begin].evaluations) == (
+            b.step,
+            b.t,
+            b.evaluations,
+        )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SOLVERS if name not in ("adaptive", "predictor-corrector")]
+)
+def test_particles_that_leave_early_stand_where_the_whole_run_takes_them(name: str) -> None:
+    """From the back; the two left out take their step's size from the whole batch."""
+    path, keep = EDMSchedule(3.0), [6, 4, 4, 1]
+    nodes, x, dynamics = KarrasGrid(path).nodes(4), start(MIXTURE, path, 6), reverse(MIXTURE, path)
+    whole = list(plain(name).stream(dynamics, x, nodes))
+    kept = list(plain(name).stream(dynamics, x, nodes, keep=keep))
+    assert [len(state.x) for state in kept] == [6, *keep]
+    for a, b in zip(whole, kept, strict=True):
+        assert_close(a.x[: len(b.x)], b.x)
+        assert (a.step, a.t, a.evaluations) == (b.step, b.t, b.evaluations)
+    later = list(plain(name).stream(dynamics, x, nodes, start=1, stop=3, keep=keep))
+    assert [len(state.x) for state in later] == [6, 4, 4]  # keep counts from the path's start
+
+
+@on_every_path
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(Euler(), 1), (DDIM(), 1), (DPMSolver2M(), 2), (Heun(), 2), (Midpoint(), 2), (RK4(), 4)],
+)
+def test_there_and_back_again(solver: Solver, order: int, path: Schedule) -> None:
+    """Falling nodes integrate backwards, to the start: up to the method's order at least."""
+    x, dynamics = start(MIXTURE, path, 64), reverse(MIXTURE, path)
+    grid, steps, errors = KarrasGrid(path, path.sigma_end, rho=3.0), [32, 64, 128], []
+    for n in steps:
+        there = solver.solve(dynamics, x, grid.nodes(n))
+        back = list(solver.stream(dynamics, there.x, grid.nodes(n).flip(0)))
+        assert [state.t for state in back] == grid.nodes(n).flip(0).tolist()
+        errors.append((back[-1].x - x).norm())
+    assert slope(1 / tensor(steps), torch.stack(errors)) > order - 0.2
+    assert errors[-1] < 0.1 * (there.x - x).norm()
+
+
+def test_adaptive_steps_there_and_back_again() -> None:
+    path, solver = PATHS["vp"], AdaptiveODE(rtol=1e-9, atol=1e-9)
+    x, dynamics = start(MIXTURE, path, 64), reverse(MIXTURE, path)
+    nodes = UniformGrid(path.horizon).nodes(3)
+    there = solver.solve(dynamics, x, nodes).x
+    assert_close(solver.solve(dynamics, there, nodes.flip(0)).x, x, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("solver", "inside", "to_zero"),  # evaluations of one step
     [
@@ -426,6 +512,8 @@ def test_stopping_early_is_the_whole_run_cut_off(name: str, stop: int) -> None:
         (EulerMaruyama(), 1, 1),
         (StochasticHeun(), 2, 1),
         (SRA1(), 2, 2),
+        (Midpoint(), 2, 2),
+        (RK4(), 4, 1),
         (PredictorCorrector(), 2, 1),
         (PredictorCorrector(Heun(), corrections=3), 5, 1),
         (PredictorCorrector(Heun(), corrections=0), 2, 1),
@@ -615,7 +703,7 @@ def test_adaptive_steps_give_the_nodes_of_the_grid(method: str) -> None:
     def drift(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return torch.cos(t)[:, None] * x
+        return torch.cos(t) * x
 
     nodes = tensor([0.0, 0.3, 2.0, 5.0])
     solver = AdaptiveODE(method, rtol=1e-6, atol=1e-6)
@@ -634,7 +722,7 @@ def test_adaptive_steps_never_leave_the_path() -> None:
     exact = reverse(MIXTURE, path).drift
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
-        asked.append(float(t[0]))
+        asked.append(float(t))
         return exact(x, t)
 
     dynamics = Dynamics(drift, schedule=path, defined_at_end=False)
@@ -691,16 +779,11 @@ def test_exponential_integrators_need_levels(solver: Solver) -> None:
         solver.solve(decay(), randn(2, 2), UniformGrid().nodes(4))
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMSolver2M(), AdaptiveODE()])
+@pytest.mark.parametrize("solver", [DDIM(), DPMSolver2M(), AdaptiveODE(), Midpoint(), RK4()])
 def test_solvers_of_odes_refuse_noise(solver: Solver) -> None:
     dynamics = reverse(GAUSSIAN, PATHS["edm"], noise=1)
     with pytest.raises(ConfigError, match=f"{type(solver).__name__} integrates ODEs"):
         solver.solve(dynamics, randn(2, 2), UniformGrid().nodes(4), generator=seeded())
-
-
-def test_a_multistep_method_is_prepared() -> None:
-    with pytest.raises(ValueError, match="prepared"):
-        DPMSolver2M().step(reverse(GAUSSIAN, PATHS["edm"]), randn(2, 2), 0.0, 1.0, None, False)
 
 
 def test_a_corrector_needs_a_score_noise_and_sense() -> None:
@@ -720,12 +803,6 @@ def test_increments_alone_do_not_do_for_all() -> None:
     noise, nodes = Dynamics(lambda x, t: -x, torch.ones_like), UniformGrid().nodes(4)
     with pytest.raises(ConfigError, match="BrownianPath"):
         SRA1().solve(noise, randn(2, 2), nodes, brownian=lambda x, t, t_next: x)
-
-
-def test_adaptive_steps_without_torchdiffeq(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    with pytest.raises(ConfigError, match="pip install torchdiffeq"):
-        AdaptiveODE()
 
 
 def test_adaptive_settings_that_make_no_sense() -> None:

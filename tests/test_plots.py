@@ -25,6 +25,8 @@ from partikel.app.show.pages import RunSummary, write_page
 from partikel.denoising import EDMDenoiser
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import (
+    At,
+    Context,
     DiscriminatorField,
     ExactScoreField,
     Field,
@@ -332,7 +334,7 @@ def test_the_background_is_what_particles_ascend(objective: str, weight: float) 
     ) / (2 * step)
     points = torch.stack([extent[0] + columns * step, extent[2] + rows * step], 1).double()
     t = torch.ones(4, dtype=torch.float64)
-    field = model._bound(real, rng())(points, t)
+    field = model.field.bind(Context(real=real, generator=rng()))(points, At(t))
     assert_close(slope.double(), field, rtol=0.02, atol=0.01 * float(field.abs().max()))
 
 
@@ -359,9 +361,7 @@ def test_noise_of_images_is_scaled_to_be_seen() -> None:
     schedule = EDMSchedule(20.0)
 
     class Shrink(Field):
-        def forward(
-            self, x: Tensor, t: Tensor, sigma: Tensor | None = None, cond: Tensor | None = None
-        ) -> Tensor:
+        def forward(self, x: Tensor, at: At) -> Tensor:
             return -x / 20
 
     model = ParticleModel(Shrink(), GaussianPrior((1, 4, 4), 20.0), steps=20, schedule=schedule)
@@ -407,9 +407,9 @@ def test_training_frames_show_outputs_and_field() -> None:
     assert all(module.training for module in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
     model.eval()
-    x = model.sample(30, generator=rng(), z=z)
+    x = model.sample(30, generator=rng(), start=z)
     assert_close(frame.x, x)
-    assert_close(frame.arrows["field"], model.field(x, torch.ones(30)))
+    assert_close(frame.arrows["field"], model.field(x, At(torch.ones(30))))
     assert frame.potential is not None
     assert frame.extent == plots.view_of(cloud())
     assert "12" in frame.label
@@ -431,16 +431,16 @@ def test_perturbed_fields_are_shown_term_by_term() -> None:
     model = score_gan().double()
     z = torch.randn(20, 4, generator=rng(), dtype=torch.float64)
     frame = animation.training_frame(model, z, step=3, generator=rng(5), sigma=0.7)
-    x = model.sample(20, generator=rng(), z=z)
+    x = model.sample(20, generator=rng(), start=z)
     noise = torch.randn(20, 2, generator=rng(5), dtype=torch.float64)
     assert_close(frame.x, (x + 0.7 * noise).float())
     assert set(frame.arrows) == {"data score", "− own score"}
     assert isinstance(model.field, Perturbed)
     data, own, _ = model.field.field.terms  # type: ignore[union-attr, misc]
-    t, sigma = torch.ones(20).double(), torch.full((20,), 0.7).double()
-    at = x + 0.7 * noise
-    assert_close(frame.arrows["data score"], data(at, t, sigma).float())
-    assert_close(frame.arrows["− own score"], own(at, t, sigma).float())
+    at = At(torch.ones(20).double(), torch.full((20,), 0.7).double())
+    noised = x + 0.7 * noise
+    assert_close(frame.arrows["data score"], data(noised, at).float())
+    assert_close(frame.arrows["− own score"], own(noised, at).float())
     again = animation.training_frame(model, z, step=3, generator=rng(5), sigma=0.7)
     assert torch.equal(again.x, frame.x)
 

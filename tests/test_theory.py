@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from conftest import GAUSSIAN, OTHER, LinearField, assert_mean, randn, seeded, tensor
 from partikel.diffflow import PRESETS, DiffFlow
 from partikel.errors import ConfigError, NumericsError
-from partikel.fields import ExactScoreField
+from partikel.fields import At, ExactScoreField
 from partikel.schedules import ConstantSchedule, SubVPSchedule, VESchedule, VPSchedule
 from partikel.studies.gaussian_laws import (
     convergence,
@@ -62,8 +62,8 @@ def test_moments_move_as_the_composed_field_moves_points(flow: DiffFlow) -> None
     own = torch.linalg.inv(S)
     ratio = LinearField(own - u**2 * P, u * P @ GAUSSIAN.mean - own @ m)
     drift = flow.with_g2(1.6).field(ExactScoreField(GAUSSIAN), ratio)
-    assert_close((means[2] - means[0]) / (2 * step), drift(m[None], t)[0], rtol=1e-5, atol=1e-7)
-    jacobian = torch.autograd.functional.jacobian(lambda x: drift(x[None], t)[0], m)
+    assert_close((means[2] - means[0]) / (2 * step), drift(m[None], At(t))[0], rtol=1e-5, atol=1e-7)
+    jacobian = torch.autograd.functional.jacobian(lambda x: drift(x[None], At(t))[0], m)
     assert isinstance(jacobian, Tensor)
     noise = flow.with_g2(1.6).noise(t) ** 2 * IDENTITY
     expected = jacobian @ S + S @ jacobian.T + noise

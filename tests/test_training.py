@@ -485,7 +485,7 @@ def test_half_precision_changes_losses_by_its_rounding(precision: str) -> None:
     assert isinstance(half.model, GeneratorModel)
     particles = half.model.particles(4, half.streams)
     assert particles.x.dtype == torch.float32
-    field = half.model.field(particles.x, particles.t)
+    field = half.model.field(particles.x, particles.at)
     assert field.dtype == torch.float32
 
 

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from conftest import GAUSSIAN, MIXTURE, OTHER, randn, seeded, tensor
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
-from partikel.fields import Field
+from partikel.fields import At, Field
 from partikel.fields.terms import LogRatioField
 from partikel.metrics import energy_distance
 from partikel.schedules import VESchedule
@@ -208,8 +208,8 @@ def test_a_mixture_moves_as_its_components(g2: float) -> None:
 def test_own_scores_are_those_of_the_nearest_node() -> None:
     x, own = randn(5, 2), OwnScore([GAUSSIAN, OTHER], tensor([0.0, 1.0]))
     for t, law in ((0.0, GAUSSIAN), (0.1, GAUSSIAN), (1.0, OTHER)):
-        assert_close(own(x, tensor(t).expand(5)), law.score(x))
-    assert_close(own(x, tensor(1.0).expand(5), tensor(0.7).expand(5)), OTHER.score(x))
+        assert_close(own(x, At(tensor(t))), law.score(x))
+    assert_close(own(x, At(tensor(1.0), tensor(0.7))), OTHER.score(x))
 
 
 def test_divergences_by_quadrature() -> None:
