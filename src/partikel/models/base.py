@@ -163,8 +163,8 @@ class Carrier(nn.Module, ABC):
         return torch.multinomial(shares, n, replacement=True, generator=generator)
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, ...) draws of the prior, in the dtype of the model's weights."""
-        like = next(self.parameters(), None)
+        """(n, ...) draws of the prior, in the dtype of the weights that sampling evaluates."""
+        like = next(self.sampled.parameters(), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
         return self.prior.sample(n, generator=generator, dtype=dtype)
 
