@@ -49,7 +49,7 @@ from partikel.models import (
 )
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, VESchedule
-from partikel.solvers import Euler, EulerMaruyama, Heun
+from partikel.solvers import DPMSolver2M, Euler, EulerMaruyama, Heun
 from partikel.streams import Streams
 
 MATRIX, OFFSET = tensor([[-0.8, 0.5], [-0.3, 0.4]]), tensor([0.6, -0.2])
@@ -397,6 +397,12 @@ def test_a_generator_gives_particles_and_samples(generator_network: Affine) -> N
     assert_close(model.sample(6, generator=seeded()), generator_network(drawn).detach())
 
 
+def test_latents_have_the_dtype_of_the_generator(generator_network: Affine) -> None:
+    model = GeneratorModel(linear(), generator_network.float(), GaussianPrior((3,)))
+    assert model.particles(2, Streams(0)).x.dtype == torch.float32
+    assert model.sample(2, generator=seeded()).dtype == torch.float32
+
+
 def test_the_surrogate_asks_at_samples_with_labels_and_context(
     generator_network: Affine,
 ) -> None:
@@ -561,6 +567,12 @@ def test_the_field_moves_both_carriers_alike(generator_network: Affine) -> None:
                 3, Streams(0)
             ),
             "times_per_path",
+        ),
+        (
+            lambda: StagedParticleModel(
+                still(), PRIOR, steps=2, pool=2, stage_draws=1, solver=DPMSolver2M()
+            ),
+            "multistep",
         ),
         (
             lambda: ParticleModel(still(), PRIOR, steps=2).sample(1, generator=seeded(), stop=3),

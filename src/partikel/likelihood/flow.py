@@ -137,7 +137,7 @@ def probability_flow(
             "this field depends on the whole cloud, so that no single particle has a density to "
             "follow: measure the samples ('partikel evaluate')."
         )
-    if "generator" in field.needs:
+    if field.draws:
         raise ConfigError(
             "this field draws random numbers wherever it is asked, so that it is no ODE: leave out "
             "its noise, perturbation or augmentation."
