@@ -192,11 +192,7 @@ class Carrier(nn.Module, ABC):
         return torch.multinomial(shares, n, replacement=True, generator=generator)
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-<<<<<<< HEAD
         """(n, ...) draws of the prior, in the dtype of the model's weights."""
-=======
-        """(n, ...) draws of the prior, in the dtype of the weights that sampling evaluates."""
->>>>>>> coretests2
         like = next(self.sampled.parameters(), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
         return self.prior.sample(n, generator=generator, dtype=dtype)
