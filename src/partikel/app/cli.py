@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SolverName: TypeAlias = Literal[
     "euler",
     "heun",
+    "midpoint",
+    "rk4",
     "ddim",
     "dpmpp-2m",
     "adaptive",
