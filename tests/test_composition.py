@@ -347,3 +347,26 @@ def test_the_average_is_what_evaluation_sees() -> None:
     assert_close(averaged[-1], kept.detach())
     raw = next(model.sampled.parameters()).detach()
     assert not torch.allclose(averaged[-1], raw, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loop_lets_a_carrier_move_its_teacher() -> None:
+    """After each iteration, when its phases have run."""
+
+    class Taught(GeneratorModel):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.seen: list[torch.Tensor] = []
+
+        def updated(self) -> None:
+            self.seen.append(next(self.generator.parameters()).detach().clone())
+
+    critic = DiscriminatorField(MLP((2,), (), width=4, depth=1))
+    model = Taught(critic, MLP((3,), (2,), width=4, depth=1), GaussianPrior((3,)))
+    phases = [Phase("discriminator", batch=8), Phase("generator", batch=8)]
+    weights = [
+        next(model.generator.parameters()).detach().clone()
+        for _ in Trainer(model, DATA, phases, iterations=3).run()
+    ]
+    assert len(model.seen) == 3
+    assert all(torch.equal(a, b) for a, b in zip(model.seen, weights, strict=True))
+    assert not torch.equal(weights[0], weights[2])
