@@ -12,6 +12,7 @@ import inspect
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -25,6 +26,7 @@ from typing_extensions import Self
 from partikel.data import Batch
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields.particles import At, Particles
+from partikel.objectives import exact
 from partikel.schedules import Schedule
 from partikel.streams import Streams
 from partikel.tensors import expand_like
@@ -392,7 +394,7 @@ def ascent(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Te
         (B,) values and (B, ...) gradients.
     """
     followed = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
+    with torch.enable_grad(), exact() if followed else nullcontext():  # differentiated once more
         point = x if followed else x.detach().requires_grad_()
         value = potential(point)
         (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=followed)
