@@ -59,12 +59,20 @@ class TrainingBatch:
         particles: particles of the carrier, without gradients, where the loss needs them.
         size: number of samples of the update.
         streams: the random streams to draw from.
+        cond: (size,) labels for what a generator makes; those of ``real`` unless given. (A generator whose
+            field compares with real samples has those of the whole batch in ``real``.)
     """
 
     real: Batch | None
     particles: Particles | None
     size: int
     streams: Streams
+    cond: Tensor | None = None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``cond``, or that of ``real``."""
+        return self.real.cond if self.cond is None and self.real is not None else self.cond
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class Loss:
         compute: the loss itself.
         adds_noise: whether the loss perturbs clean points itself (denoising score matching), so that
             nothing else may noise them first.
+        whole: called with the whole batch before it is split into micro-batches or over processes, by
+            losses whose value at one sample depends on the others; returns it with ``particles``.
     """
 
     name: str
@@ -99,6 +109,7 @@ class Loss:
     needs: frozenset[str]
     compute: Callable[[TrainingBatch], LossValue]
     adds_noise: bool = False
+    whole: Callable[[TrainingBatch], TrainingBatch] | None = None
 
 
 class Field(nn.Module, ABC):

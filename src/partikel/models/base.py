@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from partikel.data import Batch
 from partikel.errors import ConfigError
 from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
@@ -176,8 +177,15 @@ class Carrier(nn.Module, ABC):
         """
         return 1
 
-    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+    def move(
+        self, particles: Particles, streams: Streams, real: Batch | Tensor | None
+    ) -> Particles:
         """The particles with where one step takes them, for losses that need it.
+
+        Args:
+            particles: all of an update.
+            streams: random streams.
+            real: samples of the data, with labels where the model is conditional.
 
         Raises:
             ConfigError: if the carrier has no such loss.

@@ -73,6 +73,12 @@ class ParticleModel(Carrier):
         super().__init__(field, prior, conditional, label_weights)
         if steps < 1:
             raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
+        if self.conditional and field.needs & {"real", "particles"}:
+            raise ConfigError(
+                "this field compares particles with all samples, whatever their labels, so that free "
+                "particles of one class would follow all of the data: leave the labels out, or carry it "
+                "by a generator, whose training compares class by class."
+            )
         if temperature > 0 and eta < 0:
             raise ConfigError(f"noise needs a field of strength eta >= 0, got {eta}.")
         if temperature < 0:
