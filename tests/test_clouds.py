@@ -79,7 +79,9 @@ def model_of(name: str, *, conditional: bool = True, eta: float | None = None) -
     )
 
 
-def trainer_of(model: GeneratorModel, accumulate: int = 1, batch: int = 24, **phase: Any) -> Trainer:
+def trainer_of(
+    model: GeneratorModel, accumulate: int = 1, batch: int = 24, **phase: Any
+) -> Trainer:
     return Trainer(
         model,
         labelled_points(),
@@ -115,8 +117,8 @@ def test_outputs_of_a_class_are_compared_with_the_data_of_that_class() -> None:
         expected = field(x[mine == label], At(torch.tensor(1.0)))
         assert_close(velocity[mine == label], expected)
     assert velocity[mine == 2].abs().max() == 0
+    at = At(torch.tensor(1.0), None, torch.arange(3))
     with pytest.raises(ConfigError, match="enlarge the batch"):
-        at = At(torch.tensor(1.0), None, torch.arange(3))
         model._velocity(x[:3], at, Batch(y[:3], torch.arange(3)), Streams(0))
 
 
