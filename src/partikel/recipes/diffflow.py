@@ -69,7 +69,8 @@ class PlanePoint(Recipe):
             "elbo": the drift as a whole by the bound of DiffFlow's Theorem 3, on data only; the score
             and the discriminator jointly, or one alone (g2 = 2, or joint false). Needs g2 > lambda2.
         label_dropout: share of labels hidden from the discriminator in training, which guidance needs
-            (beside score.label_dropout); of conditional models.
+            (beside score.label_dropout); of conditional models. By the ELBO both networks are trained at
+            once and lose the same labels: the larger share.
         discriminator: network of d(x, σ), used where g2 < 2.
         penalties: on the discriminator's gradient.
         batch: samples of a discriminator's update.
