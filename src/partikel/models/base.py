@@ -61,6 +61,8 @@ class Carrier(nn.Module, ABC):
         shape: of one sample, where it is known from the start on; None for a generator.
         steps: how many steps sampling takes unless asked for another number; None where it is one call,
             and the samples move in training time.
+        stage_of_training: in which stage of a training that has several it is. Averages of weights start
+            anew with each: what earlier stages left is what particles were moved by.
         shared_calls: whether all processes of a training call every network equally often.
         conditional: whether particles carry labels; in training they are those of the data.
         label_weights: (K,) shares of the classes, by which labels are drawn for samples that are
@@ -77,6 +79,7 @@ class Carrier(nn.Module, ABC):
     horizon: float
     shape: tuple[int, ...] | None = None
     steps: int | None = None
+    stage_of_training: int = 0
     shared_calls: ClassVar[bool] = False
     label_weights: Tensor | None
 

@@ -198,7 +198,8 @@ class DiffODEGAN(Recipe):
         prior_std: standard deviation of the particles at t = 0.
         discriminators: "shared" (one time-conditional network) or "independent" (one for each step).
         staged: train node by node with a pool of particles (Algorithm 2 to the letter) instead of all
-            nodes at once on simulated paths; for independent discriminators.
+            nodes at once on simulated paths; for independent discriminators. An average of the weights
+            (ema) starts anew at each node.
         pool: particles of the pool, where staged.
         discriminator: the network, or each of them.
         penalties: on its gradient.

@@ -150,12 +150,15 @@ class Trainer:
         while self.step < self.iterations:
             started = time.process_time()
             metrics: dict[str, Tensor] = {}
+            stage = self.model.stage_of_training
             for index, phase in enumerate(self.phases):
                 if self.step % phase.every == 0:
                     metrics.update(self._run_phase(index, phase))
             self.step += 1
             self.model.updated()
             if self.average is not None:
+                if self.model.stage_of_training != stage:
+                    self.average.restart()
                 self.average.update_parameters(self.model.sampled)
             self.cpu_seconds += time.process_time() - started
             yield Iteration(self.step, metrics)
