@@ -422,11 +422,13 @@ def test_the_surrogate_asks_at_samples_with_labels_and_context(
     (loss,) = model.losses()
     assert loss.needs == {"real"}
     value = loss.compute(TrainingBatch(real, None, 4, Streams(1)))
-    ((at, bound),) = seen
-    assert bound is real.x
-    assert_close(at.t, tensor(2.0))
-    assert at.sigma is None
-    assert at.cond is real.cond
+    for label, (at, bound) in enumerate(seen):  # class by class
+        assert bound is not None
+        assert_close(bound, real.x[real.cond == label])
+        assert_close(at.t, tensor(2.0))
+        assert at.sigma is None
+        assert_close(at.cond, torch.tensor([label]))
+    assert len(seen) == 4
     z = GaussianPrior((3,)).sample(4, generator=Streams(1).latent, dtype=torch.float64)
     x = generator_network(z, None, real.cond)
     assert_close(value.loss, surrogate_loss(x, torch.ones_like(x)))
