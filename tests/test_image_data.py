@@ -590,7 +590,7 @@ def test_celeba_keeps_the_official_partition(tmp_path: Path, packed: bool) -> No
         (lambda text: text[13:], r"does not list 1 images.*000001\.jpg"),
         (lambda text: text.replace("04.jpg 1", "04.jpg 3"), r"line 4 is '000004\.jpg 3'"),
         (lambda text: text + "x", "line 10 is 'x'"),
-        (lambda text: text + "é", "cannot be read"),
+        (lambda text: text + "é", "line 10 is 'é'"),
     ],
 )
 def test_partition_that_does_not_match(
