@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -288,7 +289,8 @@ def train_run(
     with processes().main_process_first():  # which prepares what the others then find
         dataset = open_dataset(recipe.data)
     shown = console if processes().is_main_process else None
-    recipe = fit_batches(recipe, dataset, given, shown.print if shown else None)
+    say = None if shown is None else partial(shown.print, markup=False, soft_wrap=True)
+    recipe = fit_batches(recipe, dataset, given, say)
     text = dump_config(recipe, preset)
     on_main(lambda: _check_folder(out, text))
     required = None
@@ -517,6 +519,7 @@ def fit_batches(
     dataset: Dataset,
     given: Sequence[Mapping[str, Any]] | None = None,
     say: Callable[[str], object] | None = None,
+    prefix: str = "",
 ) -> Recipe:
     """The recipe with batches that the training split can fill.
 
@@ -526,6 +529,7 @@ def fit_batches(
         given: where somebody chose settings; all were chosen where None. A batch that is in one of them
             is refused where it is too large, another is made as large as it can be.
         say: told of each that was changed.
+        prefix: of its name.
 
     Raises:
         DataError: for a batch that is too large, or a split that fills none.
@@ -542,15 +546,15 @@ def fit_batches(
                 "engine.accumulate or the number of processes."
             )
         if given is None or any("batch" in settings for settings in given):
-            raise DataError(f"a batch of {batch} is larger than {sentence}: lower batch.")
+            raise DataError(f"a batch of {batch} is larger than {sentence}: lower {prefix}batch.")
         if say is not None:
-            say(f"batch: {most} instead of {batch}, as that is larger than {sentence}")
+            say(f"{prefix}batch: {most} instead of {batch}, as that is larger than {sentence}")
         changed["batch"] = most
     score = getattr(recipe, "score", None)
     if isinstance(score, Recipe):
         named = [settings.get("score") for settings in given or ()]
         chosen = None if given is None else [each for each in named if isinstance(each, Mapping)]
-        changed["score"] = fit_batches(score, dataset, chosen, say)
+        changed["score"] = fit_batches(score, dataset, chosen, say, "score.")
     return dataclasses.replace(recipe, **changed)
 
 

@@ -57,7 +57,9 @@ def user_path(path: str) -> Path:
             raise RuntimeError("it holds a zero byte")
         return Path(path).expanduser()
     except RuntimeError as error:  # there is no such user
-        raise DataError(f"{path!r} is no path ({error}): name a folder or a file") from error
+        raise DataError(
+            f"{path!r} is no path ({str(error).rstrip('.')}): name a folder or a file"
+        ) from error
 
 
 def data_root(root: str | None = None) -> Path:

@@ -165,9 +165,12 @@ def suffixes() -> frozenset[str]:
 
 def is_picture(name: str) -> bool:
     """Whether a path looks like a picture, and not like what systems leave lying around."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in suffixes()
+    return not _hidden(name) and PurePosixPath(name).suffix.lower() in suffixes()
+
+
+def _hidden(name: str) -> bool:
+    """Whether systems hide a path, or leave it lying around."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | OSError]]:
@@ -198,7 +201,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | OSError]]:
     for error in unread:
         if Path(error.filename) == folder:
             raise error
-        yield f"{Path(error.filename).relative_to(folder).as_posix()}/", error
+        name = Path(error.filename).relative_to(folder).as_posix()
+        if not _hidden(name):
+            yield f"{name}/", error
 
 
 def identity(path: Path) -> str:

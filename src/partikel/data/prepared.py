@@ -322,8 +322,11 @@ def _build(source: Source, folder: Path, size: int, channels: int, on_error: str
         broken: list[tuple[str, str]] = []
         with (
             (folder / "images.bin").open("wb") as file,
+            warnings.catch_warnings(),  # here, as all threads share the filters
             closing(_pieces(source, listing, size, channels)) as prepared,
         ):
+            # data.max_pixels says what is too large
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             for piece in prepared:
                 broken += piece.broken
                 if broken and on_error == "stop":

@@ -189,13 +189,22 @@ def evaluate(
             point_metrics(second, reference, dataset),
             protocol,
         )
+    left_out = {
+        name: f"needs {least} {split} images, there are {n}"
+        for name, least in LEAST.items()
+        if n < least
+    }
     network = choose_features(features, dataset, device)
     protocol |= {
         "features": network.name,
         "dimension": network.dimension,
-        "kid": f"cubic kernel, unbiased, 100 subsets of {min(1000, n, m)} of {min(n, KEPT)} images",
-        "prdc": f"neighbourhoods of k = {NEIGHBOUR}, of {min(n, KEPT)} images",
     }
+    kept = min(n, KEPT)
+    if "kid" not in left_out:
+        size = min(1000, n, m)
+        protocol["kid"] = f"cubic kernel, unbiased, 100 subsets of {size} of {kept} images"
+    if "precision" not in left_out:
+        protocol["prdc"] = f"neighbourhoods of k = {NEIGHBOUR}, of {kept} images"
     real = work.of_data(network, n, split, "reference")
 
     def figures(some: FeatureSet) -> dict[str, float]:
@@ -208,9 +217,6 @@ def evaluate(
         rows["mean image"] = figures(work.of_mean(network, n))
         if split == "train":
             rows["training copies"] = figures(work.of_data(network, n, "train", "copies"))
-    left_out = {
-        name: f"needs {least} images, {split} has {n}" for name, least in LEAST.items() if n < least
-    }
     second = figures(work.of_data(network, m, other_split, "second"))
     return Evaluation(metrics, second, protocol, rows, left_out)
 
