@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSON that is kept, fingerprints. The one place that does each.
+"""Files: read if plain, written whole or not at all; JSON that is kept, fingerprints. One place for each.
 
 What is written goes under a temporary name beside its place, is flushed to the disk, and is then renamed,
 so that a crash or a full disk at any moment leaves either the new file or what was there before.
@@ -6,22 +6,113 @@ so that a crash or a full disk at any moment leaves either the new file or what 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from partikel.errors import CheckpointError, PartikelError
+from partikel.errors import CheckpointError, DataError, PartikelError
 
 T = TypeVar("T")
 
 _PART = ".writing-"
+
+TEXT = 10**8
+"""Most bytes of a text."""
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def plain_file(path: str | Path) -> os.stat_result:
+    """What the system says of a plain file, links followed; it is not opened.
+
+    Everything that a user names, or that lies in a user's folder, is looked at by this before it is
+    opened: a pipe would be waited for without end, and some devices never end.
+
+    Raises:
+        OSError: where there is nothing, or what is there is no plain file; ``strerror`` says what.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a plain file", str(path))
+    return found
+
+
+def read_whole(
+    stream: IO[bytes], most: int, setting: str = "", *, said: int = 0, step: int = 2**20
+) -> bytes:
+    """All that a stream gives, which may unpack to more than it holds, a piece at a time.
+
+    Args:
+        stream: read from where it stands.
+        most: bytes.
+        setting: what the user can set ``most`` with.
+        said: bytes that it says it has; if these are too many, nothing is read.
+        step: bytes of a piece.
+
+    Raises:
+        OSError: as soon as there are more.
+    """
+    content = bytearray()
+    while said <= most and (chunk := stream.read(min(step, most + 1 - len(content)))):
+        content += chunk
+        said = len(content)
+    if said > most:
+        allowed = f"the {most:,} bytes of {setting}" if setting else f"{most:,} bytes"
+        raise OSError(errno.EFBIG, f"it has more than {allowed}")
+    return bytes(content)
+
+
+def read_plain(path: str | Path, most: int, setting: str = "") -> bytes:
+    """The content of a plain file; see :func:`plain_file` and :func:`read_whole`."""
+    size = plain_file(path).st_size
+    with Path(path).open("rb") as file:
+        return read_whole(file, most, setting, said=size)
+
+
+def read_text(path: str | Path, error: type[PartikelError], most: int = TEXT) -> str:
+    """The text of a plain file: UTF-8, or what a byte order mark says. All texts are read by this.
+
+    Args:
+        path: the file.
+        error: what is raised.
+        most: bytes.
+
+    Raises:
+        PartikelError: of the given class, where the file cannot be read, is larger, or is in
+            another encoding.
+    """
+    try:
+        content = read_plain(path, most)
+        encoding = next((e for mark, e in _MARKS.items() if content.startswith(mark)), "utf-8")
+        text = content.decode(encoding)
+    except OSError as fault:
+        reason = fault.strerror or fault
+        raise error(
+            f"{path} cannot be read ({reason}): check that it is there and may be read"
+        ) from fault
+    except UnicodeDecodeError as fault:
+        raise error(f"{path} is no text in UTF-8 ({fault.reason}): save it as UTF-8") from fault
+    if "\0" in text:
+        raise error(f"{path} is no text in UTF-8 (it holds zero bytes): save it as UTF-8")
+    return text.replace("\r\n", "\n")
 
 
 @contextlib.contextmanager
@@ -87,7 +178,7 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     """The JSON value in a file; computed by ``work()`` and written, where the file is not there."""
     path = Path(path)
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, DataError))
     return write_json(path, work())
 
 
