@@ -135,7 +135,7 @@ class Crash(BaseException):
     """The power goes."""
 
 
-@pytest.mark.parametrize("function", ["save_file", "_flush", "rename", "prune"])
+@pytest.mark.parametrize("function", ["write_tensors", "_flush", "rename", "prune"])
 def test_a_crash_at_any_step_of_saving_leaves_a_whole_checkpoint(
     function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,13 +144,13 @@ def test_a_crash_at_any_step_of_saving_leaves_a_whole_checkpoint(
     next(iterations)
     save_checkpoint(run, tmp_path, keep=1)
     place = {
-        "save_file": "partikel.training.checkpoint.save_file",
+        "write_tensors": "partikel.training.checkpoint.write_tensors",
         "_flush": "partikel.files._flush",
         "rename": "os.replace",
         "prune": "shutil.rmtree",
     }[function]
     original: Callable[..., Any] = {
-        "save_file": checkpoint.save_file,
+        "write_tensors": checkpoint.write_tensors,
         "_flush": files._flush,
         "rename": os.replace,
         "prune": shutil.rmtree,
