@@ -1,9 +1,8 @@
 """Files: written whole or not at all, read with a check, locked. The one place that does each.
 
 What is written goes under a temporary name beside its place, is flushed to the disk, and is then renamed,
-so that a crash or a full disk at any moment leaves either the new file or what was there before. Tensors
-and the JSON beside them carry a checksum, so that a flipped bit is found when they are read; files without
-one, of earlier versions, are read too.
+so that a crash or a full disk at any moment leaves either the new file or what was there before.
+JSON that others rely on carries a checksum.
 """
 
 from __future__ import annotations
@@ -20,26 +19,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-
-from partikel.errors import CheckpointError, ConfigError, NumericsError, PartikelError
-
-if TYPE_CHECKING:  # the command line imports this module, and its help needs no PyTorch
-    from torch import Tensor
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
+from partikel.errors import CheckpointError, ConfigError, PartikelError
 
 T = TypeVar("T")
 
-_PART, _LOCK = ".writing-", ".lock"
-_CHECKSUM = "checksum"
-JSON_LIMIT = 1 << 24
-"""Bytes of the largest JSON file that is read."""
+_PART, _LOCK, _CHECKSUM = ".writing-", ".lock", "checksum"
+_JSON_LIMIT = 1 << 24
 
 
 @contextlib.contextmanager
@@ -109,44 +96,30 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     return write_json(path, work())
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with its checksum, which :func:`read_json` verifies."""
+    return {**record, _CHECKSUM: fingerprint(record, 32)}
+
+
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file that may have been damaged.
 
     Raises:
         OSError: where it cannot be read.
-        ValueError: where it is no JSON, or too large or too deep.
+        ValueError: where it is no JSON, too large or too deep, or not what its checksum says.
     """
     check_plain(path)
-    if os.path.getsize(path) > JSON_LIMIT:
-        raise ValueError("too large")
+    if os.path.getsize(path) > _JSON_LIMIT:
+        raise ValueError("it is too large")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(value, dict) and _CHECKSUM in value:
+            claimed = value.pop(_CHECKSUM)
+            if fingerprint(value, 32) != claimed:
+                raise ValueError("it was changed after it was written")
     except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def write_sealed(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON with its checksum, whole or not at all."""
-    write_json(path, {**record, _CHECKSUM: fingerprint(record, 32)})
-
-
-def read_sealed(path: str | Path) -> dict[str, Any]:
-    """What :func:`write_sealed` wrote; a file without a checksum is taken as it is.
-
-    Raises:
-        OSError: where it cannot be read.
-        ValueError: where it is no JSON mapping, or was changed.
-    """
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise ValueError("it holds no mapping")
-    claimed = record.pop(_CHECKSUM, None)
-    try:
-        if claimed is not None and fingerprint(record, 32) != claimed:
-            raise ValueError("it was changed after it was written")
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    return record
+        raise ValueError("it is nested too deep") from None
+    return value
 
 
 def check_plain(path: str | Path) -> None:
@@ -172,221 +145,91 @@ def reading(
         error: what is raised.
 
     Raises:
-        PartikelError: of the given class, for what reading damaged files raises.
+        PartikelError: of the given class, for an OSError or what damaged content raises.
     """
     try:
         yield
     except PermissionError as fault:
         raise error(
-            f"{fault.filename or place} may not be read ({fault.strerror}): ask its owner, or give "
-            "yourself the permission (chmod u+rX); nothing is wrong with it."
+            f"{fault.filename or place} may not be read ({fault.strerror}), though nothing is wrong "
+            "with it: ask its owner for the permission, or give it to yourself (chmod u+rX)."
         ) from fault
-    except (OSError, SafetensorError, ValueError, TypeError, LookupError) as fault:
+    except (OSError, ValueError, TypeError, LookupError) as fault:
         raise error(f"{place} {what}") from fault
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Hexadecimal digits that change with any name, type, shape or bit of some tensors on the CPU."""
-    import torch
-
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that has an entry which is not finite, if there is one."""
-    return next((k for k, v in tensors.items() if not v.isfinite().all()), None)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> str:
-    """Write tensors into a safetensors file, with their checksum.
-
-    Args:
-        path: the file, in a place that :func:`replacing` gave.
-        tensors: by name, on any device.
-        metadata: words to be kept with them.
-
-    Returns:
-        The checksum.
-
-    Raises:
-        NumericsError: where a number is not finite; nothing is written.
-    """
-    from safetensors.torch import save
-
-    bad = not_finite(tensors)
-    if bad is not None:
-        raise NumericsError(f"'{bad}' is not finite, so that {path.name} was not written.")
-    whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    found = checksum(whole)
-    # not save_file, whose files nobody else may read, whatever the umask
-    path.write_bytes(save(whole, {**(metadata or {}), _CHECKSUM: found}))
-    return found
-
-
-def read_tensors(
-    path: Path,
-    mend: str,
-    *,
-    seal: str | None = None,
-    error: type[PartikelError] = CheckpointError,
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file and check it; no code is run.
-
-    Args:
-        path: the file.
-        mend: what the user can do about a damaged one.
-        seal: the checksum that it must have; its own, where it has one, unless given.
-        error: what is raised.
-
-    Returns:
-        The tensors by name, on the CPU, and the metadata.
-
-    Raises:
-        PartikelError: of the given class, where the file is missing, truncated or changed, or holds
-            numbers that are not finite, or may not be read.
-    """
-    with reading(path, f"is missing, truncated or no safetensors file: {mend}", error):
-        check_plain(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    seal = seal or metadata.get(_CHECKSUM)
-    if seal is not None and checksum(tensors) != seal:
-        raise error(f"{path} is damaged (it was changed after it was written): {mend}")
-    bad = not_finite(tensors)
-    if bad is not None:
-        raise error(f"{path} is damaged ('{bad}' is not finite): {mend}")
-    return tensors, metadata
-
-
-def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """What keeps tensors from taking the place of others, in a few words; None where nothing does."""
-    for name in sorted({*own, *given}):
-        if name not in given:
-            return f"'{name}' is missing"
-        if name not in own:
-            return f"'{name}' is unknown"
-        ours, theirs = own[name], given[name]
-        if ours.shape != theirs.shape:
-            return f"'{name}' is of shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
-        if ours.dtype != theirs.dtype:
-            return f"'{name}' is of {theirs.dtype}, not {ours.dtype}"
-    return None
-
-
-class Lock:
-    """A folder that this process writes, see :func:`locked`."""
-
-    def __init__(self, folder: Path, file: os.stat_result) -> None:
-        self._folder, self._file = folder, file
-
-    @property
-    def there(self) -> bool:
-        """Whether the folder is still where it was, and still the same."""
-        with contextlib.suppress(OSError):
-            return os.path.samestat(self._file, os.stat(self._folder / _LOCK))
-        return False
-
-    def check(self) -> None:
-        """Refuse to go on in a folder that is not there any more.
-
-        Raises:
-            CheckpointError: where it was moved or removed; nothing is made in its place.
-        """
-        if not self.there:
-            raise CheckpointError(
-                f"the run folder {self._folder} was moved, removed or replaced while it was trained: "
-                "put it back, and the same command resumes from its last checkpoint."
-            )
-
-
-_held: dict[tuple[int, ...], Lock] = {}
+_held: set[tuple[int, ...]] = set()
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Lock]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes (and threads) that would write it too.
 
     The lock is the operating system's: it ends with the process, however that ends. It does not bind
-    readers, nor processes on other machines. Where the file system has no locks, a warning says so and
-    the block goes on. Inside of the block the same thread may ask again.
+    readers, nor, on most file systems, processes on other machines. Where there are no locks, a warning
+    says so and the block goes on. Inside of the block the same thread may ask again.
 
     Args:
-        folder: made if missing, and removed again if nothing came into it.
-
-    Yields:
-        What tells whether the folder is still there.
+        folder: made if missing, and removed again if nothing comes into it.
 
     Raises:
         ConfigError: where another one holds it.
-        CheckpointError: where it cannot be written.
+        CheckpointError: where it cannot be made.
     """
-    path, handle, mine = folder / _LOCK, None, None
-    with contextlib.suppress(OSError):  # not opened twice: on some systems closing lets go
-        mine = _held.get(_key(os.stat(path)))
-    if mine is not None:
-        yield mine
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        key = _key(folder)
+        if key not in _held:
+            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    if key in _held:
+        yield
         return
-    there = folder.is_dir()
-    while handle is None:
-        with writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
-        lock = Lock(folder, os.fstat(handle))
-        try:
-            _lock(folder, handle)
-            if lock.there:
-                break
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # who had it has just taken its file away
-        handle = None
-    key = _key(os.fstat(handle))
-    _held[key] = lock
     try:
-        yield lock
+        _lock(handle, folder)
+        _held.add(key)
+        yield
     finally:
-        del _held[key]
-        with contextlib.suppress(OSError):
-            if lock.there:
-                path.unlink()
-            if not there:
-                folder.rmdir()
+        if key in _held:
+            _held.remove(key)
+            with contextlib.suppress(OSError):
+                if os.listdir(folder) == [_LOCK]:
+                    _remove(folder)
         os.close(handle)
 
 
-def _key(file: os.stat_result) -> tuple[int, ...]:
-    """Of a lock's file, for this process and thread (a fork inherits what its parent holds)."""
-    return file.st_dev, file.st_ino, os.getpid(), threading.get_ident()
+def check_held(folder: Path) -> None:
+    """Refuse to go on in a folder that this thread holds no more.
+
+    Raises:
+        CheckpointError: where it was moved, removed or replaced; nothing is made in its place.
+    """
+    with contextlib.suppress(OSError):
+        if _key(folder) in _held:
+            return
+    raise CheckpointError(
+        f"the run folder {folder} was moved, removed or replaced while it was trained: put it back, and "
+        "the same command resumes from its last checkpoint."
+    )
 
 
-def _lock(folder: Path, handle: int) -> None:
-    """Take the lock and leave this process's number in the file, for the sentence of a second one."""
+def _key(folder: Path) -> tuple[int, ...]:
+    own = os.stat(folder)  # a fork inherits the set, but holds nothing
+    return own.st_dev, own.st_ino, os.getpid(), threading.get_ident()
+
+
+def _lock(handle: int, folder: Path) -> None:
     try:
-        if fcntl is None:
-            raise OSError(0, "the system has none")
+        import fcntl  # of POSIX systems
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(OSError):  # a full disk
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
     except BlockingIOError:
-        who = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
-        number = f" (number {who})" if who.isdigit() else ""
         raise ConfigError(
-            f"another process{number} trains in {folder}: wait for it or stop it, or choose another "
-            "--out."
+            f"another process trains in {folder}: wait for it or stop it, or choose another --out."
         ) from None
-    except OSError as fault:
+    except (ImportError, OSError) as fault:
+        reason = getattr(fault, "strerror", None) or "the system has no locks"
         warnings.warn(
-            f"{folder} cannot be locked ({fault.strerror}): see to it that no second process trains "
-            "there.",
+            f"{folder} cannot be locked ({reason}): let no second process train there.",
             stacklevel=2,
         )
 

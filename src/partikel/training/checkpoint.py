@@ -13,8 +13,7 @@ the checksums that ``state.json`` holds of all parts (those of version 0.1 have 
 
 from __future__ import annotations
 
-import errno
-import math
+import contextlib
 import os
 import re
 import shutil
@@ -24,26 +23,28 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError, NumericsError
 from partikel.files import (
     clear_parts,
-    misfit,
-    not_finite,
-    read_sealed,
-    read_tensors,
+    read_json,
     reading,
     replacing,
-    write_sealed,
-    write_tensors,
+    sealed,
+    write_json,
+    writing_to,
 )
+from partikel.networks.weights import misfit, not_finite, read_tensors, write_tensors
 from partikel.training.engine import on_main
 from partikel.training.loop import Trainer
 
 SCHEMA = 1
 _STATE = "state.json"
+_MEND = (
+    "free some space or choose another --out, then run the same command; the last whole checkpoint is "
+    "kept"
+)
 _SCALE = ("scale", "_growth_tracker")  # of loss scaling
 
 
@@ -85,7 +86,7 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
     target = folder / f"step-{trainer.step:08d}"
     state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
     state |= {"processes": len(others) + 1, "parts": sorted(parts)}
-    try:
+    with writing_to(target, _MEND):
         clear_parts(folder)
         with replacing(target) as part:
             part.mkdir()
@@ -93,14 +94,7 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
                 name: write_tensors(part / f"{name}.safetensors", tensors)
                 for name, tensors in parts.items()
             }
-            write_sealed(part / _STATE, state)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-        cause = "the disk is full" if full else str(error)
-        raise CheckpointError(
-            f"could not write the checkpoint {target} ({cause}): free some space or choose another "
-            "--out, then run the same command; the last whole checkpoint is kept."
-        ) from error
+            write_json(part / _STATE, sealed(state))
     kept = _checkpoints(folder)[-keep:]
     for old in folder.glob("step-*"):
         if old not in kept:  # older ones, and what is left of one whose removal was cut short
@@ -177,7 +171,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
             "the configuration it was made with, or start in another --out."
         ) from error
     trainer.step = state["step"]
-    trainer.cpu_seconds = float(state["cpu_seconds"])
+    trainer.cpu_seconds = state["cpu_seconds"]
 
 
 def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
@@ -208,58 +202,35 @@ def read_step(checkpoint: Path) -> int:
 
 def _checkpoints(folder: Path) -> list[Path]:
     with reading(folder, "is no folder of checkpoints: move it away, or choose another --out."):
-        try:
-            names = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{8,}", name)]
-        except FileNotFoundError:
+        if not _there(folder):
             return []
-        names.sort(key=lambda name: int(name.removeprefix("step-")))
-        return [folder / name for name in names if _is_file(folder / name / _STATE)]
+        found = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{8,18}", name)]
+        found.sort(key=lambda name: int(name.removeprefix("step-")))
+        return [folder / name for name in found if _there(folder / name / _STATE)]
 
 
-def _is_file(path: Path) -> bool:
-    """Whether a file is there.
-
-    Raises:
-        PermissionError: where that may not be known, which :meth:`Path.is_file` hides.
-    """
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+def _there(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return bool(os.stat(path))  # a PermissionError is told, which Path.exists may not
+    return False
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself, checked."""
     mend = "remove it, and the run resumes from the one before."
     with reading(checkpoint, f"is no whole checkpoint ({_STATE} cannot be read): {mend}"):
-        state = read_sealed(checkpoint / _STATE)
-        schema = state["schema"]
-    if schema != SCHEMA:
-        raise CheckpointError(
-            f"the checkpoint {checkpoint} has schema {schema}, this version reads {SCHEMA}: "
-            "use the version of partikel that wrote it."
-        )
-    state = {"processes": 1, "checksums": {}, **state}
-    parts, seals = state.get("parts"), state["checksums"]
-    if not (
-        _is_count(state.get("step"))
-        and f"step-{state['step']:08d}" == checkpoint.name
-        and _is_count(state["processes"])
-        and type(state.get("cpu_seconds")) in (int, float)
-        and 0 <= state["cpu_seconds"] < math.inf
-        and isinstance(parts, list)
-        and {"model", "optimizers", "streams", "batches"} <= {str(part) for part in parts}
-        and isinstance(seals, dict)
-    ):
-        raise CheckpointError(
-            f"{checkpoint} is no whole checkpoint ({_STATE} was changed, or lacks something): {mend}"
-        )
+        state = {"processes": 1, "checksums": {}, **read_json(checkpoint / _STATE)}
+        if state["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"the checkpoint {checkpoint} has schema {state['schema']}, this version reads "
+                f"{SCHEMA}: use the version of partikel that wrote it."
+            )
+        counts = [state["step"], state["processes"]]
+        parts = {"model", "optimizers", "streams", "batches"} - {*state["parts"]}
+        if parts or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError
+        state["checksums"] = dict(state["checksums"])
+        state["cpu_seconds"] = float(state["cpu_seconds"])
     return state
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _read(checkpoint: Path, state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
@@ -326,7 +297,11 @@ def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor], step: int) ->
             values = _group(tensors, start)
             if not values:  # a weight that has had no gradient yet has no state
                 continue
-            own = {"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight}
+            own = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": weight,
+                "exp_avg_sq": weight,
+            }
             wrong = misfit(_flat({start: own}), _flat({start: values}))
             _check(wrong and f"of the optimiser of '{trainer.phases[i].loss}' {wrong}")
             known |= {f"{start}.{key}" for key in values}
@@ -337,4 +312,6 @@ def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor], step: int) ->
             raise ValueError(f"there is no state of the optimiser of '{trainer.phases[i].loss}'")
         optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
     if unknown := sorted({*tensors} - known):
-        raise ValueError(f"its optimisers have another number of weights: '{unknown[0]}' is unknown")
+        raise ValueError(
+            f"its optimisers have another number of weights: '{unknown[0]}' is unknown"
+        )
