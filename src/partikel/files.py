@@ -101,8 +101,12 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, _CHECKSUM: fingerprint(record, 32)}
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, must_be_sealed: bool = False) -> Any:
     """The value in a JSON file that may have been damaged.
+
+    Args:
+        path: the file.
+        must_be_sealed: whether one without a checksum is refused.
 
     Raises:
         OSError: where it cannot be read.
@@ -113,7 +117,7 @@ def read_json(path: str | Path) -> Any:
         raise ValueError("it is too large")
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(value, dict) and _CHECKSUM in value:
+        if must_be_sealed or (isinstance(value, dict) and _CHECKSUM in value):
             claimed = value.pop(_CHECKSUM)
             if fingerprint(value, 32) != claimed:
                 raise ValueError("it was changed after it was written")
@@ -154,7 +158,7 @@ def reading(
             f"{fault.filename or place} may not be read ({fault.strerror}), though nothing is wrong "
             "with it: ask its owner for the permission, or give it to yourself (chmod u+rX)."
         ) from fault
-    except (OSError, ValueError, TypeError, LookupError) as fault:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         raise error(f"{place} {what}") from fault
 
 
@@ -176,6 +180,7 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: where another one holds it.
         CheckpointError: where it cannot be made.
     """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         key = _key(folder)
@@ -193,7 +198,9 @@ def locked(folder: Path) -> Iterator[None]:
             _held.remove(key)
             with contextlib.suppress(OSError):
                 if os.listdir(folder) == [_LOCK]:
-                    _remove(folder)
+                    (folder / _LOCK).unlink()
+                for each in missing:
+                    each.rmdir()  # where nothing came of it
         os.close(handle)
 
 

@@ -197,8 +197,8 @@ class _Log:
             accelerator.init_trackers("tensorboard")
             writer = accelerator.get_tracker("tensorboard", unwrap=True)
             for line in kept:  # of a run that was resumed, TensorBoard has one file too
-                for name in {*line} - {"step", "cpu_seconds"}:
-                    writer.add_scalar(name, line[name], global_step=line["step"])
+                for name in sorted({*line} - {"step", "cpu_seconds"}):
+                    writer.add_scalar(name, float(line[name]), global_step=line["step"])
 
     def write(self, trainer: Trainer, figures: dict[str, float]) -> None:
         if self._path is None:
@@ -228,7 +228,8 @@ def read_lines(path: Path) -> list[Any]:
 
 def _step_of(line: Any) -> int:
     step = line.get("step") if isinstance(line, dict) else None
-    return step if type(step) is int else -1
+    whole = type(step) is int and all(type(value) in (int, float) for value in line.values())
+    return step if whole else -1
 
 
 class _Stop:
