@@ -180,13 +180,13 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: where another one holds it.
         CheckpointError: where it cannot be made.
     """
+    handle = None
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        key = _key(folder)
-        if key not in _held:
+        if (key := _key(folder)) not in _held:
             handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    if key in _held:
+    if handle is None:
         yield
         return
     try:

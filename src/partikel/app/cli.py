@@ -129,7 +129,7 @@ def sample(
     elif rows > 1 and is_images(x):
         save_image(image_grid(x, columns=n // rows), path)
     else:
-        data = loaded.dataset.draw(min(n, 1000), "validation", generator=generator).x
+        data = loaded.beside(min(n, 1000), generator)
         save_picture(x, path, data=data, title=f"{loaded.preset}: {n} samples")
     print(path)
 

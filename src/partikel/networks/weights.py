@@ -91,7 +91,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -101,12 +101,17 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """What keeps tensors from taking the place of others, in a few words; None where nothing does."""
+    """What keeps tensors from taking the place of others, in a few words; None where nothing does.
+
+    Names and shapes are the same, and types, but for floating numbers that a wider type takes exactly.
+    """
     for name in sorted({*own, *given}):
         if name not in given or name not in own:
             return f"'{name}' is {'missing' if name in own else 'unknown'}"
         ours, theirs = own[name], given[name]
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        floats = ours.is_floating_point() and theirs.is_floating_point()
+        kept = torch.promote_types(ours.dtype, theirs.dtype) if floats else theirs.dtype
+        if ours.shape != theirs.shape or ours.dtype != kept:
             return (
                 f"'{name}' is {theirs.dtype} of shape {tuple(theirs.shape)}, not {ours.dtype} of "
                 f"shape {tuple(ours.shape)}"

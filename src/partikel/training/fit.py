@@ -195,10 +195,10 @@ class _Log:
             for old in (self._path.parent / "tensorboard").glob("events.out.tfevents.*"):
                 old.unlink()
             accelerator.init_trackers("tensorboard")
-            writer = accelerator.get_tracker("tensorboard", unwrap=True)
+            writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
             for line in kept:  # of a run that was resumed, TensorBoard has one file too
                 for name in sorted({*line} - {"step", "cpu_seconds"}):
-                    writer.add_scalar(name, float(line[name]), global_step=line["step"])
+                    writer.add_scalar(name, line[name], global_step=line["step"])
 
     def write(self, trainer: Trainer, figures: dict[str, float]) -> None:
         if self._path is None:
@@ -227,9 +227,10 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def _step_of(line: Any) -> int:
-    step = line.get("step") if isinstance(line, dict) else None
-    whole = type(step) is int and all(type(value) in (int, float) for value in line.values())
-    return step if whole else -1
+    """The iteration of a line of the log; -1 of what is none."""
+    if not isinstance(line, dict) or any(type(v) not in (int, float) for v in line.values()):
+        return -1
+    return int(line.get("step", -1))
 
 
 class _Stop:
