@@ -359,12 +359,10 @@ def run_frames(
     model = run.model
     if model.steps is not None:
         count = n or (400 if _planar(run) else 64)
-        data = run.dataset.draw(
-            min(1000, run.dataset.size("validation") or 1000), "validation", generator=generator
-        ).x
+        data = run.beside(1000, generator)  # which set the view of points
         return generation_frames(
             model,
-            data,
+            torch.zeros(0, *run.data.shape) if data is None else data,
             generator=generator,
             frames=frames,
             n=count,

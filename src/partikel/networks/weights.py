@@ -41,7 +41,7 @@ def write_tensors(
     if bad is not None:
         raise NumericsError(f"'{bad}' is not finite, so that {path.name} was not written.")
     whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    found = checksum(whole)
+    found = checksum(whole, metadata or {})
     # not by save_file, whose files nobody else may read, whatever the umask
     path.write_bytes(save(whole, {**(metadata or {}), _CHECKSUM: found}))
     return found
@@ -69,7 +69,9 @@ def read_tensors(
         PartikelError: of the given class, where the file is missing, truncated or changed, holds
             numbers that are not finite, or may not be read.
     """
-    with reading(path, f"is missing, truncated or no safetensors file: {mend}", error):
+    with reading(
+        path, f"cannot be read (it is missing, truncated or no safetensors file): {mend}", error
+    ):
         check_plain(path)
         try:
             with safe_open(path, framework="pt") as file:
@@ -77,8 +79,8 @@ def read_tensors(
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as fault:
             raise ValueError(str(fault)) from fault
-    seal = seal or metadata.get(_CHECKSUM)
-    if seal is not None and checksum(tensors) != seal:
+    own = metadata.pop(_CHECKSUM, None)
+    if (seal or own) not in (None, checksum(tensors, metadata)):
         raise error(f"{path} is damaged (it was changed after it was written): {mend}")
     bad = not_finite(tensors)
     if bad is not None:
@@ -86,9 +88,9 @@ def read_tensors(
     return tensors, metadata
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Hexadecimal digits that change with any name, type, shape or bit of some tensors on the CPU."""
-    found = hashlib.blake2b(digest_size=16)
+    found = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
