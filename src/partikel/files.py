@@ -110,19 +110,17 @@ def read_json(path: str | Path, must_be_sealed: bool = False) -> Any:
 
     Raises:
         OSError: where it cannot be read.
-        ValueError: where it is no JSON, too large or too deep, or not what its checksum says.
+        ValueError, RecursionError: where it is no JSON, too large or too deep, or not what its checksum
+            says (:func:`reading` makes a sentence of it).
     """
     check_plain(path)
     if os.path.getsize(path) > _JSON_LIMIT:
         raise ValueError("it is too large")
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if must_be_sealed or (isinstance(value, dict) and _CHECKSUM in value):
-            claimed = value.pop(_CHECKSUM)
-            if fingerprint(value, 32) != claimed:
-                raise ValueError("it was changed after it was written")
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    if must_be_sealed or (isinstance(value, dict) and _CHECKSUM in value):
+        claimed = value.pop(_CHECKSUM)
+        if fingerprint(value, 32) != claimed:
+            raise ValueError("it was changed after it was written")
     return value
 
 
@@ -130,10 +128,11 @@ def check_plain(path: str | Path) -> None:
     """Refuse what is no plain file, such as a pipe, from which reading may never end.
 
     Raises:
-        OSError: where it is none, or is not there.
+        OSError: where it is none, is not there, or may not be read.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(0, "it is no plain file", str(path))
+    open(path, "rb").close()
 
 
 @contextlib.contextmanager
@@ -158,7 +157,7 @@ def reading(
             f"{fault.filename or place} may not be read ({fault.strerror}), though nothing is wrong "
             "with it: ask its owner for the permission, or give it to yourself (chmod u+rX)."
         ) from fault
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
         raise error(f"{place} {what}") from fault
 
 

@@ -313,7 +313,7 @@ def _measured(run: Run) -> str:
             for key, value in result["metrics"].items()
         ]
         protocol = ", ".join(f"{k} {v}" for k, v in result["protocol"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "Not measured: `partikel evaluate` measures a run."
     return "\n".join(
         ["| measure | model | data vs data |", "|---|---|---|", *rows, "", f"Protocol: {protocol}."]
