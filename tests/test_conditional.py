@@ -660,6 +660,9 @@ def test_data_with_other_classes_do_not_fit_a_checkpoint(
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["settings"]["data"]["name"] = "ring"  # as a folder of images that got more classes
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(CheckpointError, match="was changed since the run was trained"):
+        load(copy)
+    (copy / "data.json").unlink()  # as version 0.1 had none
     with pytest.raises(CheckpointError, match="is of 5 classes, but 'ring' now has 8"):
         load(copy)
     recipe = make_recipe(config["recipe"], config["settings"])

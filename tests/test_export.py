@@ -24,6 +24,7 @@ from partikel.app.runs import Run, load, train_run
 from partikel.denoising.diffusers import CHAINS, EDM, VE, DDPMDenoiser, load_diffusers
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import ScoreField
+from partikel.files import sealed
 from partikel.models import ParticleModel
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, TimeGrid
@@ -601,12 +602,13 @@ def test_damaged_exports_are_refused(runs: dict[str, Run], tmp_path: Path) -> No
     good = export_run(runs["points"], tmp_path / "good")
     config = json.loads((good / "config.json").read_text())
     assert config["kind"] == KIND
+    del config["checksum"]
     assert config["network"] == {k: v for k, v in {**TINY, "init": "default"}.items()}
 
     def damaged(**changes: Any) -> Path:
         path = tmp_path / f"bad-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(good, path)
-        (path / "config.json").write_text(json.dumps({**config, **changes}))
+        (path / "config.json").write_text(json.dumps(sealed({**config, **changes})))
         return path
 
     with pytest.raises(CheckpointError, match="no exported generator"):

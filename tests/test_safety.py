@@ -135,7 +135,7 @@ class Crash(BaseException):
     """The power goes."""
 
 
-@pytest.mark.parametrize("function", ["save_file", "_flush", "rename", "prune"])
+@pytest.mark.parametrize("function", ["write_tensors", "_flush", "rename", "prune"])
 def test_a_crash_at_any_step_of_saving_leaves_a_whole_checkpoint(
     function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,13 +144,13 @@ def test_a_crash_at_any_step_of_saving_leaves_a_whole_checkpoint(
     next(iterations)
     save_checkpoint(run, tmp_path, keep=1)
     place = {
-        "save_file": "partikel.training.checkpoint.save_file",
+        "write_tensors": "partikel.training.checkpoint.write_tensors",
         "_flush": "partikel.files._flush",
         "rename": "os.replace",
         "prune": "shutil.rmtree",
     }[function]
     original: Callable[..., Any] = {
-        "save_file": checkpoint.save_file,
+        "write_tensors": checkpoint.write_tensors,
         "_flush": files._flush,
         "rename": os.replace,
         "prune": shutil.rmtree,
@@ -225,7 +225,7 @@ def small_disk(size: int) -> Iterator[None]:
 def test_a_full_disk_ends_in_a_sentence_and_the_run_resumes(size: int, tmp_path: Path) -> None:
     trained(tmp_path / "straight", 6, every=2)
     trained(tmp_path / "full", 2, every=2)
-    with small_disk(size), pytest.raises(CheckpointError, match="not write") as error:
+    with small_disk(size), pytest.raises(CheckpointError, match="cannot write") as error:
         trained(tmp_path / "full", 6, every=2)
     assert "\n" not in str(error.value)
     found = latest_checkpoint(tmp_path / "full" / "checkpoints")

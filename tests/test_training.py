@@ -316,8 +316,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partikel.training.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match="the disk is full"):
+    monkeypatch.setattr("partikel.training.checkpoint.write_tensors", full)
+    with pytest.raises(CheckpointError, match="No space left"):
         save_checkpoint(trainer, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 

@@ -1,7 +1,8 @@
-"""Files: read if plain, written whole or not at all; JSON that is kept, fingerprints. One place for each.
+"""Files: read if plain and with a check, written whole or not at all, locked. One place for each.
 
 What is written goes under a temporary name beside its place, is flushed to the disk, and is then renamed,
 so that a crash or a full disk at any moment leaves either the new file or what was there before.
+JSON that others rely on carries a checksum.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import os
 import secrets
 import shutil
 import stat
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from partikel.errors import CheckpointError, DataError, PartikelError
+from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
 
 T = TypeVar("T")
 
-_PART = ".writing-"
+_PART, _LOCK, _CHECKSUM = ".writing-", ".lock", "checksum"
+_JSON_LIMIT = 1 << 24
 
 TEXT = 10**8
 """Most bytes of a text."""
@@ -180,6 +184,136 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     if path.exists():
         return json.loads(read_text(path, DataError))
     return write_json(path, work())
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with its checksum, which :func:`read_json` verifies."""
+    return {**record, _CHECKSUM: fingerprint(record, 32)}
+
+
+def read_json(path: str | Path, must_be_sealed: bool = False) -> Any:
+    """The value in a JSON file that may have been damaged.
+
+    Args:
+        path: the file.
+        must_be_sealed: whether one without a checksum is refused.
+
+    Raises:
+        OSError: where it cannot be read, or is too large.
+        ValueError, RecursionError: where it is no JSON, too deep, or not what its checksum
+            says (:func:`reading` makes a sentence of it).
+    """
+    value = json.loads(read_plain(path, _JSON_LIMIT).decode("utf-8"))
+    if must_be_sealed or (isinstance(value, dict) and _CHECKSUM in value):
+        claimed = value.pop(_CHECKSUM)
+        if fingerprint(value, 32) != claimed:
+            raise ValueError("it was changed after it was written")
+    return value
+
+
+@contextlib.contextmanager
+def reading(
+    place: str | Path, what: str, error: type[PartikelError] = CheckpointError
+) -> Iterator[None]:
+    """A block that reads a file, whose failure ends in one sentence.
+
+    Args:
+        place: of the file.
+        what: the rest of the sentence for a file that is missing or damaged, and its mend. A file that
+            one may not read is not damaged: it has a sentence of its own.
+        error: what is raised.
+
+    Raises:
+        PartikelError: of the given class, for an OSError or what damaged content raises.
+    """
+    try:
+        yield
+    except PermissionError as fault:
+        raise error(
+            f"{fault.filename or place} may not be read ({fault.strerror}), though nothing is wrong "
+            "with it: ask its owner for the permission, or give it to yourself (chmod u+rX)."
+        ) from fault
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+        raise error(f"{place} {what}") from fault
+
+
+_held: set[tuple[int, ...]] = set()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes (and threads) that would write it too.
+
+    The lock is the operating system's: it ends with the process, however that ends. It does not bind
+    readers, nor, on most file systems, processes on other machines. Where there are no locks, a warning
+    says so and the block goes on. Inside of the block the same thread may ask again.
+
+    Args:
+        folder: made if missing, and removed again if nothing comes into it.
+
+    Raises:
+        ConfigError: where another one holds it.
+        CheckpointError: where it cannot be made.
+    """
+    handle = None
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (key := _key(folder)) not in _held:
+            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    if handle is None:
+        yield
+        return
+    try:
+        _lock(handle, folder)
+        _held.add(key)
+        yield
+    finally:
+        if key in _held:
+            _held.remove(key)
+            with contextlib.suppress(OSError):
+                if os.listdir(folder) == [_LOCK]:
+                    (folder / _LOCK).unlink()
+                for each in missing:
+                    each.rmdir()  # where nothing came of it
+        os.close(handle)
+
+
+def check_held(folder: Path) -> None:
+    """Refuse to go on in a folder that this thread holds no more.
+
+    Raises:
+        CheckpointError: where it was moved, removed or replaced; nothing is made in its place.
+    """
+    with contextlib.suppress(OSError):
+        if _key(folder) in _held:
+            return
+    raise CheckpointError(
+        f"the run folder {folder} was moved, removed or replaced while it was trained: put it back, and "
+        "the same command resumes from its last checkpoint."
+    )
+
+
+def _key(folder: Path) -> tuple[int, ...]:
+    own = os.stat(folder)  # a fork inherits the set, but holds nothing
+    return own.st_dev, own.st_ino, os.getpid(), threading.get_ident()
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        import fcntl  # of POSIX systems
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another process trains in {folder}: wait for it or stop it, or choose another --out."
+        ) from None
+    except (ImportError, OSError) as fault:
+        reason = getattr(fault, "strerror", None) or "the system has no locks"
+        warnings.warn(
+            f"{folder} cannot be locked ({reason}): let no second process train there.",
+            stacklevel=2,
+        )
 
 
 @contextlib.contextmanager

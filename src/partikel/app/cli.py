@@ -115,7 +115,7 @@ def sample(
     """
     import torch
 
-    from partikel.app.runs import classes_in, shown_data
+    from partikel.app.runs import classes_in
     from partikel.app.show.plots import image_grid, is_images, save_image, save_picture
 
     loaded = _load(run)
@@ -134,7 +134,7 @@ def sample(
     elif rows > 1 and is_images(x):
         save_image(image_grid(x, columns=n // rows), path)
     else:
-        data = shown_data(loaded.dataset, min(n, 1000), generator)
+        data = loaded.beside(min(n, 1000), generator)
         save_picture(x, path, data=data, title=f"{loaded.preset}: {n} samples")
     print(path)
 

@@ -51,7 +51,7 @@ def run_demo(
             if console is not None:
                 console.print(f"measuring and drawing {run.preset}")
             summaries.append(summarise(run, seed=seed))
-    planar = [run for run in runs if run.dataset.shape == (2,)]
+    planar = [run for run in runs if run.data.shape == (2,)]
     draw_comparison(planar, out / "comparison.png", seed=seed)
     page = out / "index.html"
     write_page(

@@ -10,7 +10,6 @@ samples.png             samples
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from importlib import metadata
@@ -19,8 +18,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from partikel.app.config import settings_of
@@ -28,9 +25,18 @@ from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import Linear
-from partikel.files import replacing, write_json, write_whole
+from partikel.files import (
+    read_json,
+    reading,
+    replacing,
+    sealed,
+    write_json,
+    write_whole,
+    writing_to,
+)
 from partikel.models import Carrier, GeneratorModel
 from partikel.networks import NetworkSettings, build_network
+from partikel.networks.weights import misfit, read_tensors, write_tensors
 from partikel.priors import GaussianPrior
 from partikel.streams import seeded
 
@@ -104,6 +110,7 @@ def export_run(run: Run, out: Path | str) -> Path:
     Raises:
         ConfigError: for a run of free particles, or a folder that holds something.
         CheckpointError: if the folder cannot be written.
+        NumericsError: if the weights are not finite, or make samples that are not.
     """
     out, model = Path(out), run.model
     if model.steps is not None:
@@ -115,24 +122,17 @@ def export_run(run: Run, out: Path | str) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: choose another --out.")
     config = _config(run, model)
-    weights = model.sampled.state_dict()
-    weights = {key: value.detach().cpu().clone().contiguous() for key, value in weights.items()}
-    try:
-        with replacing(out) as part:
-            part.mkdir()
-            save_file(weights, part / _WEIGHTS)
-            write_json(part / _CONFIG, config)
-            exported = load_generator(part)  # what cannot be read back is not handed out
-            images = len(run.dataset.shape) == 3
-            samples = exported.sample(64 if images else 1000, generator=seeded(0, "export"))
-            save_picture(samples, part / _PICTURE)
-            write_whole(part / _CARD, _card(run, out.name, config))
-            if out.exists():
-                out.rmdir()  # still empty
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not write the export {out} ({error}): free some space or choose another --out."
-        ) from error
+    with writing_to(out), replacing(out) as part:
+        part.mkdir()
+        config["weights"] = write_tensors(part / _WEIGHTS, model.sampled.state_dict())
+        write_json(part / _CONFIG, sealed(config))
+        exported = load_generator(part)  # what cannot be read back is not handed out
+        images = len(run.data.shape) == 3
+        samples = exported.sample(64 if images else 1000, generator=seeded(0, "export"))
+        save_picture(samples, part / _PICTURE)
+        write_whole(part / _CARD, _card(run, out.name, config))
+        if out.exists():
+            out.rmdir()  # still empty
     return out
 
 
@@ -149,38 +149,32 @@ def load_generator(path: Path | str) -> OneStepGenerator:
         CheckpointError: if the folder is no export, is damaged, or of another version.
     """
     path = Path(path)
-    try:
-        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+    again = "name a folder that 'partikel export' made, or export it again."
+    with reading(
+        path,
+        f"holds no exported generator, or a damaged one ({_CONFIG} cannot be read, or was changed): "
+        + again,
+    ):
+        config = read_json(path / _CONFIG)
         kind, schema = config["kind"], config["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} holds no exported generator ({_CONFIG} cannot be read): name a folder that "
-            "'partikel export' made."
-        ) from error
     if (kind, schema) != (KIND, SCHEMA):
         raise CheckpointError(
             f"{path} holds a '{kind}' of schema {schema}, this version reads a '{KIND}' of schema "
             f"{SCHEMA}: use the version of partikel that wrote it."
         )
+    weights = read_tensors(path / _WEIGHTS, "it is damaged: " + again, seal=config.get("weights"))[
+        0
+    ]
     try:
-        settings: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config["network"].items()
-        }
-        size = config["latent"]["size"]
-        network = build_network(
-            NetworkSettings(**settings),
-            "generator",
-            shape=tuple(config["shape"]),
-            latent=size,
-            classes=config["classes"],
-            generator=torch.Generator().manual_seed(0),
-        )
-        network.load_state_dict(load_file(path / _WEIGHTS))
-        latent = GaussianPrior((size,), std=config["latent"]["std"])
+        with torch.device("meta"):  # nothing is made of impossible sizes
+            _check(misfit(_network(config).state_dict(), weights))
+        network = _network(config)
+        network.load_state_dict(weights)
+        latent = GaussianPrior((config["latent"]["size"],), std=float(config["latent"]["std"]))
+        _check_labels(config["classes"], config["label_weights"])
         exported = OneStepGenerator(network, latent, config)
     except (
-        OSError, SafetensorError, RuntimeError, LookupError, AttributeError, TypeError, ValueError,
-        ConfigError,
+        RuntimeError, LookupError, AttributeError, TypeError, ValueError, OverflowError, ConfigError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise CheckpointError(
@@ -188,6 +182,34 @@ def load_generator(path: Path | str) -> OneStepGenerator:
             f"({reason[:200]}): export it again."
         ) from error
     return exported.eval().requires_grad_(False)
+
+
+def _network(config: Mapping[str, Any]) -> nn.Module:
+    """The generator that a configuration describes, untrained."""
+    settings: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in config["network"].items()
+    }
+    return build_network(
+        NetworkSettings(**settings),
+        "generator",
+        shape=tuple(config["shape"]),
+        latent=config["latent"]["size"],
+        classes=config["classes"],
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _check(wrong: str | None) -> None:
+    if wrong is not None:
+        raise ValueError(wrong)
+
+
+def _check_labels(classes: Any, shares: Any) -> None:
+    """Refuse shares that are not those of the classes."""
+    if (classes is None) != (shares is None) or (shares is not None and len(shares) != classes):
+        raise ValueError("label_weights are not as many as classes")
+    if shares is not None and not (all(0 <= s <= 1 for s in shares) and 0.99 < sum(shares) < 1.01):
+        raise ValueError("label_weights are no shares")
 
 
 def _config(run: Run, model: Carrier) -> dict[str, Any]:
@@ -201,20 +223,20 @@ def _config(run: Run, model: Carrier) -> dict[str, Any]:
         "partikel": metadata.version("partikel"),
         "network": chosen,
         "latent": {"law": "normal", "size": size, "std": model.prior.std},
-        "shape": list(run.dataset.shape),
-        "range": [-1, 1] if len(run.dataset.shape) == 3 else None,
+        "shape": list(run.data.shape),
+        "range": [-1, 1] if len(run.data.shape) == 3 else None,
         "classes": None if shares is None else len(shares),
         "label_weights": None if shares is None else shares.tolist(),
         "recipe": run.recipe.name,
         "preset": run.preset,
-        "data": run.dataset.name,
+        "data": run.data.name,
         "iteration": run.step,
     }
 
 
 def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     """The model card, in Markdown."""
-    recipe, shape = run.recipe, " x ".join(map(str, run.dataset.shape))
+    recipe, shape = run.recipe, " x ".join(map(str, run.data.shape))
     images = config["range"] is not None
     what = f"{shape} images in [-1, 1]" if images else f"points of {shape} numbers"
     labels = "" if config["classes"] is None else f", of {config['classes']} classes"
@@ -247,7 +269,7 @@ x = generator(torch.randn(8, {config["latent"]["size"]}){", torch.arange(8)" if 
 ## Training
 
 - model: {recipe.title}, field {recipe.symbol}, preset `{run.preset}`
-- data: {run.dataset.name}, {shape}
+- data: {run.data.name}, {shape}
 - iterations: {run.step}, {run.cpu_seconds:.0f} CPU seconds
 - weights: {average}
 - partikel {config["partikel"]}
@@ -283,7 +305,7 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _measured(run: Run) -> str:
     """The table of the run's evaluation of this iteration, if it has one."""
     try:
-        result = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+        result = read_json(run.path / "evaluation.json")
         if result["protocol"]["iteration"] != run.step:
             raise ValueError("of another iteration")
         rows = [
@@ -291,7 +313,7 @@ def _measured(run: Run) -> str:
             for key, value in result["metrics"].items()
         ]
         protocol = ", ".join(f"{k} {v}" for k, v in result["protocol"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "Not measured: `partikel evaluate` measures a run."
     return "\n".join(
         ["| measure | model | data vs data |", "|---|---|---|", *rows, "", f"Protocol: {protocol}."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -256,7 +257,7 @@ def interpolate_run(
     if plots.is_images(samples):
         plots.save_image(plots.image_grid(samples, columns=points), path)
     elif plots.is_planar(samples):
-        data = shown_data(run.dataset, 1000, generator)
+        data = run.beside(1000, generator)
         figure = plots.scatter_figure(samples, data, title)
         for row in samples.view(pairs, points, 2).cpu().unbind():
             figure.axes[0].plot(*row.unbind(1), color=plots.GENERATED, linewidth=0.8)
@@ -294,7 +295,7 @@ def interpolated(
     if device.type != "cpu":  # samplers with noise draw it where the points are
         generator = torch.Generator(device).manual_seed(generator.initial_seed())
     real = run.context()
-    size = chunk_size(run.dataset.shape)
+    size = chunk_size(run.data.shape)
     parts: list[Tensor] = []
     for start in range(0, pairs * points, size):
         some = between.flatten(0, 1)[start : start + size]
@@ -334,7 +335,7 @@ def animate_run(
     if frames < 2 or fps < 1:
         raise ConfigError(f"an animation needs frames >= 2 and fps >= 1, got {frames} and {fps}.")
     generator = seeded(seed, "animation")
-    data = shown_data(run.dataset, 1000, generator) if _planar(run) else None
+    data = run.beside(1000, generator) if _planar(run) else None
     made = run_frames(run, generator=generator, frames=frames, n=n, parts=parts)
     render(made, path, data=data, title=run.preset if title else None, fps=fps, size=size)
 
@@ -362,11 +363,11 @@ def run_frames(
     model = run.model
     if model.steps is not None:
         count = n or (400 if _planar(run) else 64)
-        check_memory(count * frames, run.dataset.shape)
-        data = shown_data(run.dataset, 1000, generator)
+        check_memory(count * frames, run.data.shape)
+        data = run.beside(1000, generator)  # which set the view of points
         return generation_frames(
             model,
-            data,
+            torch.zeros(0, *run.data.shape) if data is None else data,
             generator=generator,
             frames=frames,
             n=count,
@@ -403,18 +404,18 @@ def summarise(
     write_json(out / "evaluation.json", result.as_dict())
     picture = out / "samples.png"
     generator = seeded(seed, "picture")
-    count = 1000 if len(run.dataset.shape) == 1 else 100
+    count = 1000 if len(run.data.shape) == 1 else 100
     samples = run.sample(count, generator=generator)
     data = None
-    if len(run.dataset.shape) == 1:
-        data = shown_data(run.dataset, count, generator)
+    if len(run.data.shape) == 1:
+        data = run.beside(count, generator)
     plots.save_picture(samples, picture, data=data)
     moving = out / "animation.gif"
-    drawable = _planar(run) or len(run.dataset.shape) == 3
+    drawable = _planar(run) or len(run.data.shape) == 3
     moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
     if animation and drawable and moves:
         animate_run(run, moving, size=480, title=False)
-    curve_name = "energy" if len(run.dataset.shape) == 1 else "frechet"
+    curve_name = "energy" if len(run.data.shape) == 1 else "frechet"
     curve = [
         (float(line["cpu_seconds"]), float(line[curve_name]))
         for line in run.log
@@ -465,12 +466,29 @@ def compare_runs(
     Raises:
         ConfigError: if the runs are of different data, or there are none.
     """
-    data = {run.dataset.name for run in runs}
+    data = {run.data.name for run in runs}
     if len(data) != 1:
         raise ConfigError(
             f"only runs of the same data compare, these are of {', '.join(sorted(data)) or 'none'}."
         )
+    with _removed_unless_done(out):
+        return _compare(runs, out, n, seed), out / "index.html"
+
+
+@contextlib.contextmanager
+def _removed_unless_done(out: Path) -> Iterator[None]:
+    """A block that makes a folder; where it fails, nothing of a new one stays."""
+    there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _compare(runs: Sequence[Run], out: Path, n: int, seed: int) -> list[RunSummary]:
     names = [run.path.name for run in runs]
     folders = [x if names.count(x) == 1 else f"{i}-{x}" for i, x in enumerate(names, start=1)]
     summaries = [
@@ -488,16 +506,16 @@ def compare_runs(
         for folder, s in zip(folders, summaries, strict=True)
     }
     write_json(out / "comparison.json", record)
-    page = out / "index.html"
     command = "partikel compare " + " ".join(str(run.path) for run in runs)
-    write_page(page, f"Comparison on {data.pop()}", summaries, command=command)
-    return summaries, page
+    title = f"Comparison on {runs[0].data.name}"
+    write_page(out / "index.html", title, summaries, command=command)
+    return summaries
 
 
 def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
     """One picture of all runs' samples."""
     panels: dict[str, Tensor] = {}
-    count = 1000 if len(runs[0].dataset.shape) == 1 else 64
+    count = 1000 if len(runs[0].data.shape) == 1 else 64
     for run in runs:
         generator = seeded(seed, "comparison")
         label = run.recipe.title if run.recipe.title not in panels else run.path.name
@@ -508,4 +526,4 @@ def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
 
 
 def _planar(run: Run) -> bool:
-    return run.dataset.shape == (2,)
+    return run.data.shape == (2,)

@@ -2,9 +2,11 @@
 
 run/
 config.yaml        resolved configuration: the same command, or this file, makes it again
+data.json          what is known of the data, so that samples need them no more, and where they lie
 environment.json   versions, machine, git state
 metrics.jsonl      one line per logged iteration
 checkpoints/       all state, newest last
+context.safetensors  real samples, if the field of free particles compares them with the data
 frames/            what the animation of a generator's training needs
 samples/           pictures along the way
 required/          the run of the model that this one builds on, if it had to be trained
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import platform
 import subprocess
 import sys
@@ -32,24 +33,39 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
+from partikel.app.config import SCHEMA, dump_config, load_preset, make_recipe, settings_of
 from partikel.app.show.animation import save_frame, training_frame
 from partikel.app.show.plots import save_picture
 from partikel.app.show.progress import progress_bar
-from partikel.data import Dataset, open_dataset
+from partikel.data import Dataset, DataSettings, open_dataset
+from partikel.data.folder import find
+from partikel.data.known import KnownData
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import Perturbed
 from partikel.fields.base import Weight
-from partikel.files import write_json, write_whole, writing_to
+from partikel.files import (
+    fingerprint,
+    read_json,
+    reading,
+    replacing,
+    sealed,
+    write_json,
+    write_whole,
+    writing_to,
+)
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
 from partikel.models import Carrier
+from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
 from partikel.streams import seeded
 from partikel.tensors import check_memory
 from partikel.training import Engine, fit, latest_checkpoint
 from partikel.training.checkpoint import has_average, load_weights, read_step
 from partikel.training.ema import averaged_model
-from partikel.training.engine import on_main, processes
+from partikel.training.engine import holding, on_main, processes
+from partikel.training.fit import read_lines
+
+_DATA, _CONTEXT = "data.json", "context.safetensors"
 
 CONTEXT = 256
 """Real samples that a field is bound to, where it compares particles with data."""
@@ -72,7 +88,7 @@ class Run:
         path: its folder.
         preset: what it was started from.
         recipe: its settings.
-        dataset: its data.
+        data: what is known of its data; the run can be sampled where they are gone.
         system: the model, with averaged weights where there are any, in evaluation mode.
         step: iterations done.
     """
@@ -80,9 +96,25 @@ class Run:
     path: Path
     preset: str
     recipe: Recipe
-    dataset: Dataset
+    data: Dataset
     system: System
     step: int
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data themselves, opened when they are first asked for.
+
+        Raises:
+            DataError: where they are gone, or are others now.
+        """
+        return self.data.opened if isinstance(self.data, KnownData) else self.data
+
+    def beside(self, n: int, generator: torch.Generator) -> Tensor | None:
+        """Up to n real points to show beside samples; None where the data are gone, or have none."""
+        try:
+            return shown_data(self.dataset, n, generator)
+        except DataError:
+            return None
 
     @property
     def model(self) -> Carrier:
@@ -91,7 +123,13 @@ class Run:
 
     def context(self, seed: int = 0) -> Tensor | None:
         """Real samples for a field that compares particles with data, or None."""
-        return context_for(self.model, self.dataset, seed)
+        kept = self.path / _CONTEXT
+        if seed or "real" not in self.model.field.needs or not kept.exists():
+            return context_for(self.model, self.data, seed)
+        x = read_tensors(kept, "remove it, and it is drawn anew from the data.")[0].get("x")
+        if x is None or x.shape[1:] != self.data.shape or not x.is_floating_point():
+            raise CheckpointError(f"{kept} is of another run: remove it.")
+        return x.to(next(self.model.parameters()).device)
 
     def sample(
         self,
@@ -150,15 +188,26 @@ class Run:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``."""
+        """The lines of ``metrics.jsonl``.
+
+        Raises:
+            CheckpointError: for a line that cannot be read; the last one may have been cut short.
+        """
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        with reading(path, "is no log of a training: move it away."):
+            lines = read_lines(path)
+        if lines and lines[-1] is None:
+            lines.pop()
+        for number, line in enumerate(lines, start=1):
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                raise CheckpointError(f"line {number} of {path} cannot be read: remove that line.")
+        return lines
 
     @property
     def cpu_seconds(self) -> float:
         """Process time of training, evaluation excluded."""
-        return float(self.log[-1]["cpu_seconds"]) if self.log else 0.0
+        spent = self.log[-1].get("cpu_seconds") if self.log else 0.0
+        return float(spent) if isinstance(spent, (int, float)) else 0.0
 
 
 def draw_samples(
@@ -285,45 +334,47 @@ def train_run(
         DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
     """
     out = Path(out)
-    recipe, required_path = _with_required(recipe, out)
-    with processes().main_process_first():  # which prepares what the others then find
-        dataset = open_dataset(recipe.data)
-    shown = console if processes().is_main_process else None
-    say = None if shown is None else partial(shown.print, markup=False, soft_wrap=True)
-    recipe = fit_batches(recipe, dataset, given, say)
-    text = dump_config(recipe, preset)
-    on_main(lambda: _check_folder(out, text))
-    required = None
-    if recipe.required is not None:
-        assert required_path is not None
-        if (required_path / "config.yaml").exists() and required_path != out / "required":
-            required = load(required_path).model
-        else:
-            first = recipe.required
-            if first.engine == Engine():
-                first = dataclasses.replace(first, engine=recipe.engine)
-            required = train_run(first, required_path, console=console).model
-    system = recipe.compose(dataset, required)
-    on_main(lambda: _describe(out, text))
-    checkpoint = latest_checkpoint(out / "checkpoints")
-    if checkpoint is not None:
-        _check_classes(system.model, dataset, checkpoint)
-    watch = _Watch(recipe, dataset, out)
-    fit(
-        system.model,
-        dataset,
-        system.phases,
-        iterations=recipe.iterations,
-        seed=recipe.seed,
-        ema=recipe.ema,
-        engine=recipe.engine,
-        folder=out,
-        checkpoint_every=recipe.checkpoint_every,
-        evaluate=watch,
-        evaluate_every=recipe.evaluate_every,
-        progress=progress_bar(console, preset or recipe.name),
-    )
-    return load(out)
+    if out.is_file():
+        raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
+    with holding(out):
+        recipe, required_path = _with_required(recipe, out)
+        with processes().main_process_first():  # which prepares what the others then find
+            dataset = open_dataset(recipe.data)
+        shown = console if processes().is_main_process else None
+        say = None if shown is None else partial(shown.print, markup=False, soft_wrap=True)
+        recipe = fit_batches(recipe, dataset, given, say)
+        text = dump_config(recipe, preset)
+        on_main(lambda: _check_folder(out, text))
+        required = None
+        if recipe.required is not None:
+            assert required_path is not None
+            if (required_path / "config.yaml").exists() and required_path != out / "required":
+                required = load(required_path).model
+            else:
+                first = recipe.required
+                if first.engine == Engine():
+                    first = dataclasses.replace(first, engine=recipe.engine)
+                required = train_run(first, required_path, console=console).model
+        system = recipe.compose(dataset, required)
+        on_main(lambda: _describe(out, text, recipe, dataset, system.model))
+        checkpoint = latest_checkpoint(out / "checkpoints")
+        if checkpoint is not None:
+            _check_classes(system.model, dataset, checkpoint)
+        fit(
+            system.model,
+            dataset,
+            system.phases,
+            iterations=recipe.iterations,
+            seed=recipe.seed,
+            ema=recipe.ema,
+            engine=recipe.engine,
+            folder=out,
+            checkpoint_every=recipe.checkpoint_every,
+            evaluate=_Watch(recipe, dataset, out),
+            evaluate_every=recipe.evaluate_every,
+            progress=progress_bar(console, preset or recipe.name),
+        )
+        return load(out)
 
 
 def load(path: Path | str) -> Run:
@@ -333,42 +384,57 @@ def load(path: Path | str) -> Run:
         path: the run's folder.
 
     Returns:
-        The run; weights are read without executing code.
+        The run; weights are read without executing code. Its data are opened when they are needed (at
+        once for a run of version 0.1, which knows nothing of them).
 
     Raises:
         CheckpointError: if the folder is no run, has no checkpoint yet, or is damaged.
     """
     path = Path(path)
     file = path / "config.yaml"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{path} is no run folder (it has no config.yaml): name a folder that "
-            "'partikel train' made."
-        )
-    try:
-        config = load_preset(file)
-        recipe = make_recipe(config.recipe, config.settings)
-    except ConfigError as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    checkpoint = latest_checkpoint(path / "checkpoints")
-    if checkpoint is None:
+    with reading(file, "cannot be read: name a folder that 'partikel train' made."):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{path} is no run folder (it has no config.yaml): name a folder that "
+                "'partikel train' made."
+            )
+        try:
+            config = load_preset(file)
+            recipe = make_recipe(config.recipe, config.settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        preset = yaml.safe_load(file.read_text(encoding="utf-8")).get("preset") or recipe.name
+    if latest_checkpoint(path / "checkpoints") is None:
         raise CheckpointError(
             f"the run {path} has no checkpoint yet: run 'partikel train' with --out {path} first."
         )
-    dataset = open_dataset(recipe.data)
+    data = _known_data(path, recipe, config.settings) or open_dataset(recipe.data)
     required = None
     if recipe.required is not None:  # its weights are part of this run's checkpoint
-        required = recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
-    _check_classes(system.model, dataset, checkpoint)
-    load_weights(system.model, checkpoint, "model")
-    if has_average(checkpoint):
-        average = averaged_model(system.model.sampled, 0.5)
-        load_weights(average, checkpoint, "average")
-        system.model.sampled.load_state_dict(average.module.state_dict())
-    system.model.eval()
-    preset = yaml.safe_load(file.read_text(encoding="utf-8")).get("preset") or recipe.name
-    return Run(path, preset, recipe, dataset, system, read_step(checkpoint))
+        required = recipe.required.compose(data).model
+    system = recipe.compose(data, required)
+    step = _load_newest(system.model, data, path / "checkpoints")
+    return Run(path, preset, recipe, data, system, step)
+
+
+def _load_newest(model: Carrier, data: Dataset, checkpoints: Path) -> int:
+    """Load the newest weights, the average where there is one; the iteration they are of."""
+    while True:
+        checkpoint = latest_checkpoint(checkpoints)
+        assert checkpoint is not None
+        try:
+            _check_classes(model, data, checkpoint)
+            load_weights(model, checkpoint, "model")
+            if has_average(checkpoint):
+                average = averaged_model(model.sampled, 0.5)
+                load_weights(average, checkpoint, "average")
+                model.sampled.load_state_dict(average.module.state_dict())
+            model.eval()
+            return read_step(checkpoint)
+        except CheckpointError:
+            if latest_checkpoint(checkpoints) in (checkpoint, None):
+                raise
+            # a training goes on there, and has removed what was being read
 
 
 class _Watch:
@@ -450,22 +516,85 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
     return dataclasses.replace(recipe, score=other.recipe), Path(named)  # type: ignore[call-arg]
 
 
-def _describe(out: Path, text: str) -> None:
+def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrier) -> None:
     """Write what the run is; a full disk leaves what was there."""
+    known = {
+        "schema": SCHEMA,
+        "name": data.name,
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "sigma_data": data.sigma_data,
+        "shares": None if model.label_weights is None else model.label_weights.tolist(),
+        "places": _places(recipe.data),
+        "settings": _seal(yaml.safe_load(text)["settings"]),
+    }
     with writing_to(out):
         write_whole(out / "config.yaml", text)
+        write_json(out / _DATA, sealed(known))
         write_json(out / "environment.json", _environment())
+        if model.steps is not None and data.size("train") is not None:
+            context = context_for(model, data)
+            if context is not None:
+                with replacing(out / _CONTEXT) as part:
+                    write_tensors(part, {"x": context})
+
+
+def _seal(settings: Mapping[str, Any]) -> str:
+    """A fingerprint of the settings that samples depend on: not of how or where they were computed."""
+
+    def kept(settings: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+        places = ("root", "cache", "path", "download")
+        free = places if inside == "data" else ("engine", "data_score")
+        chosen = {k: v for k, v in settings.items() if k not in free}
+        return {k: kept(v, k) if isinstance(v, Mapping) else v for k, v in chosen.items()}
+
+    return fingerprint(kept(settings), 32)
+
+
+def _places(data: DataSettings) -> dict[str, str]:
+    """The absolute paths of the settings that are paths, which may be relative to where training was."""
+    found = {key: Path(value) for key in ("root", "cache") if (value := getattr(data, key))}
+    if data.path is not None:
+        found["path"] = find(data.path, data.root)
+    return {k: str(v.expanduser().absolute()) for k, v in found.items() if v.expanduser().exists()}
+
+
+def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Dataset | None:
+    """What a run keeps of its data; None for one of version 0.1."""
+    file = path / _DATA
+    if not file.exists():
+        return None
+    again = "run the same 'partikel train' command, which writes it anew."
+    with reading(file, f"is damaged: {again}"):
+        known = read_json(file, must_be_sealed=True)
+        if known["settings"] != _seal(settings):
+            raise CheckpointError(
+                f"{path / 'config.yaml'} was changed since the run was trained: put its settings back, "
+                "or train with the new ones in another --out."
+            )
+        if known["schema"] != SCHEMA:
+            raise CheckpointError(f"{file} has schema {known['schema']}: use a newer partikel.")
+        # where the data lie now: as the run was told, should they not be where they were
+        there = {key: place for key, place in known["places"].items() if Path(place).exists()}
+        shares = known["shares"]
+        return KnownData(
+            known["name"],
+            tuple(known["shape"]),
+            known["classes"],
+            known["sigma_data"],
+            None if shares is None else torch.tensor(shares),
+            lambda: open_dataset(dataclasses.replace(recipe.data, **there)),
+        )
 
 
 def _check_folder(out: Path, text: str) -> None:
     file = out / "config.yaml"
     if not file.exists():
-        if out.is_file():
-            raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
         if (out / "checkpoints").exists():
             raise ConfigError(f"{out} holds checkpoints but no config.yaml: choose another --out.")
         return
-    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(text)
+    with reading(file, "is no configuration: choose another --out.", ConfigError):
+        old, new = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(text)
     if not isinstance(old, dict):
         raise ConfigError(f"{file} is no configuration: choose another --out.")
     if old.get("recipe") != new["recipe"]:

@@ -470,6 +470,11 @@ class _EpochStream(BatchStream):
                 f"split of '{self._data.name}' has {size}: resume with the data and the split "
                 "settings that the run was started with"
             )
+        if order.dtype != torch.int64 or not torch.equal(order.sort()[0], torch.arange(len(order))):
+            raise CheckpointError(
+                f"the checkpoint's data order is none of the {len(order)} points of '{self._data.name}' "
+                "(it is damaged): remove it, and the run resumes from the one before."
+            )
         # A copy: the checkpoint's tensors stay the caller's.
         self._order = order.to(self._home, torch.int64, copy=True)
         self._position = position

@@ -17,11 +17,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError
+from partikel.networks.weights import read_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the weights, NAME_features.safetensors, each with a JSON file that describes it."""
@@ -77,13 +76,13 @@ class ClassifierFeatures(nn.Module, ABC):
         path = WEIGHTS / f"{cls.name}_features.safetensors"
         with torch.device("meta"):
             network = cls()
+        state = read_tensors(path, "install partikel again.")[0]
         try:
-            state = load_file(path)
             network.load_state_dict(
                 {k: v.float() if v.is_floating_point() else v for k, v in state.items()},
                 assign=True,
             )
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except RuntimeError as error:
             raise CheckpointError(
                 f"the weights of the feature network '{cls.name}' cannot be read from {path} "
                 f"({type(error).__name__}): install partikel again"

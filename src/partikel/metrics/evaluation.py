@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
-from partikel.errors import ConfigError, DataError
+from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.files import fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
@@ -510,7 +510,8 @@ class _Work:
             return found
         made = self._gather(network, n, self._images(split, purpose), limit)
         if self.accelerator is None or self.accelerator.is_main_process:
-            with contextlib.suppress(OSError):  # without room for it only time is lost
+            # without room for it only time is lost, and what is not finite is not kept
+            with contextlib.suppress(OSError, NumericsError):
                 made.save(path, text)
         return made
 

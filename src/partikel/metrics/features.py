@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from partikel.errors import ConfigError, DataError
-from partikel.files import write_whole
+from partikel.files import reading, replacing
 from partikel.metrics.distances import squared_distances
+from partikel.networks.weights import read_tensors, write_tensors
 
 
 class FeatureNetwork(Protocol):
@@ -138,9 +137,14 @@ class FeatureStatistics:
         return self.scatter / (self.n - 1)
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file, whole or not at all."""
+        """Write to a safetensors file, whole or not at all.
+
+        Raises:
+            NumericsError: where a feature was not finite.
+        """
         metadata = {"format": _STATISTICS, "network": self.network, "n": str(self.n)}
-        write_whole(path, save({"mean": self.mean, "scatter": self.scatter}, metadata))
+        with replacing(path) as part:
+            write_tensors(part, {"mean": self.mean, "scatter": self.scatter}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
@@ -205,11 +209,15 @@ class FeatureSet:
         Args:
             path: the file.
             about: what :meth:`load` has to be asked for.
+
+        Raises:
+            NumericsError: where a feature was not finite.
         """
         mine = self.statistics
         metadata = {"format": _SET, "network": mine.network, "n": str(mine.n), "about": about}
         tensors = {"mean": mine.mean, "scatter": mine.scatter, "kept": self.kept}
-        write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
+        with replacing(path) as part:
+            write_tensors(part, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, about: str, limit: int = KEPT) -> FeatureSet:
@@ -235,20 +243,19 @@ _SET = "partikel.feature_set/1"
 def _read(
     path: Path, kind: str, names: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != kind:
-                raise DataError(
-                    f"{path} holds no feature statistics of this version: delete it to "
-                    "compute them again"
-                )
-            return {name: file.get_tensor(name) for name in names}, metadata
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"feature statistics cannot be read from {path} ({error}): delete the file to "
-            "compute them again"
-        ) from error
+    mend = "delete the file to compute the feature statistics again."
+    tensors, metadata = read_tensors(path, mend, error=DataError)
+    with reading(path, f"holds no feature statistics of this version: {mend}", DataError):
+        n, size = int(metadata["n"]), len(tensors["mean"])
+        shapes = {
+            "mean": (size,),
+            "scatter": (size, size),
+            "kept": (len(tensors.get("kept", ())), size),
+        }
+        right = all(tensors[name].shape == shapes[name] for name in names)
+        if metadata["format"] != kind or "network" not in metadata or n < 0 or not right:
+            raise ValueError
+    return {name: tensors[name] for name in names}, metadata
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from partikel.data import Batch
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NumericsError
 from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
@@ -159,11 +159,17 @@ class Carrier(nn.Module, ABC):
 
         Raises:
             ConfigError: for labels that the model does not know, or options that it does not have.
-            NumericsError: if particles leave the finite numbers.
+            NumericsError: if samples leave the finite numbers.
         """
         sampling, cond = Sampling(**options), self._labels(n, cond, generator)
         start = self.start(n, generator) if start is None else start
-        return self._sampled(start, cond, Context(real=real, generator=generator), sampling)
+        x = self._sampled(start, cond, Context(real=real, generator=generator), sampling)
+        if not x.isfinite().all():
+            raise NumericsError(
+                f"samples of this {self.kind} model left the finite numbers: its weights grew too large "
+                "in training, or are damaged; train it again with a lower learning rate or clipping."
+            )
+        return x
 
     @abstractmethod
     def _sampled(

@@ -228,4 +228,6 @@ def build_network(
             built = network(**sizes, **options, scalars=scalars, classes=classes)
         except ValueError as error:
             raise ConfigError(f"network kind '{kind}' as {role}: {error}") from error
+    if torch.empty(0).device.type == "meta":  # only its sizes are asked for
+        return built
     return initialise(built, settings.init, generator=generator)

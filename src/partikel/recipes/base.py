@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Dataset, DataSettings, FiniteDataset
+from partikel.data.known import KnownData
 from partikel.errors import ConfigError
 from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
 from partikel.models import Carrier
@@ -134,6 +135,8 @@ def score_in(flow: Field) -> Field:
 
 def class_shares(dataset: Dataset, classes: int) -> Tensor:
     """(K,) shares of the classes: counted where data are finite, else estimated from fresh points."""
+    if isinstance(dataset, KnownData) and dataset.shares is not None:
+        return dataset.shares
     if isinstance(dataset, FiniteDataset):
         labels = dataset.stored("train")[1]
     elif isinstance(dataset.target, GaussianMixture) and len(dataset.target.weights) == classes:

@@ -6,12 +6,16 @@ either the whole checkpoint or none. Checkpoints are only taken between iteratio
 
 With several processes the main one writes for all: beside what they share, a file for each other
 process holds what it has of its own (random streams, buffers such as a pool of particles).
+
+Nothing that is not finite is written, and what is read is checked: names, types, shapes, finiteness, and
+the checksums that ``state.json`` holds of all parts (those of version 0.1 have none).
 """
 
 from __future__ import annotations
 
-import errno
-import json
+import contextlib
+import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,17 +23,28 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError, NumericsError
-from partikel.files import clear_parts, replacing, write_json
+from partikel.files import (
+    clear_parts,
+    read_json,
+    reading,
+    replacing,
+    sealed,
+    write_json,
+    writing_to,
+)
+from partikel.networks.weights import misfit, not_finite, read_tensors, write_tensors
 from partikel.training.engine import on_main
 from partikel.training.loop import Trainer
 
 SCHEMA = 1
 _STATE = "state.json"
+_MEND = (
+    "free some space or choose another --out, then run the same command; the last whole checkpoint is "
+    "kept"
+)
 _SCALE = ("scale", "_growth_tracker")  # of loss scaling
 
 
@@ -45,7 +60,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
         The new checkpoint's folder.
 
     Raises:
-        NumericsError: if weights are not finite; nothing is written.
+        NumericsError: if weights or an optimiser's state are not finite; nothing is written.
         CheckpointError: if the disk is full or not writable; older checkpoints stay.
     """
     everyone = gather_object([_own_state(trainer)]) if _world(trainer) > 1 else []
@@ -53,15 +68,8 @@ def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
 
 
 def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Tensor]]) -> Path:
-    model = trainer.model.state_dict()
-    bad = [k for k, v in model.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise NumericsError(
-            f"the weights '{bad[0]}' are not finite after iteration {trainer.step}, so they were not "
-            "saved: resume from the last checkpoint with a lower learning rate or clipping."
-        )
     parts = {
-        "model": model,
+        "model": trainer.model.state_dict(),
         "optimizers": _flat(_flat(each.state_dict()["state"]) for each in trainer.optimizers),
         "streams": trainer.streams.state_dict(),
         "batches": _flat(stream.state_dict() if stream else {} for stream in trainer.batches),
@@ -74,24 +82,19 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
         parts["scales"] = _flat(
             {k: torch.tensor(each[k]) for k in _SCALE if each} for each in scales
         )
+    _check_finite(trainer, parts)
     target = folder / f"step-{trainer.step:08d}"
     state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
     state |= {"processes": len(others) + 1, "parts": sorted(parts)}
-    try:
+    with writing_to(target, _MEND):
         clear_parts(folder)
         with replacing(target) as part:
             part.mkdir()
-            for name, tensors in parts.items():
-                whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-                save_file(whole, part / f"{name}.safetensors")
-            write_json(part / _STATE, state)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-        cause = "the disk is full" if full else str(error)
-        raise CheckpointError(
-            f"could not write the checkpoint {target} ({cause}): free some space or choose another "
-            "--out, then run the same command; the last whole checkpoint is kept."
-        ) from error
+            state["checksums"] = {
+                name: write_tensors(part / f"{name}.safetensors", tensors)
+                for name, tensors in parts.items()
+            }
+            write_json(part / _STATE, sealed(state))
     kept = _checkpoints(folder)[-keep:]
     for old in folder.glob("step-*"):
         if old not in kept:  # older ones, and what is left of one whose removal was cut short
@@ -99,8 +102,28 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
     return target
 
 
+def _check_finite(trainer: Trainer, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for part, tensors in parts.items():
+        bad = not_finite(tensors)
+        if bad is None:
+            continue
+        what, mend = f"the weights '{bad}' are", "a lower learning rate or clipping"
+        if part == "optimizers":
+            loss = trainer.phases[int(bad.split(".")[0])].loss
+            what = f"Adam's moments of the gradient of '{loss}' are"
+            mend = "smaller gradients of it (clipping, a weaker field by a smaller eta)"
+        raise NumericsError(
+            f"{what} not finite after iteration {trainer.step}, so they were not saved: resume from "
+            f"the last checkpoint with {mend}."
+        )
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a folder, or None."""
+    """The newest whole checkpoint of a folder, or None.
+
+    Raises:
+        CheckpointError: if the folder may not be read.
+    """
     found = _checkpoints(folder)
     return found[-1] if found else None
 
@@ -109,12 +132,12 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
     """Put a trainer exactly where :func:`save_checkpoint` left another one.
 
     Raises:
-        CheckpointError: if files are missing, truncated, or of another model, schema or number of
+        CheckpointError: if files are missing, damaged, or of another model, schema or number of
             processes; the trainer must not be used then.
     """
     state = _read_state(checkpoint)
-    then, now = state.get("processes", 1), _world(trainer)
-    finished = int(state["step"]) >= trainer.iterations  # nothing is drawn any more
+    then, now = state["processes"], _world(trainer)
+    finished = state["step"] >= trainer.iterations  # nothing is drawn any more
     if then != now and not finished:
         raise CheckpointError(
             f"the checkpoint {checkpoint} was made by {then} process(es), each with its own random "
@@ -124,49 +147,45 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
     if trainer.average is not None:
         load_weights(trainer.average, checkpoint, "average")
     try:
-        _load_optimizers(trainer, _read(checkpoint, "optimizers"))
+        _load_optimizers(trainer, _read(checkpoint, state, "optimizers"), state["step"])
         rank = trainer.accelerator.process_index
         if then != now:
             pass
         elif rank == 0:
-            trainer.streams.load_state_dict(_read(checkpoint, "streams"))
+            _load_streams(trainer, _read(checkpoint, state, "streams"))
         else:
-            _load_own_state(trainer, _read(checkpoint, _rank_part(rank)))
+            _load_own_state(trainer, _read(checkpoint, state, _rank_part(rank)))
         if "scales" in state["parts"]:
-            scales = _read(checkpoint, "scales")
+            scales = _read(checkpoint, state, "scales")
             for i, scaler in enumerate(trainer.scalers):
                 if scaler is not None:  # a run may go on in another precision
                     own = {key: value.item() for key, value in _group(scales, i).items()}
                     scaler.load_state_dict({**scaler.state_dict(), **own})
-        batches = _read(checkpoint, "batches")
+        batches = _read(checkpoint, state, "batches")
         for i, stream in enumerate(trainer.batches):
             if stream is not None:
                 stream.load_state_dict(_group(batches, i))
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+    except (LookupError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"the checkpoint {checkpoint} does not fit this model's training ({error}): resume with "
             "the configuration it was made with, or start in another --out."
         ) from error
-    trainer.step = int(state["step"])
-    trainer.cpu_seconds = float(state["cpu_seconds"])
+    trainer.step = state["step"]
+    trainer.cpu_seconds = state["cpu_seconds"]
 
 
 def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
     """Load the weights of one part ("model", "average") of a checkpoint into ``module``.
 
     Raises:
-        CheckpointError: if the file is missing or truncated, or of another architecture.
+        CheckpointError: if the file is missing or damaged, or of another architecture.
     """
-    weights = _read(checkpoint, part)
-    own = module.state_dict()
-    wrong = sorted(set(own) ^ set(weights)) or sorted(
-        key for key in own if own[key].shape != weights[key].shape
-    )
-    if wrong:
+    weights = _read(checkpoint, _read_state(checkpoint), part)
+    wrong = misfit(module.state_dict(), weights)
+    if wrong is not None:
         raise CheckpointError(
-            f"the checkpoint {checkpoint} is of another model: '{wrong[0]}' "
-            f"({len(wrong)} in all) is missing, unknown or of another shape; use the configuration "
-            "it was made with."
+            f"the checkpoint {checkpoint} is of another model ({wrong}): use the configuration it "
+            "was made with."
         )
     module.load_state_dict(weights)
 
@@ -178,39 +197,46 @@ def has_average(checkpoint: Path) -> bool:
 
 def read_step(checkpoint: Path) -> int:
     """The iteration after which a checkpoint was taken."""
-    return int(_read_state(checkpoint)["step"])
+    return _read_state(checkpoint)["step"]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if (path / _STATE).is_file())
+    with reading(folder, "is no folder of checkpoints: move it away, or choose another --out."):
+        if not _there(folder):
+            return []
+        found = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{8,18}", name)]
+        found.sort(key=lambda name: int(name.removeprefix("step-")))
+        return [folder / name for name in found if _there(folder / name / _STATE)]
 
 
-def _read_state(checkpoint: Path) -> dict:
-    try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        schema = state["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{checkpoint} is no whole checkpoint ({_STATE} cannot be read): remove it, and the "
-            "run resumes from the one before."
-        ) from error
-    if schema != SCHEMA:
-        raise CheckpointError(
-            f"the checkpoint {checkpoint} has schema {schema}, this version reads {SCHEMA}: "
-            "use the version of partikel that wrote it."
-        )
+def _there(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return bool(os.stat(path))  # a PermissionError is told, which Path.exists may not
+    return False
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    mend = "remove it, and the run resumes from the one before."
+    with reading(checkpoint, f"is no whole checkpoint ({_STATE} cannot be read): {mend}"):
+        state = {"processes": 1, "checksums": {}, **read_json(checkpoint / _STATE)}
+        if state["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"the checkpoint {checkpoint} has schema {state['schema']}, this version reads "
+                f"{SCHEMA}: use the version of partikel that wrote it."
+            )
+        counts = [state["step"], state["processes"]]
+        parts = {"model", "optimizers", "streams", "batches"} - {*state["parts"]}
+        if parts or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError
+        state["checksums"] = dict(state["checksums"])
+        state["cpu_seconds"] = float(state["cpu_seconds"])
     return state
 
 
-def _read(checkpoint: Path, part: str) -> dict[str, Tensor]:
+def _read(checkpoint: Path, state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
+    mend = f"remove the folder {checkpoint.name}, and the run resumes from the checkpoint before."
     path = checkpoint / f"{part}.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is missing, truncated or no safetensors file: remove the folder "
-            f"{checkpoint.name}, and the run resumes from the checkpoint before."
-        ) from error
+    return read_tensors(path, mend, seal=state["checksums"].get(part))[0]
 
 
 def _world(trainer: Trainer) -> int:
@@ -228,8 +254,19 @@ def _own_state(trainer: Trainer) -> dict[str, Tensor]:
     return {key: value.detach().cpu() for key, value in state.items()}
 
 
+def _load_streams(trainer: Trainer, state: dict[str, Tensor]) -> None:
+    _check(misfit(trainer.streams.state_dict(), state))
+    trainer.streams.load_state_dict(state)
+
+
+def _check(wrong: str | None) -> None:
+    if wrong is not None:
+        raise ValueError(wrong)
+
+
 def _load_own_state(trainer: Trainer, state: dict[str, Tensor]) -> None:
-    trainer.streams.load_state_dict(_group(state, "streams"))
+    _load_streams(trainer, _group(state, "streams"))
+    _check(misfit(dict(trainer.model.named_buffers()), _group(state, "buffers")))
     with torch.no_grad():
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(state[f"buffers.{name}"])
@@ -249,19 +286,32 @@ def _group(tensors: Mapping[str, Tensor], name: str | int) -> dict[str, Tensor]:
     return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
 
 
-def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor], step: int) -> None:
+    known: set[str] = set()
     for i, optimizer in enumerate(trainer.optimizers):
         state = optimizer.state_dict()
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in _group(tensors, i).items():
-            parameter, name = key.split(".")
-            entries.setdefault(int(parameter), {})[name] = value
         weights = optimizer.param_groups[0]["params"]
-        if entries and max(entries) >= len(weights):  # weights without a gradient yet have no state
-            raise ValueError("another number of trained weights")
-        for parameter, values in entries.items():
-            weight = weights[parameter]
-            for key, value in values.items():
-                if value.shape == weight.shape:  # fused steps need the memory format of the weight
-                    values[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for j, weight in enumerate(weights):
+            start = f"{i}.{j}"
+            values = _group(tensors, start)
+            if not values:  # a weight that has had no gradient yet has no state
+                continue
+            own = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": weight,
+                "exp_avg_sq": weight,
+            }
+            wrong = misfit(_flat({start: own}), _flat({start: values}))
+            _check(wrong and f"of the optimiser of '{trainer.phases[i].loss}' {wrong}")
+            known |= {f"{start}.{key}" for key in values}
+            entries[j] = {"step": values.pop("step")}
+            for key, value in values.items():  # fused steps need the memory format of the weight
+                entries[j][key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+        if step and not entries and trainer.scalers[i] is None:  # Adam would begin anew
+            raise ValueError(f"there is no state of the optimiser of '{trainer.phases[i].loss}'")
         optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+    if unknown := sorted({*tensors} - known):
+        raise ValueError(
+            f"its optimisers have another number of weights: '{unknown[0]}' is unknown"
+        )

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from partikel.denoising import EDMDenoiser, PreconditionedLogit
 from partikel.errors import ConfigError, PartikelError
 from partikel.fields import DiscriminatorField, Field
+from partikel.files import locked
 from partikel.models import Carrier
 from partikel.networks import Bank
 from partikel.objectives import is_exact
@@ -223,6 +225,15 @@ def on_main(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return cast(T, outcome[0])
+
+
+@contextlib.contextmanager
+def holding(folder: Path | None) -> Iterator[None]:
+    """The main process holds a run's folder (see :func:`partikel.files.locked`) for all of them."""
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            on_main(lambda: held.enter_context(locked(folder)))
+        yield
 
 
 def start_alike(model: nn.Module) -> None:

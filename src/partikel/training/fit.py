@@ -16,19 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 
 from partikel.data import Dataset
 from partikel.errors import PartikelError
-from partikel.files import write_whole, writing_to
+from partikel.files import check_held, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
 from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from partikel.training.ema import EMA, swapped_in
-from partikel.training.engine import Engine, accelerator_for, on_main
+from partikel.training.engine import Engine, accelerator_for, holding, on_main
 from partikel.training.loop import Trainer
 from partikel.training.phases import Phase
 
@@ -93,71 +93,81 @@ def fit(
 
     Raises:
         NumericsError: if losses or weights leave the finite numbers; the last checkpoint stays.
-        CheckpointError: if the folder cannot be written to, or a checkpoint cannot be read.
+        ConfigError: if another process trains in the folder.
+        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read.
         DataError: if the data vanish; the last checkpoint stays.
         Interrupted: on Ctrl-C or SIGTERM, after saving (in the main thread).
     """
     folder = None if folder is None else Path(folder)
-    engine = engine or Engine()
-    tracked = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
-    accelerator = accelerator_for(engine, **tracked)
-    main, alone = accelerator.is_main_process, accelerator.num_processes == 1
-    trainer = Trainer(
-        model,
-        dataset,
-        phases,
-        iterations=iterations,
-        seed=seed,
-        ema=ema,
-        engine=engine,
-        accelerator=accelerator,
-    )
-    checkpoints = None if folder is None else folder / "checkpoints"
-    found = None if checkpoints is None else latest_checkpoint(checkpoints)
-    if found is not None:
-        load_checkpoint(trainer, found)
-    log = _Log(folder if main else None, trainer.step, accelerator)
+    with holding(folder):
+        engine = engine or Engine()
+        tracked = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
+        accelerator = accelerator_for(engine, **tracked)
+        main, alone = accelerator.is_main_process, accelerator.num_processes == 1
+        trainer = Trainer(
+            model,
+            dataset,
+            phases,
+            iterations=iterations,
+            seed=seed,
+            ema=ema,
+            engine=engine,
+            accelerator=accelerator,
+        )
+        checkpoints = None if folder is None else folder / "checkpoints"
+        found = None if checkpoints is None else latest_checkpoint(checkpoints)
+        if found is not None:
+            load_checkpoint(trainer, found)
+        log = _Log(folder if main else None, trainer.step, accelerator)
 
-    def save() -> None:
-        if checkpoints is not None:
-            save_checkpoint(trainer, checkpoints)
+        def there() -> None:
+            if folder is not None:
+                check_held(folder)
 
-    def evaluated() -> dict[str, float]:
-        if evaluate is None:
-            return {}
-        with swapped_in(model.sampled, trainer.average), exact(), writing_to(folder, _MEND):
-            return evaluate(model, trainer.step)
+        def save() -> None:
+            if checkpoints is not None:
+                on_main(there)
+                save_checkpoint(trainer, checkpoints)
 
-    if found is None and evaluate_every is not None:
-        log.write(trainer, on_main(evaluated))
-    shown = progress if main and progress is not None else _silent
-    with _stop_signals(alone) as stop, shown(trainer) as show:
-        for done in trainer.run():
-            last = done.step == iterations
-            due = evaluate_every is not None and (last or done.step % evaluate_every == 0)
-            figures: dict[str, float] = {}
-            if due:
-                figures = on_main(evaluated)
-            if main and (due or last or done.step % 50 == 0):
-                losses = {k: float(v) for k, v in done.metrics.items()}
-                log.write(trainer, {k: v for k, v in losses.items() if math.isfinite(v)} | figures)
-                figures = losses | figures
-            show(figures)
-            saved = last or done.step % checkpoint_every == 0
-            if saved:
-                save()
-            code = stop.code if alone else _agreed(stop.code, accelerator)
-            if code is not None and not last:
-                if not saved:
+        def evaluated() -> dict[str, float]:
+            if evaluate is None:
+                return {}
+            there()
+            with swapped_in(model.sampled, trainer.average), exact(), writing_to(folder, _MEND):
+                return evaluate(model, trainer.step)
+
+        if found is None and evaluate_every is not None:
+            log.write(trainer, on_main(evaluated))
+        shown = progress if main and progress is not None else _silent
+        with _stop_signals(alone) as stop, shown(trainer) as show:
+            for done in trainer.run():
+                last = done.step == iterations
+                due = evaluate_every is not None and (last or done.step % evaluate_every == 0)
+                figures: dict[str, float] = {}
+                if due:
+                    figures = on_main(evaluated)
+                if main and (due or last or done.step % 50 == 0):
+                    losses = {k: float(v) for k, v in done.metrics.items()}
+                    log.write(
+                        trainer, {k: v for k, v in losses.items() if math.isfinite(v)} | figures
+                    )
+                    figures = losses | figures
+                show(figures)
+                saved = last or done.step % checkpoint_every == 0
+                if saved:
                     save()
-                log.close()
-                raise Interrupted(
-                    f"stopped after iteration {done.step} of {iterations}"
-                    + (": the same command continues from there." if checkpoints else "."),
-                    code,
-                )
-    log.close()
-    return trainer
+                code = stop.code if alone else _agreed(stop.code, accelerator)
+                if code is not None and not last:
+                    if not saved:
+                        save()
+                    log.close()
+                    raise Interrupted(
+                        f"stopped after iteration {done.step} of {iterations}"
+                        + (": the same command continues from there." if checkpoints else "."),
+                        code,
+                    )
+        log.close()
+        return trainer
 
 
 def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, float]], None]]:
@@ -179,15 +189,21 @@ class _Log:
         if self._path is None:
             return
         with writing_to(folder, _MEND):
-            there = self._path.exists()
-            lines = self._path.read_text(encoding="utf-8").splitlines() if there else []
-            kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]  # type: ignore[operator]
-            write_whole(self._path, "".join(line + "\n" for line in (kept if step else [])))
+            kept = [line for line in read_lines(self._path) if 0 <= _step_of(line) <= step]
+            kept = kept if step else []
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            for old in (self._path.parent / "tensorboard").glob("events.out.tfevents.*"):
+                old.unlink()
             accelerator.init_trackers("tensorboard")
+            writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+            for line in kept:  # of a run that was resumed, TensorBoard has one file too
+                for name in sorted({*line} - {"step", "cpu_seconds"}):
+                    writer.add_scalar(name, line[name], global_step=line["step"])
 
     def write(self, trainer: Trainer, figures: dict[str, float]) -> None:
         if self._path is None:
             return
+        check_held(self._path.parent)
         record = {"step": trainer.step, "cpu_seconds": round(trainer.cpu_seconds, 3), **figures}
         with writing_to(self._path.parent, _MEND):
             with self._path.open("a", encoding="utf-8") as file:
@@ -200,11 +216,21 @@ class _Log:
                 tracker.finish()
 
 
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
-        return None
+def read_lines(path: Path) -> list[Any]:
+    """The values in a file of JSON lines, None for a line that is none (cut short by a crash, say)."""
+
+    def value(line: bytes) -> Any:
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(line)
+
+    return [value(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def _step_of(line: Any) -> int:
+    """The iteration of a line of the log; -1 of what is none."""
+    if not isinstance(line, dict) or any(type(v) not in (int, float) for v in line.values()):
+        return -1
+    return int(line.get("step", -1))
 
 
 class _Stop:
