@@ -283,7 +283,7 @@ def interpolated(
         (pairs, points, ...) samples, on the model's device.
     """
     model = run.model
-    check_memory(pairs * points, run.dataset.shape)
+    check_memory(pairs * points, run.data.shape)
     a, b = (
         model.prior.sample(pairs, generator=generator),
         model.prior.sample(pairs, generator=generator),
