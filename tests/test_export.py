@@ -21,11 +21,12 @@ from partikel.app import cli
 from partikel.app.config import make_recipe
 from partikel.app.export import KIND, export_run, load_generator
 from partikel.app.runs import Run, load, train_run
-from partikel.denoising.diffusers import CHAINS, EDM, VE, DDPMDenoiser, load_diffusers
+from partikel.denoising.diffusers import DDPMDenoiser, load_diffusers
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import ScoreField
 from partikel.files import sealed
 from partikel.models import ParticleModel
+from partikel.networks.foreign import CHAINS, EDM, VE
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, TimeGrid
 from partikel.solvers import Euler

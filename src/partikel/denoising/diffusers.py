@@ -9,16 +9,15 @@ its σ_d, or the score of a VE process. Each is a D(x; σ) too; classes that are
 
 from __future__ import annotations
 
-import json
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from partikel.denoising import EDMDenoiser, denoiser_from_score
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import ConfigError
+from partikel.networks.foreign import EDM, VE, read_diffusers
 from partikel.tensors import expand_like
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -80,41 +79,13 @@ class DDPMDenoiser(EDMDenoiser):
         return out
 
 
-CHAINS = (
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-)
-"""Schedulers of diffusers that sample from networks of a variance-preserving chain."""
-
-EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-"""Those of networks with EDM's preconditioning."""
-
-VE = ("ScoreSdeVeScheduler",)
-"""Those of scores of a VE process."""
-
-
 class VEDenoiser(EDMDenoiser):
     """D(x; σ) = x + σ² s(x, σ) of a network of the score itself, as Song et al. 2021 train it.
 
     Args:
         network: called as ``network(x, σ, cond)`` with σ (B, 1) or (1, 1).
+        sigma_data: not used.
     """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network, sigma_data=1.0)
 
     def forward(
         self, x: Tensor, sigma: Tensor, t: Tensor | None = None, cond: Tensor | None = None
@@ -135,17 +106,6 @@ class _Negated(nn.Module):
         return -self.network(x, c, cond)
 
 
-class _UNet(nn.Module):
-    """A diffusers UNet2DModel that is called as our networks are."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.unet(x, c[:, 0].expand(len(x)), class_labels=cond).sample
-
-
 def load_diffusers(
     path: Path | str, shape: tuple[int, ...], classes: int | None = None
 ) -> EDMDenoiser:
@@ -153,7 +113,7 @@ def load_diffusers(
 
     The folder is a pipeline's (``unet/`` and ``scheduler/`` in it) or holds the network's files and
     ``scheduler_config.json`` side by side. The scheduler's class says what the network predicts (see
-    :data:`CHAINS`, :data:`EDM`, :data:`VE`; DDPM's where it names none); others are refused by name.
+    :mod:`partikel.networks.foreign`; DDPM's where it names none); others are refused by name.
     Weights are read from safetensors files only, no code of the folder is run, and nothing is downloaded.
 
     Args:
@@ -169,138 +129,10 @@ def load_diffusers(
             scheduler is of a kind that cannot be adapted.
         CheckpointError: if files are missing or damaged, or weights are no safetensors.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}: data_score names a local folder.")
-    home = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _read(home / "config.json")
-    places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    place = next((place for place in places if place.is_file()), places[-1])
-    chain = _read(place)
-    kind = _known(chain, place)
-    _check(config, shape, classes, home, of_score=kind in VE)
-    if not any(home.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{home} has no weights as safetensors, and others (pickles) are not read: save the "
-            "network again with save_pretrained(..., safe_serialization=True)."
-        )
-    try:
-        diffusers: Any = import_module("diffusers")
-    except ImportError as error:
-        raise ConfigError(
-            "networks of diffusers need the package: pip install 'partikel[diffusers]'."
-        ) from error
-    try:
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
-            unet, report = diffusers.UNet2DModel.from_pretrained(
-                str(home),
-                local_files_only=True,
-                use_safetensors=True,
-                torch_dtype=torch.get_default_dtype(),
-                output_loading_info=True,
-            )
-        scheduler = getattr(diffusers, kind).from_config(chain)
-    except Exception as error:  # diffusers, safetensors and json raise many kinds
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise CheckpointError(
-            f"{home} cannot be read as a UNet2DModel ({reason}): download or save it again."
-        ) from error
-    missing = [*report["missing_keys"], *report["unexpected_keys"]]
-    if missing:
-        raise CheckpointError(
-            f"the weights in {home} are not those of its config.json: '{missing[0]}' "
-            f"({len(missing)} in all) is missing or unknown; download or save it again."
-        )
-    prediction, network = _predicted(chain), _UNet(unet)
+    network, kind, prediction, scheduler = read_diffusers(path, shape, classes)
     if kind in VE:
         return VEDenoiser(network).eval()
     if kind in EDM:
         network = network if prediction == "epsilon" else _Negated(network)
         return EDMDenoiser(network, float(scheduler.config.sigma_data)).eval()
     return DDPMDenoiser(network, scheduler.alphas_cumprod, prediction).eval()
-
-
-def _predicted(chain: dict[str, Any]) -> Any:
-    return chain.get("prediction_type", "epsilon")
-
-
-def _known(chain: dict[str, Any], place: Path) -> str:
-    """The scheduler's class, if what its networks predict is known here.
-
-    Raises:
-        ConfigError: naming the class, or the setting that makes it another one.
-    """
-    kind = chain.get("_class_name", "DDPMScheduler")
-    if kind not in (*CHAINS, *EDM, *VE):
-        flow = "FlowMatch" in str(kind)
-        reason = "flow matching is not adapted" if flow else "what it predicts is not known here"
-        raise ConfigError(
-            f"the network in {place.parent} is of a {kind} ({place.name}, _class_name), and {reason}: "
-            "only networks of DDPM's chains (DDPMScheduler and its like), of EDM (EDMEulerScheduler) "
-            "and of VE (ScoreSdeVeScheduler) can give the data's score."
-        )
-    continuous = chain.get("timestep_type", "discrete") != "discrete"
-    if kind in CHAINS and (continuous or chain.get("use_flow_sigmas")):
-        name = "timestep_type" if continuous else "use_flow_sigmas"
-        raise ConfigError(
-            f"the {kind} in {place} has {name} {chain[name]}, so that its network is not of DDPM's "
-            "chain: only those can be read with it."
-        )
-    if kind in EDM and _predicted(chain) not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"a network of EDM that predicts '{_predicted(chain)}' is not known here: it must predict "
-            "epsilon or v_prediction."
-        )
-    return kind
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is missing or no JSON: name a folder that diffusers' save_pretrained wrote."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no settings: name a folder that diffusers wrote.")
-    return content
-
-
-def _check(
-    config: dict[str, Any],
-    shape: tuple[int, ...],
-    classes: int | None,
-    home: Path,
-    *,
-    of_score: bool,
-) -> None:
-    """Refuse networks that are not for such images, or cannot be asked between steps."""
-    kind = config.get("_class_name")
-    if kind != "UNet2DModel":
-        raise ConfigError(f"{home} holds a {kind}: only a UNet2DModel can give the data's score.")
-    embedded = ("positional", "fourier") if of_score else ("positional",)
-    if config.get("time_embedding_type", "positional") not in embedded:
-        raise ConfigError(
-            f"the network in {home} embeds time as '{config['time_embedding_type']}': only a "
-            "'positional' embedding can be asked between steps."
-        )
-    if config.get("class_embed_type") is not None:
-        raise ConfigError(
-            f"the network in {home} embeds labels as '{config['class_embed_type']}': only tables "
-            "(num_class_embeds) can be asked for labels."
-        )
-    channels = config.get("in_channels", 3), config.get("out_channels", 3)
-    size = config.get("sample_size")
-    sides = (size, size) if isinstance(size, int) else size
-    fits = len(shape) == 3 and channels == (shape[0], shape[0])
-    if not fits or (sides is not None and tuple(sides) != shape[1:]):
-        raise ConfigError(
-            f"the network in {home} maps {channels[0]} to {channels[1]} channels at size {size}, "
-            f"the data have the shape {tuple(shape)}: choose data that it was trained on."
-        )
-    known = config.get("num_class_embeds")
-    if (known is None) != (classes is None) or (known or 0) < (classes or 0):
-        raise ConfigError(
-            f"the network in {home} knows {known or 'no'} labels, the model has {classes or 'none'}: "
-            "set conditional to what the network is."
-        )

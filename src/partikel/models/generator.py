@@ -183,14 +183,13 @@ class GeneratorModel(Carrier):
             least = 2 if "particles" in compares else 1
             for label in at.cond.unique():
                 rows, theirs = at.cond == label, context
+                sizes = [int(rows.sum())]
                 if real is not None and labels is not None:
                     theirs = replace(context, real=real.x[labels == label])
-                few = "real" in compares and theirs.real is not None and len(theirs.real) < least
-                if few or int(rows.sum()) < least:
-                    continue
-                t = at.t if at.t.ndim == 0 else at.t[rows]
-                velocity[rows] = self.field.bind(theirs)(x[rows], At(t, None, at.cond[rows]))
-                met = True
+                    sizes += [int((labels == label).sum())] * ("real" in compares)
+                if min(sizes) >= least:
+                    t, met = at.t if at.t.ndim == 0 else at.t[rows], True
+                    velocity[rows] = self.field.bind(theirs)(x[rows], At(t, None, at.cond[rows]))
         if not met:
             raise ConfigError(
                 f"no class has {least} or more points in a batch of {len(x)}, so that a field of samples "

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from partikel.errors import ConfigError
 
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+
 RAMP = 0.05
 """A half-life is never longer than this share of the training so far (EDM, Karras et al. 2022)."""
 
-ITERATIONS = 3
-"""Steps of a spectral norm's power iteration at each update of an average, whose weights move slowly."""
+ITERATIONS = 10
+"""Steps of a spectral norm's power iteration on averaged weights, from where the present ones left it."""
 
 SETTLING = 200
 """Steps of a power iteration that starts from nothing of use."""
@@ -106,40 +109,33 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, module: nn.Module, decay: Callable[[float], float]) -> None:
-        self.decay = decay
-        super().__init__(module, multi_avg_fn=self._lerp)
+        def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
+            if averages[0].is_floating_point():
+                get_ema_multi_avg_fn(decay(float(count)))(averages, values, count)
+
+        super().__init__(module, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
         self.requires_grad_(False)
         self.register_load_state_dict_post_hook(_settle)
 
+    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
-        first, count = int(self.n_averaged) == 0, self.n_averaged.clone()
-        means = _statistics(self.module)
-        own = [*means, *(vector for norm in _power_iterations(self.module) for vector in norm[1:])]
-        before = [tensor.clone() for tensor in own]
-        super().update_parameters(model)  # averages the weights and copies the buffers
-        if first:
-            return
-        news = [tensor.clone() for tensor in means]
-        _copy(before, own)
-        for mean, value in zip(means, news, strict=True):
-            self._lerp([mean], [value], count)
-        for iterate, *_ in _power_iterations(self.module):
-            for _ in range(ITERATIONS):
-                iterate()
+        super().update_parameters(model)
+        means = {
+            id(buffer)
+            for part in self.module.modules()
+            if isinstance(part, nn.modules.batchnorm._NormBase)
+            for buffer in (part.running_mean, part.running_var)
+        }
+        for own, value in zip(self.module.buffers(), model.buffers(), strict=True):
+            if id(own) not in means:
+                own.copy_(value)
+        for _, iterate in _power_iterations(self.module):
+            iterate(ITERATIONS)
 
     def restart(self) -> None:
         """Forget: the next weights that are taken in are the first."""
         self.n_averaged.zero_()
-
-    @torch.no_grad()
-    def _lerp(
-        self,
-        averages: tuple[Tensor, ...] | list[Tensor],
-        values: tuple[Tensor, ...] | list[Tensor],
-        count: Tensor | int,
-    ) -> None:
-        get_ema_multi_avg_fn(self.decay(float(count)))(averages, values, count)
 
 
 def averaged_model(module: nn.Module, ema: float | EMA) -> WeightAverage:
@@ -147,47 +143,30 @@ def averaged_model(module: nn.Module, ema: float | EMA) -> WeightAverage:
     return WeightAverage(module, decay_rule(ema))
 
 
-def _statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances, in their order."""
-    return [
-        buffer
-        for part in module.modules()
-        if isinstance(part, nn.modules.batchnorm._NormBase)
-        for buffer in (part.running_mean, part.running_var)
-        if buffer is not None
-    ]
-
-
-def _power_iterations(
-    module: nn.Module,
-) -> Iterator[tuple[Callable[[], object], Tensor, Tensor]]:
-    """For each spectral norm: one step of its power iteration, and its two vectors."""
+def _power_iterations(module: nn.Module) -> Iterator[tuple[Tensor, Callable[[int], object]]]:
+    """A vector of each spectral norm, and what takes so many steps of its power iteration."""
     for part in module.modules():
         if isinstance(part, ParametrizationList):
             for norm in part:
-                if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):  # a vector has none
-                    yield partial(_step, part, norm), norm._u, norm._v
-        for hook in part._forward_pre_hooks.values():  # torch.nn.utils.spectral_norm
-            if isinstance(hook, SpectralNorm):
-                step = partial(hook.compute_weight, part, do_power_iteration=True)
-                vectors = (getattr(part, f"{hook.name}_{name}") for name in "uv")
-                yield step, *vectors
+                if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):  # a bias has none
+                    matrix = norm._reshape_weight_to_matrix(cast(Tensor, part.original))
+                    yield norm._u, partial(norm._power_method, matrix)
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):  # torch.nn.utils.spectral_norm
+                vector = getattr(part, f"{hook.name}_u")
+                yield vector, partial(_iterate, hook, part)
 
 
-@torch.no_grad()
-def _step(weight: ParametrizationList, norm: _SpectralNorm) -> None:
-    training = norm.training
-    norm.train()
-    weight()  # a forward in training mode is what iterates
-    norm.train(training)
+def _iterate(norm: SpectralNorm, part: nn.Module, steps: int) -> None:
+    for _ in range(steps):
+        norm.compute_weight(part, do_power_iteration=True)
 
 
 def _settle(average: nn.Module, keys: object) -> None:
     """Iterate anew from vectors that are of no length 1: earlier versions averaged them."""
-    for iterate, *vectors in _power_iterations(average):
-        if any(abs(float(vector.norm()) - 1) > 1e-3 for vector in vectors):
-            for _ in range(SETTLING):
-                iterate()
+    for vector, iterate in _power_iterations(average):
+        if abs(float(vector.norm()) - 1) > 1e-3:
+            iterate(SETTLING)
 
 
 @contextlib.contextmanager

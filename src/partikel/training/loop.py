@@ -221,9 +221,9 @@ class Trainer:
         particles = self.model.particles(n * clouds, self.streams, cond=cond, real=x)
         if updates > 1:
             device = self.accelerator.device
-            order = torch.arange(n * clouds, device=device)
-            order[:n] = torch.randperm(n, generator=self.streams.time, device=device)
-            particles = particles[order]
+            particles = particles[
+                torch.randperm(n * clouds, generator=self.streams.time, device=device)
+            ]
         if moves:
             particles = self.model.move(particles, self.streams, context)
         return particles if clouds == 1 else particles[:n]
