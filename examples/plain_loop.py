@@ -90,7 +90,7 @@ def edm(iterations: int = 4000, seed: int = 0) -> ParticleModel:
         grid=KarrasGrid(schedule, sigma_min=0.02),
         solver=Heun(),
     )
-    optimizer = Adam(score.parameters(), lr=2e-3)
+    optimizer = Adam(score.parameters(), lr=1e-3)
     for x in batches(iterations, streams):
         step(score.loss(x, streams=streams), optimizer)
     return model

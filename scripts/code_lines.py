@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path("src/partikel")
+BASE = "156df7e"
+"""The house before its first redesign."""
 NOT_CORE = {"networks", "data", "metrics", "likelihood", "recipes", "app", "studies"}
 NOT_CORE |= {"__init__", "__main__"}
 # rooms of earlier commits, which lie in app, studies and metrics now
@@ -75,9 +77,10 @@ def today() -> dict[str, str]:
 
 def at(revision: str) -> dict[str, str]:
     """Sources of a commit."""
-    packed = subprocess.run(
-        ["git", "archive", revision, str(PACKAGE)], check=True, capture_output=True
-    ).stdout
+    asked = subprocess.run(["git", "archive", revision, str(PACKAGE)], capture_output=True)
+    if asked.returncode:  # a clone without this commit
+        return {}
+    packed = asked.stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         return {
             str(Path(member.name).relative_to(PACKAGE)): file.read().decode("utf-8")
@@ -89,14 +92,12 @@ def at(revision: str) -> dict[str, str]:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--against", metavar="REV")
-    revision = parser.parse_args().against
-    now = rooms(today())
-    before = Counter() if revision is None else rooms(at(revision))
+    parser.add_argument("--against", metavar="REV", default=BASE)
+    now, before = rooms(today()), rooms(at(parser.parse_args().against))
 
     def line(name: str, of: Counter[str], earlier: Counter[str]) -> str:
         total, old = sum(of.values()), sum(earlier.values())
-        return f"{name:<16}{total:>7}" + ("" if revision is None else f"{total - old:>+8}")
+        return f"{name:<16}{total:>7}" + (f"{total - old:>+8}" if before else "")
 
     for name in sorted(now | before):
         print(line(name, Counter({name: now[name]}), Counter({name: before[name]})))

@@ -17,18 +17,11 @@ from typing import Any
 
 import torch
 
-try:
-    from partikel.app.config import load_preset, make_recipe, preset_names
-    from partikel.app.runs import context_for
-    from partikel.studies.items import ITEMS
-    from partikel.studies.reproduce import reproduce
-except ImportError:  # before the rooms were moved
-    from partikel.config import load_preset, make_recipe, preset_names  # type: ignore
-    from partikel.runs import context_for  # type: ignore
-
-    from partikel.reproduce import ITEMS, reproduce  # type: ignore
-
+from partikel.app.config import load_preset, make_recipe, preset_names
+from partikel.app.runs import context_for
 from partikel.data import open_dataset
+from partikel.studies.items import ITEMS
+from partikel.studies.reproduce import reproduce
 from partikel.training import Trainer
 
 ITERATIONS = 20

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from partikel.app.cli import COMMANDS, main
+from partikel.app.cli import COMMANDS, SolverName, main
 from partikel.app.config import preset_names
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
+from partikel.solvers import SOLVERS
 
 TINY = [
     "--discriminator.width", "16", "--discriminator.depth", "2",
@@ -328,3 +330,7 @@ def test_killed_runs_resume(tmp_path: Path) -> None:
     assert (straight / last).read_bytes() == (broken / last).read_bytes()
     page = json.loads((broken / "evaluation.json").read_text())  # small_pages is not for processes
     assert page["protocol"]["samples"] == 10_000
+
+
+def test_every_solver_can_be_named() -> None:
+    assert set(get_args(SolverName)) == set(SOLVERS)

@@ -56,6 +56,7 @@ from partikel.solvers import SOLVERS
 from partikel.streams import Streams
 from partikel.targets import Gaussian, GaussianMixture, Target
 from partikel.training import AdamSettings, Trainer, load_checkpoint, save_checkpoint
+from partikel.training.engine import networks_of
 
 COMPONENTS = [Gaussian(m, c) for m, c in zip(MIXTURE.means, MIXTURE.covariances, strict=True)]
 
@@ -774,3 +775,51 @@ def test_conditional_models_sample_their_classes(
     assert purity(model, dataset) > 0.9
     if isinstance(model, ParticleModel):  # without its label, a particle goes anywhere
         assert share(model, dataset, guidance=0.0) < 0.4
+
+
+HIDING: list[Any] = [
+    ("edm", {"label_dropout": 0.15}, {"score": 0.15}),
+    ("discriminator-flow", {"label_dropout": 0.15}, {"discriminator": 0.15}),
+    ("score-flow", {"label_dropout": 0.15}, {"own score": 0.15}),
+    ("diffode-gan", {"label_dropout": 0.15}, {"discriminator": 0.15}),
+    ("diffflow", {"label_dropout": 0.15}, {"discriminator": 0.15}),
+    ("diffflow", {"joint": True, "label_dropout": 0.15}, {"score": 0.5, "discriminator": 0.15}),
+    ("diffflow", {"objective": "elbo", "g2": 1.5, "label_dropout": 0.15}, {"elbo": 0.15}),
+    ("diffflow", {"objective": "elbo", "g2": 1.5, "label_dropout": 0.0}, {"elbo": 0.0}),
+    ("diffflow", {"objective": "elbo", "g2": 2.0, "joint": True}, {"elbo": 0.5}),
+    ("diffflow", {"objective": "elbo", "g2": 1.5, "joint": True}, {"elbo": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "shares"), HIDING)
+def test_every_loss_hides_its_share_of_labels(
+    name: str, settings: dict[str, Any], shares: dict[str, float]
+) -> None:
+    """What the networks that a loss trains are shown, counted."""
+    n, rate = 4000, 0.5 if "joint" in settings else 0.1
+    if name == "diffflow":
+        settings = {**settings, "score": EDM(conditional=True, network=TINY, label_dropout=rate)}
+    system, dataset = composed(small(name, **settings))
+    model, real = system.model, dataset.draw(n, generator=seeded())
+    t = torch.rand(n, generator=seeded(1)) * 0.9 * model.horizon
+    path = getattr(model, "schedule", None)
+    sigma = None if path is None else path.sigma(t)
+    points = Particles(real.x.flip(0), t, sigma, cond=real.cond)
+    losses = {loss.name: loss for loss in model.losses()}
+    assert set(losses) == set(shares)
+    for key, loss in losses.items():
+        seen: list[Tensor] = []
+        hooks = [
+            network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))  # noqa: B023
+            for network in networks_of(loss.module)
+        ]
+        loss.compute(TrainingBatch(real, points, n, Streams(0)))
+        assert seen
+        for labels in seen:
+            assert_mean(
+                (labels == dataset.classes).double() + 1e-9 * randn(len(labels)), shares[key]
+            )
+        if len(seen) > 1:  # of several networks at once: none of no label beside one of a label
+            assert all(torch.equal(labels, seen[0]) for labels in seen)
+        for hook in hooks:
+            hook.remove()

@@ -20,6 +20,7 @@ import partikel.schedules
 from conftest import GAUSSIAN, OTHER, LinearField, randn, seeded, tensor
 from partikel.data import SPLITS, Dataset, FiniteDataset, SyntheticDataset, open_dataset
 from partikel.denoising import EDMDenoiser
+from partikel.errors import ConfigError
 from partikel.fields import (
     At,
     AtScale,
@@ -69,7 +70,7 @@ from partikel.schedules import (
     VPSchedule,
 )
 from partikel.solvers import SOLVERS, Dynamics
-from partikel.training import AdamSettings, Phase, Trainer
+from partikel.training import AdamSettings, Engine, Phase, Trainer
 
 SHAPES = [(3,), (2, 3), (1, 4, 4), (2, 2, 3, 3)]
 DTYPES = [torch.float32, torch.float64]
@@ -501,6 +502,66 @@ def test_labels_travel_with_the_data(carrier: str) -> None:
     )
     assert zero.shape == (6, 2)
     assert not torch.equal(zero, one)
+
+
+def by_generators() -> Iterator[Any]:
+    """Every field that a generator can carry: asked at samples, where there is no noise level."""
+    real = randn(4, 2).float()
+    for name, make in FIELDS.items():
+        for number, field in enumerate(make((2,))):
+            for whole in ("itself", "perturbed"):
+                if whole == "perturbed" and "real" in field.needs:
+                    continue
+                try:
+                    asked = WHOLES[whole](field).bind(Context(real=real, generator=seeded()))
+                    finite = asked(real, At(torch.tensor(1.0))).isfinite().all()
+                except ConfigError:
+                    continue
+                if finite:
+                    yield pytest.param(name, number, whole, id=f"{name}-{number}-{whole}")
+
+
+@pytest.mark.parametrize(("name", "number", "whole"), list(by_generators()))
+def test_labels_reach_every_generator(name: str, number: int, whole: str) -> None:
+    """In one batch or in micro-batches: the data's labels, never the null one, or a sentence."""
+    for accumulate in (1, 2):
+        generator = build_network(
+            TINY, "generator", shape=(2,), latent=4, classes=2, generator=seeded()
+        )
+        field = WHOLES[whole](_Labelled.of(FIELDS[name]((2,))[number]))
+        model = GeneratorModel(field, generator, GaussianPrior((4,)), conditional=True)
+        seen: list[Tensor] = []
+        generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))  # noqa: B023
+        phases = (Phase("generator", batch=16),)
+        trainer = Trainer(
+            model, mixture(), phases, iterations=2, engine=Engine(accumulate=accumulate)
+        )
+        critic = next((m for m in field.modules() if isinstance(m, DiscriminatorField)), None)
+        if critic is not None and critic.objective.paired:
+            with pytest.raises(ConfigError, match="whatever their labels"):
+                next(trainer.run())
+            continue
+        assert len(list(trainer.run())) == 2
+        assert set(torch.cat(seen).tolist()) == {0, 1}
+
+
+class _Labelled(nn.Module):
+    """A network without labels, of which a conditional model asks none."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        return self.inner(x, c, None)
+
+    @staticmethod
+    def of(field: Field) -> Field:
+        for part in list(field.modules()):
+            inner = part._modules.get("network")
+            if isinstance(inner, nn.Module) and not isinstance(part, (_Labelled, NTKKernel)):
+                part._modules["network"] = _Labelled(inner)
+        return field
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

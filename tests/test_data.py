@@ -9,6 +9,7 @@ import math
 import os
 import re
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -619,6 +620,34 @@ def test_damaged_gzip_is_named(tmp_path: Path, change: Callable[[bytes], bytes])
         idx.read_idx(path, 3)
 
 
+def test_what_unpacks_to_too_much_stops_early(tmp_path: Path) -> None:
+    path = tmp_path / "labels.gz"
+    header = b"\0\0\x08\x01" + (60_000).to_bytes(4, "big")
+    path.write_bytes(gzip.compress(header + bytes(2 * 10**7)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="1108584 bytes or more where its header says 60008"):
+            idx.read_idx(path, 1)
+        assert tracemalloc.get_traced_memory()[1] < 5 * 10**6
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(gzip.compress(header + bytes(60_000)))
+    assert len(idx.read_idx(path, 1)) == 60_000
+    with pytest.raises(DataError, match=r"more than the 50,000 bytes of data\.max_bytes"):
+        idx.read_idx(path, 1, limits=files.Limits(50_000))
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name, kind in (("labels", "a pipe"), ("endless", "a device"), ("folder", "a folder")):
+        with pytest.raises(
+            DataError, match=f"{name} cannot be read .it is {kind}, not a plain file"
+        ):
+            idx.read_idx(tmp_path / name, 1)
+
+
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing cannot be read \(No such file"):
         idx.read_idx(tmp_path / "nothing", 3)
@@ -796,6 +825,9 @@ def test_download_without_space_leaves_nothing(
         (DataSettings("digits", size=16), "data.size of 'digits' cannot be 16: choose from 8"),
         (DataSettings("mnist", size=64), "data.size of 'mnist' cannot be 64: .*28, 32, 16, 8"),
         (DataSettings("mnist", size=0), "data.size of 'mnist' cannot be 0"),
+        (DataSettings("mnist", max_bytes=0), r"data.max_bytes must be in \[1, "),
+        (DataSettings("mnist", max_pixels=9), "data.max_pixels does not apply to 'mnist'"),
+        (DataSettings("celeba", max_pixels=10**9), "data.max_pixels must be in .1, 178,000,000"),
         (DataSettings("digits", validation=-0.1), "data.validation must be in"),
         (DataSettings("digits", validation=1.0), "data.validation must be in"),
         (DataSettings("digits", validation=math.nan), "data.validation must be in"),

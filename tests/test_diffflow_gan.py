@@ -6,19 +6,20 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from conftest import Quadratic, assert_moments, randn, seeded
+from conftest import GAUSSIAN, Quadratic, assert_moments, randn, seeded, tensor
 from partikel.app.config import make_recipe
 from partikel.data import Batch, DataSettings, open_dataset
 from partikel.errors import ConfigError
-from partikel.fields import DiscriminatorField, TrainingBatch
+from partikel.fields import At, Context, DiscriminatorField, TrainingBatch
+from partikel.fields.discriminator import Condition
 from partikel.fields.particles import Particles
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import MLP
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, VESchedule
+from partikel.schedules import EDMSchedule, VESchedule, VPSchedule
 from partikel.streams import Streams
 from partikel.training import AdamSettings, Phase, Trainer
 
@@ -173,5 +174,31 @@ def test_impossible_annealing_is_refused() -> None:
         make_recipe("gan", {"sigma_max": -1.0})
     with pytest.raises(ConfigError, match="annealed"):
         make_recipe("gan", {"sigma_max": 1.0, "annealed": 0.0})
-    with pytest.raises(ConfigError, match="clean samples"):
-        make_recipe("gan", {"sigma_max": 1.0, "objective": "relativistic"})
+
+
+@pytest.mark.parametrize("conditions", [(), ("t",)])
+def test_a_paired_critic_compares_with_data_along_its_path(
+    conditions: tuple[Condition, ...],
+) -> None:
+    """∇ E_y c(d(x), d(y)) with y ~ (x + σ(t)ε)/u(t) at each particle's own t, in closed form."""
+    path, n = VPSchedule(), 20_000
+    critic = DiscriminatorField(Line(), "relativistic", conditions=conditions, schedule=path)
+    assert critic.needs == {"real", "generator"}
+    real = GAUSSIAN.sample(n, generator=seeded(), dtype=torch.float64)
+    bound = critic.bind(Context(real=real, generator=seeded(1)))
+    x, t = randn(3, 2, seed=2), tensor([0.3, 0.9, 0.3])
+    for at in (At(t), At(t[0])):
+        velocity = bound(x, at)
+        for i, time in enumerate(at.t.expand(3)):
+            shown = path.noised(real, time.expand(n), generator=seeded(3)).sum(1)
+            slopes = torch.sigmoid(shown - x[i].sum())  # d(x) = x_1 + x_2
+            error = float(slopes.std()) * (2 / n) ** 0.5
+            assert abs(float(velocity[i, 0] - slopes.mean())) < 4.5 * error
+    assert not torch.equal(bound(x, At(t)), bound(x, At(t)))  # fresh noise
+
+
+class Line(nn.Module):
+    """d(x) = x_1 + x_2, whatever the conditions."""
+
+    def forward(self, x: Tensor, c: Tensor | None, cond: Tensor | None) -> Tensor:
+        return x.sum(1)

@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.mark.parametrize(
-    ("model", "iterations"), [("gan", 250), ("discriminator_flow", 250), ("edm", 1500)]
+    ("model", "iterations"), [("gan", 250), ("discriminator_flow", 250), ("edm", 1000)]
 )
 def test_a_loop_of_ones_own_trains(model: str, iterations: int) -> None:
     names = runpy.run_path(str(EXAMPLES / "plain_loop.py"))

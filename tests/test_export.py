@@ -21,7 +21,7 @@ from partikel.app import cli
 from partikel.app.config import make_recipe
 from partikel.app.export import KIND, export_run, load_generator
 from partikel.app.runs import Run, load, train_run
-from partikel.denoising.diffusers import DDPMDenoiser, load_diffusers
+from partikel.denoising.diffusers import CHAINS, EDM, VE, DDPMDenoiser, load_diffusers
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import ScoreField
 from partikel.files import sealed
@@ -320,6 +320,103 @@ def test_what_cannot_be_adapted_is_refused(diffusers: Any, tmp_path: Path) -> No
     (flat / "scheduler_config.json").unlink()
     with pytest.raises(CheckpointError, match="scheduler_config"):
         load_diffusers(flat, (1, 8, 8))
+
+
+def folder_of(
+    diffusers: Any, path: Path, scheduler: Any, network: Any = None, **changes: Any
+) -> Path:
+    """Network and scheduler as save_pretrained leaves them, side by side."""
+    (unet(diffusers) if network is None else network).save_pretrained(path)
+    scheduler.save_pretrained(path)
+    file = path / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return path
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_a_network_of_edm_is_its_scheduler_s_own_prediction(
+    kind: str, prediction: str, diffusers: Any, tmp_path: Path
+) -> None:
+    scheduler = getattr(diffusers, kind)(sigma_data=0.7, prediction_type=prediction)
+    network = unet(diffusers)
+    denoiser = load_diffusers(folder_of(diffusers, tmp_path, scheduler, network), (1, 8, 8))
+    scheduler.set_timesteps(5)
+    x = randn(3, 1, 8, 8).float()
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        noisy = x * (1 + sigma)
+        with torch.no_grad():
+            out = network(scheduler.precondition_inputs(noisy, sigma), t.expand(3)).sample
+            denoised = denoiser(noisy, sigma)
+        clean = scheduler.precondition_outputs(noisy, out, sigma)
+        assert_close(denoised, clean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("embedding", ["fourier", "positional"])
+def test_a_network_of_ve_is_its_scheduler_s_score(
+    embedding: str, diffusers: Any, tmp_path: Path
+) -> None:
+    """Its corrector takes what the network returns for the score: D is x + σ² s."""
+    scheduler = diffusers.ScoreSdeVeScheduler(sigma_max=50.0)
+    network = unet(diffusers, time_embedding_type=embedding)
+    denoiser = load_diffusers(folder_of(diffusers, tmp_path, scheduler, network), (1, 8, 8))
+    sigma = torch.tensor([0.02, 1.0, 40.0])
+    x = randn(3, 1, 8, 8).float() * (1 + sigma).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        score = network(x, sigma).sample
+        denoised, shared = denoiser(x, sigma), denoiser(x, sigma[1])
+    assert_close(denoised, x + sigma.view(-1, 1, 1, 1) ** 2 * score)
+    assert_close(shared[1], denoised[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "PNDMScheduler"]
+)
+def test_every_chain_is_its_scheduler_s_own_prediction(
+    kind: str, prediction: str, diffusers: Any, tmp_path: Path
+) -> None:
+    if kind == "PNDMScheduler" and prediction == "sample":
+        pytest.skip("PNDM has none")
+    scheduler = getattr(diffusers, kind)(prediction_type=prediction)
+    network = unet(diffusers)
+    denoiser = load_diffusers(folder_of(diffusers, tmp_path, scheduler, network), (1, 8, 8))
+    assert isinstance(denoiser, DDPMDenoiser)
+    alphas = scheduler.alphas_cumprod
+    assert_close(denoiser.levels.exp(), ((1 - alphas) / alphas).sqrt(), rtol=1e-4, atol=1e-6)
+    scheduler.set_timesteps(10)
+    if kind != "DDIMScheduler":
+        return
+    t = scheduler.timesteps[4]
+    shown = randn(2, 1, 8, 8).float()
+    scheduler.register_to_config(clip_sample=False)
+    with torch.no_grad():
+        clean = scheduler.step(network(shown, t).sample, t, shown).pred_original_sample
+        denoised = denoiser(shown / alphas[t].sqrt(), denoiser.levels[t].exp())
+    assert_close(denoised, clean, rtol=1e-3, atol=1e-3)
+
+
+def test_schedulers_that_are_not_known_are_refused_by_name(diffusers: Any, tmp_path: Path) -> None:
+    known = (*CHAINS, *EDM, *VE)
+    others = {name for name in dir(diffusers) if name.endswith("Scheduler")} - set(known)
+    assert {"FlowMatchEulerDiscreteScheduler", "CMStochasticIterativeScheduler"} <= others
+    path = folder_of(diffusers, tmp_path, diffusers.DDPMScheduler())
+    load_diffusers(path, (1, 8, 8))
+    file = path / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    for name in (*sorted(others), "Unheard", None):
+        file.write_text(json.dumps({**config, "_class_name": name}))
+        with pytest.raises(ConfigError, match=str(name)):
+            load_diffusers(path, (1, 8, 8))
+    for kind, key, value in (
+        ("EulerDiscreteScheduler", "timestep_type", "continuous"),
+        ("UniPCMultistepScheduler", "use_flow_sigmas", True),
+        ("EDMEulerScheduler", "prediction_type", "sample"),
+        ("DDPMScheduler", "prediction_type", "flow_prediction"),
+    ):
+        file.write_text(json.dumps({**config, "_class_name": kind, key: value}))
+        with pytest.raises(ConfigError, match=str(value)):
+            load_diffusers(path, (1, 8, 8))
 
 
 def test_a_conditional_network_is_asked_for_labels(diffusers: Any, tmp_path: Path) -> None:

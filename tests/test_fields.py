@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from conftest import (
     tensor,
 )
 from partikel.data import Batch
+from partikel.data.synthetic import moons
 from partikel.denoising import EDMDenoiser, dsm_loss
 from partikel.errors import ConfigError
 from partikel.fields import (
@@ -31,9 +33,11 @@ from partikel.fields import (
     Context,
     DiscriminatorField,
     ExactScoreField,
+    FDivergenceField,
     Field,
     Guided,
     LabelDropout,
+    LogRatioField,
     LossValue,
     Perturbed,
     ScoreField,
@@ -43,10 +47,15 @@ from partikel.fields import (
 )
 from partikel.fields.particles import Particles
 from partikel.kernels import RBFKernel
-from partikel.objectives import DIVERGENCES, FGAN, OBJECTIVES, GradientPenalty
-from partikel.schedules import KarrasLaw, LogNormalLaw, NoiseLaw
+from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.models.particle import depends_on_cloud
+from partikel.networks import MLP
+from partikel.objectives import DIVERGENCES, FGAN, OBJECTIVES, GradientPenalty, is_exact
+from partikel.priors import GaussianPrior
+from partikel.schedules import KarrasLaw, LogNormalLaw, NoiseLaw, VESchedule
 from partikel.streams import Streams
 from partikel.targets import Gaussian
+from partikel.training import Phase, Trainer
 
 LAW = KarrasLaw(0.2, 3.0)
 
@@ -686,3 +695,90 @@ def test_freezing_a_combination_freezes_its_losses(combine: Callable[[Field], Fi
     assert len(whole.losses()) == 2
     assert whole.freeze().losses() == ()
     assert whole.frozen
+
+
+# --- how networks run while a field is followed ---
+
+
+class Moody(nn.Module):
+    """A logit with dropout and batch norm on demand, which remembers the modes it was asked in."""
+
+    def __init__(self, dim: int = 2, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Linear(dim, 8).double()
+        self.norm = nn.BatchNorm1d(8).double() if batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(0.0 if batch_norm else 0.5)
+        self.head = nn.Linear(8, 1).double()
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        self.modes.append(self.dropout.training)
+        return self.head(self.dropout(self.norm(self.body(x).tanh())))[:, 0]
+
+
+@pytest.mark.parametrize("carrier", ["particles", "generator"])
+def test_dropout_is_for_the_network_that_is_trained(carrier: str) -> None:
+    """Off where a field is followed (as in sampling), on in its own loss, and reproducible."""
+    critic = Moody()
+    field, prior = DiscriminatorField(critic), GaussianPrior((2,))
+    model: Carrier = ParticleModel(field, prior, steps=2)
+    if carrier == "generator":
+        generator = MLP((2,), (2,), width=4, depth=1).double()
+        model = GeneratorModel(field, generator, prior)
+    names = [loss.name for loss in model.losses()]
+    phases = tuple(Phase(name, batch=8) for name in names)
+    trainer = Trainer(model, moons(), phases, iterations=2)
+    state = torch.get_rng_state()
+    assert len(list(trainer.run())) == 2
+    assert torch.equal(torch.get_rng_state(), state)
+    assert critic.dropout.training
+    # trained, then followed; or simulated, then trained
+    assert critic.modes == 2 * ([True, False] if carrier == "generator" else [False, True])
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_truncation_leaves_the_particles_of_a_critic_with_batch_norm(truncate: bool) -> None:
+    torch.manual_seed(0)
+    critic = Moody(batch_norm=True)
+    ends = []
+    for shorter in (False, truncate):
+        field = DiscriminatorField(copy.deepcopy(critic))
+        model = ParticleModel(field, GaussianPrior((2,)), steps=6, eta=200.0, truncate=shorter)
+        ends.append(model.train().particles(64, Streams(0)).x)
+    assert torch.equal(*ends)
+    model.eval()  # no statistics of the cloud are taken any more
+    assert not depends_on_cloud(model.field)
+    assert depends_on_cloud(model.train().field)
+
+
+def test_what_is_differentiated_twice_runs_exactly() -> None:
+    """A critic's gradient with a graph (the ELBO, divergences); not where its gradient is all."""
+    modes: list[bool] = []
+
+    class Listening(Quadratic):
+        def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+            modes.append(is_exact())
+            return super().forward(x, c, cond)
+
+    critic = DiscriminatorField(Listening(2))
+    for field in (critic, LogRatioField(critic), FDivergenceField(critic)):
+        modes.clear()
+        field(randn(3, 2).requires_grad_(), At(tensor(0.5)))
+        assert modes == [True]
+        modes.clear()
+        field(randn(3, 2), At(tensor(0.5)))
+        assert modes == [False]
+
+
+def test_a_field_that_occurs_twice_is_trained_once_whatever_is_around_it() -> None:
+    score = ScoreField(EDMDenoiser(Recorder()), KarrasLaw())
+    critic = DiscriminatorField(Quadratic(2))
+    path = VESchedule()
+    for field in (
+        Perturbed(critic, KarrasLaw()),
+        LabelDropout(score, 3),
+        LogRatioField(critic, schedule=path),
+        DiscriminatorField(Quadratic(2), schedule=path),
+    ):
+        assert (field + 2.0 * field).losses() == field.losses()
+        assert len(field.losses()) == 1

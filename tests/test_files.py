@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from partikel.files import (
     fingerprint,
     kept_json,
     plain,
+    read_text,
+    read_whole,
     replacing,
     write_json,
     write_whole,
@@ -133,3 +137,46 @@ def test_fingerprints_change_with_any_part_and_with_no_order() -> None:
 def test_values_that_json_has_not_are_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="plain values are kept, not"):
         plain(value)
+
+
+# --- reading
+
+
+def test_no_more_is_read_than_allowed() -> None:
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def read(self, size: int = -1, /) -> bytes:
+            self.given += size
+            return bytes(size)
+
+    stream = Endless()
+    with pytest.raises(OSError, match="more than the 5,000 bytes of a.setting"):
+        read_whole(stream, 5000, "a.setting", step=100)
+    assert stream.given == 5001
+    with pytest.raises(OSError, match="more than 10 bytes"):
+        read_whole(stream, 10, said=11)
+    assert stream.given == 5001
+    assert read_whole(io.BytesIO(b"words"), 5) == b"words"
+
+
+def test_texts_are_of_plain_files_in_a_named_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        path.write_bytes("σ, λ²\r\nend".encode(encoding))
+        assert read_text(path, DataError) == "σ, λ²\nend"
+    for content, reason in ((b"\xe9t\xe9", "save it as UTF-8"), (b"a\0b", "zero bytes")):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=reason):
+            read_text(path, CheckpointError)
+    path.write_bytes(b"four")
+    with pytest.raises(DataError, match="more than 3 bytes"):
+        read_text(path, DataError, most=3)
+    path.unlink()
+    with pytest.raises(DataError, match="No such file.*check that it is there"):
+        read_text(path, DataError)
+    for make, kind in ((os.mkfifo, "a pipe"), (os.mkdir, "a folder")):
+        made = tmp_path / kind
+        make(made)
+        with pytest.raises(DataError, match=f"it is {kind}, not a plain file"):
+            read_text(made, DataError)

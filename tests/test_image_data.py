@@ -551,6 +551,188 @@ def test_empty_missing_and_damaged_sources(tmp_path: Path) -> None:
         mapped(path=str(path))
 
 
+# --- what is no picture, and what is too much ---
+
+
+def unread(tmp_path: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """Four pictures in two classes, and something else that is called ``name``."""
+    folder = fill(tmp_path / "own", ["cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"])
+    make(folder / name)
+    return folder
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 10**12)  # a file with a hole
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "No such file"),
+        (lambda path: path.symlink_to(path.name), "symbolic links"),
+        (endless, "it is a device, not a plain file"),
+        (lambda path: os.mkfifo(path), "it is a pipe, not a plain file"),
+        (huge, r"more than the 1,000,000,000 bytes of data\.max_bytes"),
+        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "no picture that Pillow"),
+    ],
+    ids=["dangling", "loop", "device", "pipe", "huge", "eps"],
+)
+def test_what_is_no_plain_picture_obeys_on_error(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    folder = unread(tmp_path, "dog/x.png", make)
+    with pytest.raises(DataError, match=rf"dog/x\.png in .* cannot be used \(.*{reason}.*on_error"):
+        mapped(path=str(folder))
+    with pytest.warns(UserWarning, match=rf"1 of 5 pictures.*dog/x\.png: .*{reason}"):
+        data = mapped(path=str(folder), on_error="skip")
+    assert data.prepared.labels is not None
+    assert data.prepared.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_folders_that_cannot_be_read_obey_on_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unread(tmp_path, "dog/closed", lambda path: path.mkdir())
+    (folder / ".hidden").mkdir()
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith(("closed", ".hidden")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match="dog/closed/ in .* cannot be used .Permission denied"):
+        mapped(path=str(folder))
+    with pytest.warns(UserWarning, match="1 of 5 pictures .*dog/closed/"):
+        assert mapped(path=str(folder), on_error="skip").classes == 2
+    (folder / "closed").mkdir()
+    with pytest.raises(DataError, match="own/closed cannot be read .Permission denied"):
+        mapped(path=str(folder / "closed"))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe.zip", "a\0b", "~nobody-at-all/x"])
+def test_paths_that_are_no_data(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(DataError, match="not a plain file|is no path"):
+        mapped(path=str(tmp_path / name) if name == "pipe.zip" else name)
+
+
+def test_what_lies_beside_pictures_is_left_alone(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "own", LETTERS)
+    for ending in (
+        "h5",
+        "mpg",
+        "eps",
+        "fits",
+        "pdf",
+        "wmf",
+        "psd",
+        "fit",
+        "ico",
+        "txt",
+        "db",
+        "rgb",
+    ):
+        (folder / f"junk.{ending}").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
+    for path in (folder, zipped(folder)):
+        assert len(everything(mapped(path=str(path)))) == 12
+
+
+def test_pictures_have_a_size_limit(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "own", LETTERS)
+    Image.new("1", (13_000, 13_000)).save(folder / "m.png")
+    Image.new("1", (99_000, 17)).save(folder / "n.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            DataError, match=r"m\.png .*13000x13000, more than the 89,000,000 pixels"
+        ):
+            mapped(path=str(folder))
+    with pytest.warns(UserWarning, match="2 of 14 pictures"):
+        data = mapped(path=str(folder), on_error="skip", max_pixels=10**6)
+    assert len(everything(data)) == 12
+    with pytest.warns(UserWarning, match="1 of 14 pictures"):  # other limits, another set
+        assert len(everything(mapped(path=str(folder), on_error="skip"))) == 13
+
+
+def test_threads_share_the_room_for_pixels() -> None:
+    room, most, inside = pictures._Room(100), [], []
+    lock = threading.Lock()
+
+    def work(pixels: int) -> None:
+        with room.take(pixels):
+            with lock:
+                inside.append(pixels)
+                most.append(sum(inside))
+            with lock:
+                inside.remove(pixels)
+
+    sizes = [30, 60, 500, 10, 100, 99] * 20  # more than the room, too: by themselves
+    threads = [threading.Thread(target=work, args=(size,)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == len(sizes)
+    assert max(total for total in most if total != 500) <= 100
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_bombs_are_not_unpacked(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "own.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for i in range(4):
+            archive.writestr(f"{i}.png", encoded(random_image(i)))
+        archive.writestr("x.png", bytes(6 * 10**7))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            DataError, match=r"x\.png .*more than the 100,000 bytes of data.max_bytes"
+        ):
+            mapped(path=str(path), max_bytes=100_000)
+        assert (
+            tracemalloc.get_traced_memory()[1] < 4 * 10**7
+        )  # of which LZMA's dictionaries take most
+    finally:
+        tracemalloc.stop()
+    with pytest.warns(UserWarning, match="1 of 5"):
+        assert len(everything(mapped(path=str(path), max_bytes=10**5, on_error="skip"))) == 4
+
+
+@pytest.mark.parametrize("system", ["backslashes", "unmarked", "marked", "links"])
+def test_zip_files_of_other_systems_are_as_the_tree(tmp_path: Path, system: str) -> None:
+    names = ["zoo/Äpfel/1.png", "zoo/birnen/2.png", "zoo/birnen/one.png/3.png"]
+    tree = mapped(path=str(fill(tmp_path / "own", names)))
+    path = tmp_path / "own.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate([*names, "zoo/birnen/one.png/", "__MACOSX/zoo/._1.png"]):
+            written = name.replace("/", "\\") if system == "backslashes" else name
+            if system == "unmarked":
+                written = name.replace("Ä", "XX")  # as long as in UTF-8
+            entry = zipfile.ZipInfo(written)
+            archive.writestr(entry, encoded(random_image(i)) if i < len(names) else b"")
+        if system == "links":
+            link = zipfile.ZipInfo("zoo/birnen/link.png")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "2.png")
+    if system == "unmarked":
+        path.write_bytes(path.read_bytes().replace(b"XX", "Ä".encode()))
+    if system == "links":
+        with pytest.raises(DataError, match=r"link\.png .*a link or a device"):
+            mapped(path=str(path))
+        return
+    data = mapped(path=str(path))
+    assert np.array_equal(everything(data), everything(tree))
+    assert data.prepared.classes == tree.prepared.classes == ["birnen", "Äpfel"]
+    assert np.array_equal(data.prepared.labels, tree.prepared.labels)
+
+
 # --- CelebA ---
 
 
@@ -590,7 +772,7 @@ def test_celeba_keeps_the_official_partition(tmp_path: Path, packed: bool) -> No
         (lambda text: text[13:], r"does not list 1 images.*000001\.jpg"),
         (lambda text: text.replace("04.jpg 1", "04.jpg 3"), r"line 4 is '000004\.jpg 3'"),
         (lambda text: text + "x", "line 10 is 'x'"),
-        (lambda text: text + "é", "cannot be read"),
+        (lambda text: text + "é", "line 10 is 'é'"),
     ],
 )
 def test_partition_that_does_not_match(
@@ -603,6 +785,28 @@ def test_partition_that_does_not_match(
         mapped("celeba", root=str(tmp_path))
     path.write_text(text)
     assert len(everything(mapped("celeba", root=str(tmp_path)))) == 9
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        *((encoding, "") for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")),
+        ("utf-16-le", "no text in UTF-8 .*save it as UTF-8"),
+        ("cp1252", "no text in UTF-8 .*save it as UTF-8"),
+    ],
+)
+def test_partitions_in_other_encodings(tmp_path: Path, encoding: str, message: str) -> None:
+    path = celeba(tmp_path) / "list_eval_partition.txt"
+    (path.parent / "img_align_celeba" / "000001.jpg").rename(
+        path.parent / "img_align_celeba" / "é.jpg"
+    )
+    text = path.read_text().replace("000001.jpg", "é.jpg")
+    path.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    if message:
+        with pytest.raises(DataError, match=message):
+            mapped("celeba", root=str(tmp_path))
+    else:
+        assert len(everything(mapped("celeba", root=str(tmp_path)))) == 9
 
 
 def test_celeba_says_what_it_needs(tmp_path: Path) -> None:

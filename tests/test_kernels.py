@@ -195,3 +195,18 @@ def test_other_errors() -> None:
         median_distance(randn(1, 2))
     with pytest.raises(DataError, match="no bandwidth"):
         median_distance(torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("kernel", [RBFKernel(1.0), MultiRBFKernel(1.0), IMQKernel(1.0)], ids=repr)
+def test_kernels_do_not_lose_digits_far_from_the_origin(kernel: Kernel) -> None:
+    """A shift of everything changes nothing: matrix, mean and gradient in float32, at 1000."""
+    x, y = randn(20, 16).float() + 1000, randn(30, 16, seed=1).float() + 1000
+    there = x.double(), y.double()
+    for near, far in (
+        (kernel(*there), kernel(x, y)),
+        (kernel.mean(*there), kernel.mean(x, y)),
+        (kernel.mean(*there, there[1]), kernel.mean(x, y, y)),
+        (kernel.gradient(*there), kernel.gradient(x, y)),
+        (kernel.repulsion(*there), kernel.repulsion(x, y)),
+    ):
+        assert_close(far.double(), near, rtol=1e-4, atol=1e-6)

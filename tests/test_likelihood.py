@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from conftest import GAUSSIAN, MIXTURE, randn, seeded, slope, tensor
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, DataError, NumericsError
-from partikel.fields import At, AtScale, DiscriminatorField, ExactScoreField, Field, WhiteNoise
+from partikel.fields import (
+    At,
+    AtScale,
+    DiscriminatorField,
+    ExactScoreField,
+    Field,
+    LogRatioField,
+    WhiteNoise,
+)
 from partikel.fields.ratio import DensityRatioField, FDivergenceField
 from partikel.likelihood import (
     Integrator,
@@ -103,6 +112,59 @@ def euler_flow(network: nn.Module, steps: int = 12, eta: float = 1.5) -> Particl
 
 
 # --- the ODE on exact laws
+
+
+def carried_by(flow: DiffFlow, log_ratio: Field | None = None) -> ParticleModel:
+    score = ExactScoreField(GAUSSIAN)
+    return ParticleModel(
+        flow.field(score, log_ratio),
+        flow.prior((2,)),
+        steps=10,
+        schedule=flow.schedule,
+        diffusion=flow.diffusion,
+        score=AtScale(score, flow.schedule),
+    )
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        DiffFlow.langevin(0.3),
+        DiffFlow.annealed_langevin(VESchedule(30.0, 0.02)),
+        DiffFlow.ve().with_lambda2(0.5),
+        DiffFlow.vp().with_lambda2(0.3),
+        DiffFlow.ve().continuation(-0.5),
+        DiffFlow.reverse(VESchedule(30.0, 0.02)).with_lambda2(1.5),
+        replace(DiffFlow.ve(), prior_std=1.0),
+        replace(DiffFlow.vp(), f=0.5),
+    ],
+    ids=lambda flow: type(flow.schedule).__name__,
+)
+def test_noise_along_other_laws_than_the_path_s_is_refused(flow: DiffFlow) -> None:
+    """The data's score is that of ρ_t for matched flows only; without noise none is asked for."""
+    log_ratio = LogRatioField(DiscriminatorField(Wave(), conditions=("t",)))
+    ratio = None if float((flow.coordinates(tensor([0.5]))[0] - 2).abs()) < 1e-9 else log_ratio
+    with pytest.raises(ConfigError, match="not those of the noised data"):
+        probability_flow(carried_by(flow, ratio))
+    assert probability_flow(euler_flow(Wave())).schedule is None
+
+
+@pytest.mark.parametrize("g2", [1.0, 2.0])
+def test_what_follows_its_path_is_not_refused(g2: float) -> None:
+    """With a discriminator that is not optimal, too."""
+    log_ratio = None if g2 == 2 else LogRatioField(DiscriminatorField(Wave(), conditions=("t",)))
+    for schedule in PATHS.values():
+        probability_flow(carried_by(DiffFlow.reverse(schedule, g2=g2), log_ratio))
+
+
+def test_langevin_dynamics_from_its_own_law_keep_it() -> None:
+    flow = DiffFlow.langevin(0.3)
+    prior = law(GAUSSIAN, flow.schedule, 0.0)
+    x = GAUSSIAN.sample(8, generator=seeded(1), dtype=torch.float64)
+    found = log_likelihood(
+        probability_flow(carried_by(flow), prior=prior), x, generator=seeded(), integrator=FINE
+    )
+    torch.testing.assert_close(found.log_prob, prior.log_density(x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -49,7 +49,7 @@ from partikel.models import (
 )
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, VESchedule
-from partikel.solvers import Euler, EulerMaruyama, Heun
+from partikel.solvers import DPMSolver2M, Euler, EulerMaruyama, Heun
 from partikel.streams import Streams
 
 MATRIX, OFFSET = tensor([[-0.8, 0.5], [-0.3, 0.4]]), tensor([0.6, -0.2])
@@ -397,6 +397,12 @@ def test_a_generator_gives_particles_and_samples(generator_network: Affine) -> N
     assert_close(model.sample(6, generator=seeded()), generator_network(drawn).detach())
 
 
+def test_latents_have_the_dtype_of_the_generator(generator_network: Affine) -> None:
+    model = GeneratorModel(linear(), generator_network.float(), GaussianPrior((3,)))
+    assert model.particles(2, Streams(0)).x.dtype == torch.float32
+    assert model.sample(2, generator=seeded()).dtype == torch.float32
+
+
 def test_the_surrogate_asks_at_samples_with_labels_and_context(
     generator_network: Affine,
 ) -> None:
@@ -416,11 +422,13 @@ def test_the_surrogate_asks_at_samples_with_labels_and_context(
     (loss,) = model.losses()
     assert loss.needs == {"real"}
     value = loss.compute(TrainingBatch(real, None, 4, Streams(1)))
-    ((at, bound),) = seen
-    assert bound is real.x
-    assert_close(at.t, tensor(2.0))
-    assert at.sigma is None
-    assert at.cond is real.cond
+    for label, (at, bound) in enumerate(seen):  # class by class
+        assert bound is not None
+        assert_close(bound, real.x[real.cond == label])
+        assert_close(at.t, tensor(2.0))
+        assert at.sigma is None
+        assert_close(at.cond, torch.tensor([label]))
+    assert len(seen) == 4
     z = GaussianPrior((3,)).sample(4, generator=Streams(1).latent, dtype=torch.float64)
     x = generator_network(z, None, real.cond)
     assert_close(value.loss, surrogate_loss(x, torch.ones_like(x)))
@@ -561,6 +569,12 @@ def test_the_field_moves_both_carriers_alike(generator_network: Affine) -> None:
                 3, Streams(0)
             ),
             "times_per_path",
+        ),
+        (
+            lambda: StagedParticleModel(
+                still(), PRIOR, steps=2, pool=2, stage_draws=1, solver=DPMSolver2M()
+            ),
+            "multistep",
         ),
         (
             lambda: ParticleModel(still(), PRIOR, steps=2).sample(1, generator=seeded(), stop=3),

@@ -297,3 +297,23 @@ def test_a_flat_discriminator_has_finite_second_derivatives(centre: float) -> No
 def test_impossible_penalties_are_refused(build: Callable[[], GradientPenalty]) -> None:
     with pytest.raises(ConfigError):
         build()
+
+
+def test_the_log_ratio_of_lsgan_still_moves_what_has_left_its_range() -> None:
+    """The logit inside of [1e-6, 1 - 1e-6]; beyond it grows on, continuously and with its slope."""
+    d = torch.linspace(-3, 4, 1401, dtype=torch.float64, requires_grad=True)
+    ratio = OBJECTIVES["lsgan"].log_ratio(d)
+    (slope,) = torch.autograd.grad(ratio.sum(), d)
+    assert (slope > 0.2).all()
+    assert (ratio.diff() > 0).all()
+    inside = (d > 1e-3) & (d < 1 - 1e-3)
+    torch.testing.assert_close(ratio[inside], torch.logit(d[inside]))
+    beyond = (d < -1e-3) | (d > 1 + 1e-3)
+    distance = torch.where(d < 0, -d, d - 1)[beyond]
+    torch.testing.assert_close(slope[beyond], 1 / distance, rtol=3e-3, atol=0)
+    for edge in (1e-6, 1 - 1e-6):
+        near = torch.tensor([edge - 1e-12, edge + 1e-12], dtype=torch.float64, requires_grad=True)
+        values = OBJECTIVES["lsgan"].log_ratio(near)
+        (slopes,) = torch.autograd.grad(values.sum(), near)
+        torch.testing.assert_close(*values.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(*slopes, rtol=1e-4, atol=0)

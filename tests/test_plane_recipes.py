@@ -16,6 +16,7 @@ from partikel.models import StagedParticleModel
 from partikel.recipes import DiffFlowGAN, DiffODEGAN, PlanePoint, System
 from partikel.streams import Streams
 from partikel.training import Trainer
+from partikel.training.ema import swapped_in
 
 TINY = {"kind": "mlp", "width": 8, "depth": 2, "embedding_features": 4}
 
@@ -128,3 +129,49 @@ def test_diffflow_gan_fits_the_generator_to_moved_outputs() -> None:
     assert critic.loss == "discriminator"
     assert (fit.loss, fit.repeats, fit.reuse, fit.same) == ("generator", 4, 4, True)
     assert system.model.eta == 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_samples_of_averaged_weights_are_what_the_pool_is(classes: bool) -> None:
+    """Node by node, the pool is moved by weights that sampling replays, whatever is averaged."""
+    recipe = make_recipe(
+        "diffode-gan",
+        {
+            "discriminator": {"kind": "mlp", "width": 8, "depth": 2},
+            "discriminators": "independent",
+            "optimizer": {"lr": 0.02},
+            "staged": True,
+            "pool": 64,
+            "steps": 4,
+            "batch": 32,
+            "iterations": 60,
+            "ema": 0.9,
+            "conditional": classes,
+        },
+    )
+    dataset = open_dataset(recipe.data)
+    system = recipe.compose(dataset)
+    model = system.model
+    assert isinstance(model, StagedParticleModel)
+    trainer = Trainer(model, dataset, system.phases, iterations=60, ema=0.9)
+    run = trainer.run()
+    next(run)
+    start = model.pool.clone()
+    for _ in run:
+        pass
+    assert int(model.stage) == 3
+    assert trainer.average is not None
+    assert int(trainer.average.n_averaged) == 15  # of the last node alone
+    raw = [p.detach().clone() for p in model.field.parameters()]
+    with swapped_in(model.sampled, trainer.average):
+        differ = [not torch.equal(p, q) for p, q in zip(model.field.parameters(), raw, strict=True)]
+        ends = model.sample(
+            64,
+            generator=torch.Generator().manual_seed(0),
+            start=start,
+            cond=model.pool_labels,
+            stop=3,
+        )
+    assert any(differ)  # the last network is averaged
+    assert_close(ends, model.pool)
+    assert float((model.pool - start).norm()) > 0.5

@@ -20,10 +20,31 @@ from conftest import (
     slope,
     tensor,
 )
+from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, NumericsError
-from partikel.fields import At, ExactScoreField, Field
-from partikel.schedules import EDMSchedule, KarrasGrid, UniformGrid, VESchedule
-from partikel.solvers import RK4, Dynamics, Euler, EulerMaruyama, Heun, Midpoint, Solver
+from partikel.fields import At, AtScale, ExactScoreField, Field
+from partikel.models import ParticleModel
+from partikel.schedules import (
+    EDMSchedule,
+    GeometricGrid,
+    KarrasGrid,
+    SubVPSchedule,
+    UniformGrid,
+    VESchedule,
+    VPSchedule,
+)
+from partikel.solvers import (
+    RK4,
+    DPMSolver2M,
+    Dynamics,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Midpoint,
+    PredictorCorrector,
+    Solver,
+    StochasticHeun,
+)
 from partikel.targets import Gaussian, GaussianMixture
 
 
@@ -152,6 +173,46 @@ def test_heun_keeps_the_marginals_under_churn(churn: float) -> None:
     x = GAUSSIAN.sample(n, generator=seeded(), dtype=torch.float64) + 10 * randn(n, 2, seed=1)
     end = Heun(churn=churn).solve(edm(GAUSSIAN, path), x, nodes, generator=seeded(2))
     assert_moments(end.x, GAUSSIAN.mean, GAUSSIAN.covariance)
+
+
+@pytest.mark.parametrize("path", [VPSchedule(), SubVPSchedule()], ids=["vp", "sub-vp"])
+@pytest.mark.parametrize(
+    ("solver", "grid"),
+    [
+        (Heun(churn=20.0), KarrasGrid),
+        (PredictorCorrector(Heun(), snr=0.03), GeometricGrid),
+        (PredictorCorrector(Heun(churn=20.0), snr=0.03), KarrasGrid),
+        (DPMSolver2M(), GeometricGrid),
+        (StochasticHeun(), KarrasGrid),
+    ],
+    ids=["churn", "corrector", "churn and corrector", "dpm", "stochastic"],
+)
+def test_moments_along_scaled_paths(
+    solver: Solver, path: VPSchedule, grid: type[KarrasGrid] | type[GeometricGrid]
+) -> None:
+    """Where u is not 1 particles are y/u: whatever moves them ends at the law (Gaussian scores)."""
+    stochastic = isinstance(solver, StochasticHeun)
+    flow = DiffFlow.reverse(path, lambda2=1.0 if stochastic else 2.0)
+    score = ExactScoreField(GAUSSIAN)
+    n, steps = 6000, 150
+    model = ParticleModel(
+        flow.field(score),
+        flow.prior((2,)),
+        steps=steps,
+        schedule=path,
+        grid=grid(path, 0.02),
+        diffusion=flow.diffusion,
+        solver=solver,
+        score=AtScale(score, path),
+    )
+    clean = GAUSSIAN.sample(n, generator=seeded(), dtype=torch.float64)
+    x = path.noised(clean, torch.zeros(n).double(), generator=seeded(1))
+    for state in model.stream(x, generator=seeded(2)):
+        if state.step in (steps // 2, steps):
+            t = tensor(state.t)
+            u, sigma = path.u(t), path.sigma(t)
+            covariance = GAUSSIAN.covariance + sigma**2 * torch.eye(2).double()
+            assert_moments(state.x, GAUSSIAN.mean / u, covariance / u**2)
 
 
 def test_churn_raises_the_noise_level_within_its_range_only() -> None:

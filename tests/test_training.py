@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from partikel.app.config import make_recipe
 from partikel.app.runs import train_run
@@ -390,6 +392,83 @@ def test_the_average_keeps_buffers() -> None:
         average.update_parameters(module)
     assert average.module.running_mean.abs().min() > 0.1
     assert int(average.module.num_batches_tracked) == 3
+
+
+class EveryBuffer(nn.Module):
+    """A buffer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = spectral_norm(nn.Linear(5, 7))
+        self.old = nn.utils.spectral_norm(nn.Linear(7, 4))
+        self.batch = nn.BatchNorm1d(4)
+        self.instance = nn.InstanceNorm1d(4, track_running_stats=True)
+        self.register_buffer("probability", torch.tensor(0.0))
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.instance(self.batch(self.old(self.new(x))).T[None])[0]
+
+
+def largest(weight: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(weight.detach(), 2))
+
+
+def wander(module: nn.Module, step: int) -> None:
+    """Move the weights far, and let the module see other points."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    module(step + torch.randn(32, 5, generator=generator))
+
+
+def test_what_an_average_keeps_of_every_kind_of_buffer() -> None:
+    """Statistics are averaged, power iterations are of the averaged weights, the rest is copied."""
+    module = EveryBuffer()
+    average = averaged_model(module, 0.9)
+    means: dict[str, Tensor] = {}
+    for n in range(120):
+        wander(module, n)
+        module.probability.fill_(n / 7)
+        module.seen.fill_(n)
+        average.update_parameters(module)
+        decay = 0.0 if n == 0 else min(0.9, (1 + n) / (10 + n))
+        for name, value in module.state_dict().items():
+            if "running" in name:
+                means[name] = decay * means.get(name, 0.0) + (1 - decay) * value
+    kept = average.module
+    assert isinstance(kept, EveryBuffer)
+    assert len(means) == 4
+    for name, value in means.items():
+        torch.testing.assert_close(kept.state_dict()[name], value)
+    assert not torch.equal(kept.batch.running_mean, module.batch.running_mean)
+    assert torch.equal(kept.probability, module.probability)
+    assert int(kept.seen) == 119
+    assert int(kept.batch.num_batches_tracked) == 120
+    kept.eval()(torch.zeros(2, 5))  # the older norm sets its weight in a forward
+    for layer in (kept.new, kept.old):
+        assert largest(layer.weight) == pytest.approx(1, rel=0.02)
+
+
+def test_averages_of_earlier_versions_are_settled_when_they_are_loaded() -> None:
+    """They averaged the vectors of power iterations, so that weights came out too large."""
+    module = EveryBuffer()
+    average = averaged_model(module, 0.9)
+    good = copy.deepcopy(average.state_dict())
+    average.load_state_dict(good)
+    for name, value in average.state_dict().items():
+        assert torch.equal(value, good[name])  # what is right stays
+    spoilt = {
+        name: 0.05 * value if name.endswith(("._u", "._v", "_u", "_v")) else value
+        for name, value in good.items()
+    }
+    average.load_state_dict(spoilt)
+    kept = average.module.eval()
+    assert isinstance(kept, EveryBuffer)
+    kept(torch.zeros(2, 5))
+    for layer in (kept.new, kept.old):
+        assert largest(layer.weight) == pytest.approx(1, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with a check, locked. The one place that does each.
+"""Files: read if plain and with a check, written whole or not at all, locked. One place for each.
 
 What is written goes under a temporary name beside its place, is flushed to the disk, and is then renamed,
 so that a crash or a full disk at any moment leaves either the new file or what was there before.
@@ -7,8 +7,10 @@ JSON that others rely on carries a checksum.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -19,14 +21,102 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from partikel.errors import CheckpointError, ConfigError, PartikelError
+from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
 
 T = TypeVar("T")
 
 _PART, _LOCK, _CHECKSUM = ".writing-", ".lock", "checksum"
 _JSON_LIMIT = 1 << 24
+
+TEXT = 10**8
+"""Most bytes of a text."""
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def plain_file(path: str | Path) -> os.stat_result:
+    """What the system says of a plain file, links followed; it is not opened.
+
+    Everything that a user names, or that lies in a user's folder, is looked at by this before it is
+    opened: a pipe would be waited for without end, and some devices never end.
+
+    Raises:
+        OSError: where there is nothing, or what is there is no plain file; ``strerror`` says what.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a plain file", str(path))
+    return found
+
+
+def read_whole(
+    stream: IO[bytes], most: int, setting: str = "", *, said: int = 0, step: int = 2**20
+) -> bytes:
+    """All that a stream gives, which may unpack to more than it holds, a piece at a time.
+
+    Args:
+        stream: read from where it stands.
+        most: bytes.
+        setting: what the user can set ``most`` with.
+        said: bytes that it says it has; if these are too many, nothing is read.
+        step: bytes of a piece.
+
+    Raises:
+        OSError: as soon as there are more.
+    """
+    content = bytearray()
+    while said <= most and (chunk := stream.read(min(step, most + 1 - len(content)))):
+        content += chunk
+        said = len(content)
+    if said > most:
+        allowed = f"the {most:,} bytes of {setting}" if setting else f"{most:,} bytes"
+        raise OSError(errno.EFBIG, f"it has more than {allowed}")
+    return bytes(content)
+
+
+def read_plain(path: str | Path, most: int, setting: str = "") -> bytes:
+    """The content of a plain file; see :func:`plain_file` and :func:`read_whole`."""
+    size = plain_file(path).st_size
+    with Path(path).open("rb") as file:
+        return read_whole(file, most, setting, said=size)
+
+
+def read_text(path: str | Path, error: type[PartikelError], most: int = TEXT) -> str:
+    """The text of a plain file: UTF-8, or what a byte order mark says. All texts are read by this.
+
+    Args:
+        path: the file.
+        error: what is raised.
+        most: bytes.
+
+    Raises:
+        PartikelError: of the given class, where the file cannot be read, is larger, or is in
+            another encoding.
+    """
+    try:
+        content = read_plain(path, most)
+        encoding = next((e for mark, e in _MARKS.items() if content.startswith(mark)), "utf-8")
+        text = content.decode(encoding)
+    except OSError as fault:
+        reason = fault.strerror or fault
+        raise error(
+            f"{path} cannot be read ({reason}): check that it is there and may be read"
+        ) from fault
+    except UnicodeDecodeError as fault:
+        raise error(f"{path} is no text in UTF-8 ({fault.reason}): save it as UTF-8") from fault
+    if "\0" in text:
+        raise error(f"{path} is no text in UTF-8 (it holds zero bytes): save it as UTF-8")
+    return text.replace("\r\n", "\n")
 
 
 @contextlib.contextmanager
@@ -92,7 +182,7 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     """The JSON value in a file; computed by ``work()`` and written, where the file is not there."""
     path = Path(path)
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, DataError))
     return write_json(path, work())
 
 
@@ -109,30 +199,16 @@ def read_json(path: str | Path, must_be_sealed: bool = False) -> Any:
         must_be_sealed: whether one without a checksum is refused.
 
     Raises:
-        OSError: where it cannot be read.
-        ValueError, RecursionError: where it is no JSON, too large or too deep, or not what its checksum
+        OSError: where it cannot be read, or is too large.
+        ValueError, RecursionError: where it is no JSON, too deep, or not what its checksum
             says (:func:`reading` makes a sentence of it).
     """
-    check_plain(path)
-    if os.path.getsize(path) > _JSON_LIMIT:
-        raise ValueError("it is too large")
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    value = json.loads(read_plain(path, _JSON_LIMIT).decode("utf-8"))
     if must_be_sealed or (isinstance(value, dict) and _CHECKSUM in value):
         claimed = value.pop(_CHECKSUM)
         if fingerprint(value, 32) != claimed:
             raise ValueError("it was changed after it was written")
     return value
-
-
-def check_plain(path: str | Path) -> None:
-    """Refuse what is no plain file, such as a pipe, from which reading may never end.
-
-    Raises:
-        OSError: where it is none, is not there, or may not be read.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(0, "it is no plain file", str(path))
-    open(path, "rb").close()
 
 
 @contextlib.contextmanager

@@ -110,23 +110,21 @@ class RadialKernel(Kernel):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The matrix k(x_i, y_j)."""
-        return self.profile(squared_distances(x.flatten(1), y.flatten(1), exact=not self.smooth))
+        return self.profile(squared_distances(*_centred(x, y), exact=not self.smooth))
 
     def mean(self, x: Tensor, y: Tensor, values: Tensor | None = None) -> Tensor:
         """E_y[k(x, y) v(y)], in tiles."""
         weights = _weights(y, values)
         total = x.new_zeros(weights.shape[1], len(x))
         with torch.no_grad():
-            for rows, columns, squared in self._tiles(x.flatten(1), y.flatten(1)):
+            for rows, columns, squared in self._tiles(*_centred(x, y)):
                 total[:, rows].addmm_(weights[columns].T, self.profile(squared))
         return total.T.reshape(len(x), *(() if values is None else values.shape[1:]))
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """E_y[w (x - y)], in tiles: two sums, of w and of w y."""
-        flat, others = x.flatten(1), y.flatten(1)
         with torch.no_grad():
-            centre = others.mean(0)  # cancels in x - y, and leaves less to round
-            flat, others = flat - centre, others - centre
+            flat, others = _centred(x, y)
             factors = torch.cat([others, torch.ones_like(others[:, :1])], 1).T.contiguous()
             total = flat.new_zeros(len(factors), len(flat))
             for rows, columns, squared in self._tiles(flat, others):
@@ -449,6 +447,13 @@ def _root(squared: Tensor) -> Tensor:
     """√, with derivative 0 at 0."""
     positive = squared > 0
     return squared.where(positive, 1).sqrt().where(positive, 0)
+
+
+def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both clouds less the mean of y, which cancels in x - y and leaves less to round: (n, D), (m, D)."""
+    flat, others = x.flatten(1), y.flatten(1)
+    centre = others.detach().mean(0)
+    return flat - centre, others - centre
 
 
 def _weights(y: Tensor, values: Tensor | None) -> Tensor:

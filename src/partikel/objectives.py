@@ -108,6 +108,10 @@ class Vanilla(Objective):
         return softplus(fake) if self.potential_form == "saturating" else fake
 
 
+EDGE = 1e-6
+"""How far from 0 and 1 a least-squares discriminator's log-ratio is the logit."""
+
+
 @dataclass(frozen=True)
 class LSGAN(Objective):
     """Least squares (Mao et al. 2017): b = (d-1)², a = d², c = -(d-1)², d* = r/(1+r)."""
@@ -123,8 +127,14 @@ class LSGAN(Objective):
         return -(fake - 1).square()
 
     def log_ratio(self, logit: Tensor) -> Tensor:
-        """logit(d) = log d - log(1-d); d is clamped inside (0, 1), where its optimum lies."""
-        return torch.logit(logit, eps=1e-6)
+        """logit(d) = log d - log(1-d) where d lies in [e, 1 - e], as its optimum does; e = 1e-6.
+
+        Beyond, where a discriminator that is not optimal may be, it goes on by ∓log(1 + distance/e): it
+        grows everywhere, and its slope there is one over the distance, which still moves particles.
+        """
+        inside = logit.clamp(EDGE, 1 - EDGE)
+        beyond = logit - inside
+        return torch.logit(inside) + beyond.sign() * torch.log1p(beyond.abs() / EDGE)
 
 
 @dataclass(frozen=True)

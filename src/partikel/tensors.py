@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
+
+from partikel.errors import ConfigError
+
+MOST = 4 * 2**30
+"""Bytes of samples that are held at a time."""
+
+
+def check_memory(n: int, shape: tuple[int, ...], width: int = 4) -> None:
+    """Refuse samples that would fill the memory, before any is drawn.
+
+    Args:
+        n: how many.
+        shape: of one.
+        width: bytes of a number.
+
+    Raises:
+        ConfigError: where they take more than :data:`MOST` bytes.
+    """
+    each = math.prod(shape) * width
+    if n * each > MOST:
+        raise ConfigError(
+            f"{n:,} samples take {n * each / 1e9:.1f} GB, more than the {MOST / 1e9:.1f} GB that are "
+            f"drawn at a time: ask for at most {MOST // each:,}, and for more with other seeds."
+        )
 
 
 def expand_like(values: Tensor, x: Tensor) -> Tensor:

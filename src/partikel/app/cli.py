@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SolverName: TypeAlias = Literal[
     "euler",
     "heun",
+    "midpoint",
+    "rk4",
     "ddim",
     "dpmpp-2m",
     "adaptive",
@@ -49,12 +51,15 @@ def train(preset: str, out: str | None = None, dry_run: bool = False, **settings
         settings: the recipe's settings.
     """
     from partikel.app.config import dump_config, load_preset, make_recipe
+    from partikel.app.runs import fit_batches, train_run
     from partikel.data import open_dataset
 
     loaded = load_preset(preset)
     recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    given = (loaded.given, settings)
     if dry_run:
         dataset = open_dataset(recipe.data)
+        recipe = fit_batches(recipe, dataset, given, lambda text: print(f"# {text}"))
         required = None if recipe.required is None else recipe.required.compose(dataset).model
         system = recipe.compose(dataset, required)
         print(dump_config(recipe, loaded.name), end="")
@@ -63,13 +68,12 @@ def train(preset: str, out: str | None = None, dry_run: bool = False, **settings
         print(f"# {type(system.model).__name__}, {count:,} weights; an iteration runs {phases}")
         return
     from partikel.app.gallery import write_run_page
-    from partikel.app.runs import train_run
     from partikel.training.engine import all_done, processes
 
     folder = Path(out or f"runs/{loaded.name}")
     main_process = processes().is_main_process
     try:
-        run = train_run(recipe, folder, preset=loaded.name, console=_console())
+        run = train_run(recipe, folder, preset=loaded.name, console=_console(), given=given)
     except PartikelError as error:
         if main_process or isinstance(error, DataError):  # data may be missing on one node only
             raise
@@ -97,7 +101,8 @@ def sample(
 
     Args:
         run: folder of a run.
-        n: number of samples; 64 unless given, or 8 of each of several labels.
+        n: number of samples, at most what 4 GiB hold; 64 unless given, or 8 of each of several
+            labels.
         out: file to write; RUN/samples.png unless given.
         label: class of the samples of a conditional model; several (0,3,7), or all, in equal shares
             and a row of images for each. Drawn at the data's frequencies unless given.
@@ -200,7 +205,7 @@ def evaluate(
 def neighbours(
     run: str,
     n: int = 500,
-    k: int = 5,
+    k: int | None = None,
     rows: int = 8,
     out: str | None = None,
     features: str | None = None,
@@ -219,7 +224,7 @@ def neighbours(
     Args:
         run: folder of a run of images.
         n: samples to look at.
-        k: neighbours of each.
+        k: neighbours of each; 5, or all training images where they are fewer, unless given.
         rows: samples to show, those that look most like copies.
         out: picture to write, with a .json file beside it; RUN/neighbours.png unless given.
         features: feature network in whose space images are near, see 'partikel evaluate --help';
@@ -891,8 +896,8 @@ def _comparison_table(summaries: Sequence[Any]) -> None:
             ["carrier", *(s.carrier for s in those), ""],
             ["CPU seconds", *(f"{s.cpu_seconds:.0f}" for s in those), ""],
         ]
-        for name in dict.fromkeys(key for s in those for key in s.metrics):
-            values = [s.metrics.get(name) for s in those]
+        for name in dict.fromkeys(key for s in those for key in (*s.metrics, *s.left_out)):
+            values = [s.metrics.get(name, s.left_out.get(name)) for s in those]
             values.append(those[0].protocol["reference"].get(name))
             rows.append([name, *(_number(value) for value in values)])
         titles = [s.title for s in those]
@@ -905,7 +910,8 @@ def _show_evaluation(title: str, result: Any, json: bool) -> None:
         print(jsonlib.dumps(result.as_dict(), indent=1))
         return
     columns = {"model": result.metrics, "data vs data": result.reference, **result.baselines}
-    rows = [[k, *(_number(row.get(k)) for row in columns.values())] for k in result.metrics]
+    columns["model"] = {**result.metrics, **result.left_out}
+    rows = [[k, *(_number(row.get(k)) for row in columns.values())] for k in columns["model"]]
     _table(title, ["measure", *columns], rows)
     print(", ".join(f"{k}: {v}" for k, v in result.protocol.items() if k in _SHORT_PROTOCOL))
 

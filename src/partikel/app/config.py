@@ -39,6 +39,7 @@ class Preset:
         recipe: name of the recipe.
         settings: what differs from the recipe's defaults.
         measured: results with their protocol, as committed; empty before they are measured.
+        given: settings that stand in the user's own file; none of a preset that ships.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Preset:
     recipe: str
     settings: dict[str, Any]
     measured: dict[str, Any]
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def preset_names() -> list[str]:
@@ -94,6 +96,7 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
             f"{name} has configuration schema {content['schema']}, this version reads {SCHEMA}."
         )
     recipe, settings = content.get("recipe", ""), content.get("settings") or {}
+    given = {} if name in preset_names() else settings
     if "extends" in content:
         if name in extended:
             raise ConfigError(f"{name} extends itself: name another preset.")
@@ -105,7 +108,9 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
             )
         recipe, settings = base.recipe, _merge(base.settings, _with_named_score(settings))
     settings = dict(_with_named_score(settings))
-    return Preset(label, content.get("about", ""), recipe, settings, content.get("measured") or {})
+    return Preset(
+        label, content.get("about", ""), recipe, settings, content.get("measured") or {}, given
+    )
 
 
 def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:

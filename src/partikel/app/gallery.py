@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from partikel.app.config import settings_of
-from partikel.app.runs import Run
+from partikel.app.runs import Run, shown_data
 from partikel.app.show import plots
 from partikel.app.show.animation import Frame, generation_frames, load_frame, render
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
 from partikel.data import FiniteDataset
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.files import write_json
 from partikel.metrics.evaluation import (
     Evaluation,
@@ -33,6 +33,7 @@ from partikel.metrics.evaluation import (
 )
 from partikel.models import Sampling
 from partikel.streams import seeded
+from partikel.tensors import check_memory
 from partikel.training.engine import processes
 
 Measured = TypeVar("Measured", Evaluation, Memorisation)
@@ -142,6 +143,10 @@ def curve_run(
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
+    images = len(run.dataset.shape) > 1
+    measure = "frechet" if images else "energy"
+    if measure in result.left_out:
+        raise DataError(f"there is no curve of the {measure}, which {result.left_out[measure]}.")
     path = run.path / f"curve-{along}.json"
     if accelerator is not None and not accelerator.is_main_process:
         return path
@@ -149,15 +154,13 @@ def curve_run(
     reference = result.reference
     record = {"along": along, "points": measured, "reference": reference, "protocol": common}
     write_json(path, record)
-    images = len(run.data.shape) > 1
-    measure = "frechet" if images else "energy"
     label = "Fréchet distance" if images else "energy distance"
     figure = plots.quality_figure(
         run.recipe.title,
         [(p["nfe" if along == "nfe" else "stop"], p["metrics"][measure]) for p in measured],
         "function evaluations per sample" if along == "nfe" else f"steps taken, of {own}",
         label + (f" on {common['features']}" if images else ""),
-        level=("data vs data", reference[measure]),
+        level=("data vs data", reference.get(measure, math.nan)),
         doubling=along == "nfe",
     )
     plots.save_figure(figure, path.with_suffix(".png"))
@@ -169,7 +172,7 @@ def neighbours_run(
     path: Path,
     *,
     n: int = 500,
-    k: int = 5,
+    k: int | None = None,
     rows: int = 8,
     seed: int = 0,
     features: str | None = None,
@@ -182,7 +185,7 @@ def neighbours_run(
         path: picture to write; the figures go into a .json file beside it. It shows the samples
             that look most like copies.
         n: samples to look at.
-        k: neighbours, at least 2.
+        k: neighbours, at least 2; 5, or as many as there are, unless given.
         rows: samples to show.
         seed: of the samples.
         features: see :func:`partikel.metrics.evaluation.find_memorised`.
@@ -280,6 +283,7 @@ def interpolated(
         (pairs, points, ...) samples, on the model's device.
     """
     model = run.model
+    check_memory(pairs * points, run.dataset.shape)
     a, b = (
         model.prior.sample(pairs, generator=generator),
         model.prior.sample(pairs, generator=generator),
@@ -359,6 +363,7 @@ def run_frames(
     model = run.model
     if model.steps is not None:
         count = n or (400 if _planar(run) else 64)
+        check_memory(count * frames, run.data.shape)
         data = run.beside(1000, generator)  # which set the view of points
         return generation_frames(
             model,
@@ -403,7 +408,7 @@ def summarise(
     samples = run.sample(count, generator=generator)
     data = None
     if len(run.data.shape) == 1:
-        data = run.dataset.draw(count, "validation", generator=generator).x
+        data = run.beside(count, generator)
     plots.save_picture(samples, picture, data=data)
     moving = out / "animation.gif"
     drawable = _planar(run) or len(run.data.shape) == 3
@@ -422,6 +427,7 @@ def summarise(
         field=run.recipe.symbol,
         carrier=run.model.kind,
         metrics=result.metrics,
+        left_out=result.left_out,
         protocol={**result.protocol, "reference": result.reference},
         curve=curve,
         curve_name=curve_name,
@@ -491,7 +497,12 @@ def _compare(runs: Sequence[Run], out: Path, n: int, seed: int) -> list[RunSumma
     ]
     draw_comparison(runs, out / "comparison.png", seed=seed)
     record = {
-        folder: {"recipe": s.title, "metrics": s.metrics, "protocol": s.protocol}
+        folder: {
+            "recipe": s.title,
+            "metrics": s.metrics,
+            "left_out": s.left_out,
+            "protocol": s.protocol,
+        }
         for folder, s in zip(folders, summaries, strict=True)
     }
     write_json(out / "comparison.json", record)
@@ -510,7 +521,7 @@ def draw_comparison(runs: Sequence[Run], path: Path, *, seed: int = 0) -> None:
         label = run.recipe.title if run.recipe.title not in panels else run.path.name
         panels[label] = run.sample(count, generator=generator)
     generator = seeded(seed, "comparison data")
-    data = runs[0].dataset.draw(count, "validation", generator=generator).x
+    data = shown_data(runs[0].dataset, count, generator)
     plots.save_figure(plots.comparison_figure(panels, data), path)
 
 

@@ -20,8 +20,9 @@ import dataclasses
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -58,6 +59,7 @@ from partikel.models import Carrier
 from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
 from partikel.streams import seeded
+from partikel.tensors import check_memory
 from partikel.training import Engine, fit, latest_checkpoint
 from partikel.training.checkpoint import has_average, load_weights, read_step
 from partikel.training.ema import averaged_model
@@ -111,11 +113,9 @@ class Run:
     def beside(self, n: int, generator: torch.Generator) -> Tensor | None:
         """Up to n real points to show beside samples; None where the data are gone, or have none."""
         try:
-            size = self.dataset.size("validation")
+            return shown_data(self.dataset, n, generator)
         except DataError:
             return None
-        n = n if size is None else min(n, size)
-        return self.dataset.draw(n, "validation", generator=generator).x if n else None
 
     @property
     def model(self) -> Carrier:
@@ -172,8 +172,10 @@ class Run:
             generator: source of the draws.
 
         Raises:
-            ConfigError: for a label that the model does not have, or an n that cannot be shared.
+            ConfigError: for a label that the model does not have, or an n that cannot be shared, or
+                for which memory should not hold samples.
         """
+        check_memory(n, self.dataset.shape)
         if label is None:
             return self.model.labels(n, generator=generator)
         classes = classes_in(self.model, label)
@@ -218,7 +220,7 @@ def draw_samples(
     cond: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """(n, ...) samples in chunks, so that memory does not grow with n.
+    """(n, ...) samples, drawn in chunks, so that only they themselves fill more memory with n.
 
     Args:
         model: a carrier.
@@ -229,26 +231,32 @@ def draw_samples(
         options: of the sampler, as in :meth:`ParticleModel.sample`.
 
     Raises:
-        ConfigError: for n < 1, or ``steps``, ``stop``, ``solver`` or ``guidance`` with a generator
-            model.
+        ConfigError: for n < 1, or one for which memory should not hold the samples (see
+            :func:`partikel.tensors.check_memory`), or ``steps``, ``stop``, ``solver`` or ``guidance``
+            with a generator model.
     """
     if n < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {n}.")
+    check_memory(n, model.shape or (2,))  # a label takes as much as a point of the plane
     if cond is None:
         cond = model.labels(n, generator=generator)
     # a generator's latents do not tell the size of its outputs
     chunk = 1000 if model.shape is None else chunk_size(model.shape)
-    parts = [
-        model.sample(
+    samples = None
+    for start in range(0, n, chunk):
+        some = model.sample(
             min(chunk, n - start),
             generator=generator,
             cond=None if cond is None else cond[start : start + chunk],
             real=real,
             **options,
         )
-        for start in range(0, n, chunk)
-    ]
-    return torch.cat(parts)
+        if samples is None:
+            check_memory(n, some.shape[1:], some.itemsize)
+            samples = some.new_empty(n, *some.shape[1:])
+        samples[start : start + chunk] = some
+    assert samples is not None
+    return samples
 
 
 def classes_in(model: Carrier, label: Labels) -> list[int]:
@@ -290,14 +298,24 @@ def context_for(model: Carrier, dataset: Dataset, seed: int = 0) -> Tensor | Non
     if "real" not in model.field.needs:
         return None
     generator = seeded(seed, "context")
-    size = dataset.size("train")
-    n = CONTEXT if size is None else min(CONTEXT, size)
     device = next(model.parameters()).device
+    n = dataset.at_most(CONTEXT)
     return dataset.draw(n, "train", generator=generator, device=device).x
 
 
+def shown_data(dataset: Dataset, n: int, generator: torch.Generator) -> Tensor:
+    """Up to n points for a picture: held-out ones, training points where none are held out."""
+    split = "train" if dataset.size("validation") == 0 else "validation"
+    return dataset.draw(dataset.at_most(n, split), split, generator=generator).x
+
+
 def train_run(
-    recipe: Recipe, out: Path | str, *, preset: str = "", console: Console | None = None
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    preset: str = "",
+    console: Console | None = None,
+    given: Sequence[Mapping[str, Any]] | None = None,
 ) -> Run:
     """Train a recipe in a folder, or resume what is there, and load the result.
 
@@ -306,6 +324,8 @@ def train_run(
         out: the run's folder.
         preset: the name it was started from, for the record.
         console: where progress is shown; None shows nothing.
+        given: where somebody chose settings: a batch that is in none of them gives way to a smaller
+            training split, see :func:`fit_batches`. All were chosen where None.
 
     Returns:
         The run.
@@ -319,11 +339,13 @@ def train_run(
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
     with holding(out):
         recipe, required_path = _with_required(recipe, out)
-        text = dump_config(recipe, preset)
-        on_main(lambda: _check_folder(out, text))
         with processes().main_process_first():  # which prepares what the others then find
             dataset = open_dataset(recipe.data)
-        _check_batches(recipe, dataset)
+        shown = console if processes().is_main_process else None
+        say = None if shown is None else partial(shown.print, markup=False, soft_wrap=True)
+        recipe = fit_batches(recipe, dataset, given, say)
+        text = dump_config(recipe, preset)
+        on_main(lambda: _check_folder(out, text))
         required = None
         if recipe.required is not None:
             assert required_path is not None
@@ -439,7 +461,7 @@ class _Watch:
         generator = seeded(recipe.seed, "pictures", device=device)
         few = 400 if len(dataset.shape) == 1 else 64
         picture = self._out / "samples" / f"step-{step:08d}.png"
-        data = dataset.draw(few, "validation", generator=generator).x
+        data = shown_data(dataset, few, generator)
         if model.steps is None:  # samples move in training, so that frames are recorded there
             z = model.start(few, generator)
             cond = model.labels(few, generator=generator)
@@ -624,14 +646,48 @@ def _check_classes(model: Carrier, dataset: Dataset, checkpoint: Path) -> None:
         )
 
 
-def _check_batches(recipe: Recipe, dataset: Dataset) -> None:
-    size = dataset.size("train")
-    batch = getattr(recipe, "batch", 1)
+def fit_batches(
+    recipe: Recipe,
+    dataset: Dataset,
+    given: Sequence[Mapping[str, Any]] | None = None,
+    say: Callable[[str], object] | None = None,
+    prefix: str = "",
+) -> Recipe:
+    """The recipe with batches that the training split can fill.
+
+    Args:
+        recipe: with its score, where it has one.
+        dataset: its data.
+        given: where somebody chose settings; all were chosen where None. A batch that is in one of them
+            is refused where it is too large, another is made as large as it can be.
+        say: told of each that was changed.
+        prefix: of its name.
+
+    Raises:
+        DataError: for a batch that is too large, or a split that fills none.
+    """
+    size, batch = dataset.size("train"), getattr(recipe, "batch", 1)
+    changed: dict[str, Any] = {}
     if size is not None and batch > size:
-        raise DataError(
-            f"a batch of {batch} is larger than the training split of '{dataset.name}' "
-            f"({size} points): lower batch."
-        )
+        unit = processes().num_processes * recipe.engine.accumulate
+        most = size // unit * unit
+        sentence = f"the training split of '{dataset.name}' ({size} points)"
+        if most == 0:
+            raise DataError(
+                f"{sentence} fills no batch: give it more points, or lower data.validation, "
+                "engine.accumulate or the number of processes."
+            )
+        if given is None or any("batch" in settings for settings in given):
+            raise DataError(f"a batch of {batch} is larger than {sentence}: lower {prefix}batch.")
+        if say is not None:
+            say(f"{prefix}batch: {most} instead of {batch}, as that is larger than {sentence}")
+        changed["batch"] = most
+    score = getattr(recipe, "score", None)
+    if isinstance(score, Recipe):
+        named = [settings.get("score") for settings in given or ()]
+        chosen = None if given is None else [each for each in named if isinstance(each, Mapping)]
+        changed["score"] = fit_batches(score, dataset, chosen, say, "score.")
+    return dataclasses.replace(recipe, **changed)
 
 
 def _environment() -> dict[str, Any]:

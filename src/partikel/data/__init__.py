@@ -7,8 +7,9 @@ Small images are kept in memory; others are prepared once and memory-mapped (:mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from partikel.data import synthetic
@@ -23,6 +24,7 @@ from partikel.data.base import (
 from partikel.data.celeba import celeba
 from partikel.data.cifar import cifar10
 from partikel.data.digits import digits
+from partikel.data.files import Limits
 from partikel.data.folder import find, folder
 from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
@@ -69,6 +71,8 @@ class DataSettings:
         split: its split that everything is taken from.
         image_column: its column of pictures.
         label_column: its column of labels.
+        max_bytes: largest file that is read, unpacked; at least 1.
+        max_pixels: largest picture that is decoded, 1 to 178,000,000 pixels (Pillow's own limit).
     """
 
     name: str = "gaussians"
@@ -87,6 +91,13 @@ class DataSettings:
     split: str = "train"
     image_column: str = "image"
     label_column: str = "label"
+    max_bytes: int = Limits().bytes
+    max_pixels: int = Limits().pixels
+
+    @property
+    def limits(self) -> Limits:
+        """What is read at most."""
+        return Limits(self.max_bytes, self.max_pixels)
 
 
 @dataclass(frozen=True)
@@ -118,9 +129,10 @@ def _idx(about: str, source: IdxSource) -> Entry:
     options = ("root", "download", "validation", "split_seed", "flip")
 
     def make(settings: DataSettings) -> Dataset:
-        return idx_images(source, size=settings.size or SIZES[0], **_given(settings, *options))
+        how = _given(settings, *options, "limits")
+        return idx_images(source, size=settings.size or SIZES[0], **how)
 
-    return Entry(about, make, (*options, "size"), SIZES)
+    return Entry(about, make, (*options, "size", "max_bytes"), SIZES)
 
 
 def _prepared(
@@ -132,12 +144,14 @@ def _prepared(
 ) -> Entry:
     def make(settings: DataSettings) -> Dataset:
         found = source(settings)
+        if settings.limits != Limits():  # others leave out other pictures
+            found = replace(found, identity=f"{found.identity} {tuple(settings.limits)}")
         how = _given(settings, "channels", "on_error", "cache")
         images = prepare(found, size=settings.size or size, **how)
         rows = images.rows(settings.validation, settings.split_seed, TEST_SHARE)
         return MappedDataset(found.name, images, rows, flip=settings.flip)
 
-    every = ("size", "channels", "flip", "cache")
+    every = ("size", "channels", "flip", "cache", "max_bytes", "max_pixels")
     return Entry(about, make, (*every, *options), sizes, "path" in options)
 
 
@@ -165,26 +179,28 @@ DATASETS: dict[str, Entry] = {
     "fashion-mnist": _idx("articles of clothing, 28 x 28", FASHION_MNIST),
     "cifar10": _prepared(
         "photographs of ten kinds of things, 32 x 32",
-        lambda settings: cifar10(**_given(settings, "root", "download")),
+        lambda settings: cifar10(**_given(settings, "root", "download", "limits")),
         32,
         *("root", "download", "validation", "split_seed"),
         sizes=range(16, 65),
     ),
     "celeba": _prepared(
         "faces, 64 x 64, in their official partition",
-        lambda settings: celeba(root=settings.root),
+        lambda settings: celeba(**_given(settings, "root", "limits")),
         64,
         *("root", "on_error"),
     ),
     "folder": _prepared(
         "your own pictures: a folder or a zip file, 64 x 64",
-        lambda settings: folder(find(settings.path or "", settings.root), labels=settings.labels),
+        lambda settings: folder(
+            find(settings.path or "", settings.root), **_given(settings, "labels", "limits")
+        ),
         64,
         *("root", "path", "labels", "on_error", "validation", "split_seed"),
     ),
     "hub": _prepared(
         "pictures from Hugging Face datasets, 64 x 64",
-        lambda settings: hub(settings.path or "", **_given(settings, "labels", *_HUB)),
+        lambda settings: hub(settings.path or "", **_given(settings, "labels", "limits", *_HUB)),
         64,
         *("path", "labels", "on_error", "validation", "split_seed", *_HUB),
     ),
@@ -225,4 +241,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         raise ConfigError(f"data.validation must be in [0, 0.9], not {settings.validation}")
     if not 0 <= settings.split_seed < 2**32:
         raise ConfigError(f"data.split_seed must be in [0, 2^32), not {settings.split_seed}")
+    for key, most in (("max_bytes", math.inf), ("max_pixels", 178_000_000)):
+        if not 1 <= getattr(settings, key) <= most:
+            raise ConfigError(f"data.{key} must be in [1, {most:,}], not {getattr(settings, key)}")
     return entry.open(settings)

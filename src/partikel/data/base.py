@@ -24,6 +24,7 @@ from torch import Tensor
 
 from partikel.errors import CheckpointError, DataError
 from partikel.targets import Target
+from partikel.tensors import check_memory
 
 SPLITS = ("train", "validation", "test")
 """The names of the splits."""
@@ -104,6 +105,15 @@ class Dataset(ABC):
     """Standard deviation of all entries of all points, taken as one list of numbers: exact for
     fresh points, measured on the training split where the data are finite."""
 
+    def at_most(self, n: int, split: str = "train") -> int:
+        """``n``, or how many points the split has where these are fewer: for what nobody asked for.
+
+        Raises:
+            ValueError: where ``split`` is not one of :data:`SPLITS`.
+        """
+        size = self.size(split)
+        return n if size is None else min(n, size)
+
     @abstractmethod
     def size(self, split: str = "train") -> int | None:
         """Number of points of a split, or None where every draw is fresh.
@@ -131,6 +141,7 @@ class Dataset(ABC):
             dtype: of the points.
 
         Raises:
+            ConfigError: for more fresh points than memory should hold.
             DataError: where the split has fewer than ``n`` points.
             ValueError: where ``split`` is not one of :data:`SPLITS`.
         """
@@ -238,6 +249,7 @@ class SyntheticDataset(Dataset):
         _check(split)
 
     def _draw(self, n: int, draws: Draws) -> Batch:
+        check_memory(n, self.shape, draws.dtype.itemsize)
         x, cond = self._sampler(n, draws.generator, draws.dtype)
         return Batch(*each(x, cond, lambda rows: rows.to(draws.device)))
 

@@ -11,19 +11,21 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from partikel.data.files import data_root
+from partikel.data.files import Limits, data_root
 from partikel.data.pictures import decoded, identity, opened
 from partikel.data.prepared import Listing, Source
 from partikel.errors import DataError
+from partikel.files import read_text
 
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 
 
-def celeba(*, root: str | None = None) -> Source:
+def celeba(*, root: str | None = None, limits: Limits | None = None) -> Source:
     """The images and their partition, in the folder celeba of the root.
 
     Args:
         root: see :func:`partikel.data.files.data_root`.
+        limits: of files.
 
     Raises:
         DataError: where files are missing.
@@ -42,14 +44,14 @@ def celeba(*, root: str | None = None) -> Source:
         "celeba",
         str(images),
         identity(images) + identity(partition),
-        lambda: _listing(images, partition),
+        lambda: _listing(images, partition, limits or Limits()),
     )
 
 
 @contextmanager
-def _listing(images: Path, partition: Path) -> Iterator[Listing]:
+def _listing(images: Path, partition: Path, limits: Limits) -> Iterator[Listing]:
     parts = _parts(partition)
-    with opened(images) as (paths, read):
+    with opened(images, limits) as (paths, read):
         names = [PurePosixPath(path).name for path in paths]
         unlisted, missing = set(names) - set(parts), set(parts) - set(names)
         for found, words in ((unlisted, "does not list"), (missing, "lists, but does not find")):
@@ -60,7 +62,7 @@ def _listing(images: Path, partition: Path) -> Iterator[Listing]:
                 )
         yield Listing(
             names,
-            lambda i: decoded(read(paths[i])),
+            lambda i: decoded(read(paths[i]), limits),
             parts=np.array([parts[name] for name in names], np.int64),
         )
 
@@ -68,11 +70,7 @@ def _listing(images: Path, partition: Path) -> Iterator[Listing]:
 def _parts(path: Path) -> dict[str, int]:
     """By image, 0, 1 or 2 for training, validation and test: the order of SPLITS."""
     parts = {}
-    try:
-        lines = path.read_text("ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}): put a good copy there") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, DataError).splitlines(), 1):
         words = line.split()
         if not words:
             continue

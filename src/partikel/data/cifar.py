@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from partikel.data.files import ContentError, data_root, fetch
+from partikel.data.files import ContentError, Limits, data_root, fetch
 from partikel.data.pictures import identity
 from partikel.data.prepared import Listing, Source
 from partikel.errors import DataError
@@ -50,7 +50,11 @@ class CifarSource:
 
 
 def cifar10(
-    source: CifarSource | None = None, *, root: str | None = None, download: bool = False
+    source: CifarSource | None = None,
+    *,
+    root: str | None = None,
+    download: bool = False,
+    limits: Limits | None = None,
 ) -> Source:
     """The archive, or the folder it unpacks to, in the folder cifar10 of the root.
 
@@ -58,11 +62,12 @@ def cifar10(
         source: address and sum of the archive; the published ones where None.
         root: see :func:`partikel.data.files.data_root`.
         download: fetch the archive where neither is there.
+        limits: of files.
 
     Raises:
         DataError: where neither is there, or the archive cannot be fetched.
     """
-    source = source or CifarSource()
+    source, limits = source or CifarSource(), limits or Limits()
     folder = data_root(root) / "cifar10"
     unpacked, archive = folder / FOLDER, folder / ARCHIVE
     if unpacked.is_dir():
@@ -70,7 +75,7 @@ def cifar10(
             "cifar10",
             str(unpacked),
             "".join(identity(unpacked / name) for name in FILES),
-            lambda: _listing(unpacked, _from_folder(unpacked)),
+            lambda: _listing(unpacked, _from_folder(unpacked, limits)),
         )
     if not archive.exists():
         if not download:
@@ -84,7 +89,7 @@ def cifar10(
         "cifar10",
         str(archive),
         identity(archive),
-        lambda: _listing(archive, _from_archive(archive, source.md5)),
+        lambda: _listing(archive, _from_archive(archive, source.md5, limits)),
     )
 
 
@@ -94,19 +99,19 @@ def _check(content: bytes, md5: str) -> None:
         raise ContentError(f"its MD5 sum is {found}, not {md5}")
 
 
-def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _from_folder(folder: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
     for name in FILES:
-        yield name, (folder / name).read_bytes()
+        yield name, limits.plain(folder / name)
 
 
-def _from_archive(path: Path, md5: str) -> Iterator[tuple[str, bytes]]:
-    content = path.read_bytes()
+def _from_archive(path: Path, md5: str, limits: Limits) -> Iterator[tuple[str, bytes]]:
+    content = limits.plain(path)
     _check(content, md5)
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
         for name in FILES:
             member = archive.extractfile(f"{FOLDER}/{name}")  # KeyError where it is not there
             assert member is not None
-            yield name, member.read()
+            yield name, limits.whole(member)
 
 
 @contextmanager

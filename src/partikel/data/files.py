@@ -8,10 +8,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from partikel.errors import DataError
-from partikel.files import write_whole
+from partikel.files import read_plain, read_whole, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -29,9 +29,42 @@ class _TransferError(Exception):
         self.again = again
 
 
+class Limits(NamedTuple):
+    """What is read at most of what others made: files unpack to far more than they hold."""
+
+    bytes: int = 10**9
+    """Of a file, unpacked."""
+    pixels: int = 89_000_000
+    """Of a picture; Pillow warns of more, and refuses twice as many."""
+
+    def whole(self, stream: IO[bytes], **how: int) -> bytes:
+        """All that a stream gives, see :func:`partikel.files.read_whole`."""
+        return read_whole(stream, self.bytes, "data.max_bytes", **how)
+
+    def plain(self, path: Path) -> bytes:
+        """The content of a plain file, see :func:`partikel.files.read_plain`."""
+        return read_plain(path, self.bytes, "data.max_bytes")
+
+
+def user_path(path: str) -> Path:
+    """A path as a user writes it, with ~ for the home folder.
+
+    Raises:
+        DataError: where it can be no path.
+    """
+    try:
+        if "\0" in path:
+            raise RuntimeError("it holds a zero byte")
+        return Path(path).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise DataError(
+            f"{path!r} is no path ({str(error).rstrip('.')}): name a folder or a file"
+        ) from error
+
+
 def data_root(root: str | None = None) -> Path:
     """The folder of all data: ``root``, else $PARTIKEL_DATA, else ~/.cache/partikel."""
-    return Path(root or os.environ.get("PARTIKEL_DATA") or "~/.cache/partikel").expanduser()
+    return user_path(root or os.environ.get("PARTIKEL_DATA") or "~/.cache/partikel")
 
 
 def fetch(
@@ -95,6 +128,8 @@ def _transfer(address: str, label: str, timeout: float = 30.0) -> bytes:
             task = bar.add_task(label, total=total)
             while chunk := response.read(1 << 16):
                 content += chunk
+                if len(content) > Limits().bytes:
+                    raise _TransferError(f"more than {Limits().bytes:,} bytes", False)
                 bar.update(task, advance=len(chunk))
     except urllib.error.HTTPError as error:
         # "Too many requests" and "timeout" may pass; any other fault of the request stays.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from partikel.data.files import data_root
+from partikel.data.files import Limits, data_root, user_path
 from partikel.data.pictures import decoded, identity, opened
 from partikel.data.prepared import Listing, Source
 from partikel.errors import DataError
@@ -16,12 +17,12 @@ from partikel.errors import DataError
 
 def find(path: str, root: str | None = None) -> Path:
     """``path`` as it is, or below the root of all data, whichever is there."""
-    given = Path(path).expanduser()
+    given = user_path(path)
     below = data_root(root) / given
-    return below if not given.exists() and below.exists() else given
+    return below if not os.path.exists(given) and os.path.exists(below) else given
 
 
-def folder(path: Path, *, labels: bool | None = None) -> Source:
+def folder(path: Path, *, labels: bool | None = None, limits: Limits | None = None) -> Source:
     """All pictures below a folder or in a zip file, in the order of their paths.
 
     Where every picture lies in one of two or more sub-folders, these are the classes, numbered in
@@ -31,16 +32,22 @@ def folder(path: Path, *, labels: bool | None = None) -> Source:
     Args:
         path: of the folder or zip file.
         labels: False for none, True to insist, None for labels where there are any.
+        limits: of files.
 
     Raises:
         DataError: where there is nothing.
     """
-    return Source("folder", str(path), f"{identity(path)} {labels}", lambda: _listing(path, labels))
+    return Source(
+        "folder",
+        str(path),
+        f"{identity(path)} {labels}",
+        lambda: _listing(path, labels, limits or Limits()),
+    )
 
 
 @contextmanager
-def _listing(path: Path, labels: bool | None) -> Iterator[Listing]:
-    with opened(path) as (names, read):
+def _listing(path: Path, labels: bool | None, limits: Limits) -> Iterator[Listing]:
+    with opened(path, limits) as (names, read):
         tops = [None] * len(names) if labels is False else top_folders(names)
         classes = sorted({top for top in tops if top is not None})
         labelled = len(classes) > 1 and None not in tops
@@ -54,7 +61,7 @@ def _listing(path: Path, labels: bool | None) -> Iterator[Listing]:
         number = {name: i for i, name in enumerate(classes)}
         yield Listing(
             names,
-            lambda i: decoded(read(names[i])),
+            lambda i: decoded(read(names[i]), limits),
             np.array([number[top] for top in tops if top is not None]) if labelled else None,
             classes if labelled else None,
         )

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from partikel.data.files import Limits, user_path
 from partikel.data.pictures import BrokenPicture, decoded
 from partikel.data.prepared import Listing, Source
 from partikel.errors import ConfigError, DataError, nearest
+from partikel.files import plain_file
 
 
 def hub(
@@ -23,6 +25,7 @@ def hub(
     image_column: str = "image",
     label_column: str = "label",
     labels: bool | None = None,
+    limits: Limits | None = None,
 ) -> Source:
     """The pictures of one published split.
 
@@ -34,6 +37,7 @@ def hub(
         image_column: column of the pictures.
         label_column: column of the labels: class labels, words or numbers.
         labels: False for none, True to insist, None for labels where there are any.
+        limits: of files.
 
     Raises:
         ConfigError: where ``datasets`` is not installed, or a column or split does not exist.
@@ -54,7 +58,9 @@ def hub(
         "hub",
         where,
         repr(identity),
-        lambda: _listing(data, where, image_column, label_column if labelled else None),
+        lambda: _listing(
+            data, where, image_column, label_column if labelled else None, limits or Limits()
+        ),
     )
 
 
@@ -65,7 +71,12 @@ def _load(path: str, subset: str | None, split: str) -> Any:
         raise ConfigError(
             "data.name hub needs the package datasets: pip install 'partikel[datasets]'"
         ) from error
-    local = Path(path).expanduser()
+    local = user_path(path)
+    if local.exists() and not local.is_dir():
+        try:
+            plain_file(local)
+        except OSError as error:
+            raise DataError(f"{local} cannot be read ({error.strerror}): name a folder") from error
     saved = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         if not saved:
@@ -89,7 +100,9 @@ def _load(path: str, subset: str | None, split: str) -> Any:
 
 
 @contextmanager
-def _listing(data: Any, where: str, images: str, labels: str | None) -> Iterator[Listing]:
+def _listing(
+    data: Any, where: str, images: str, labels: str | None, limits: Limits
+) -> Iterator[Listing]:
     import datasets  # pyright: ignore[reportMissingImports]
 
     try:  # the files as they are: decoding is ours, and names what is broken
@@ -105,7 +118,8 @@ def _listing(data: Any, where: str, images: str, labels: str | None) -> Iterator
         if entry is None:
             raise BrokenPicture("there is none in this row")
         content = entry["bytes"]
-        return decoded(Path(entry["path"]).read_bytes() if content is None else content)
+        whole = limits.plain(Path(entry["path"])) if content is None else content
+        return decoded(whole, limits)
 
     names = [f"row {i}" for i in range(len(pictures))]
     if labels is None:

@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from partikel.data.base import FiniteDataset, split_indices
-from partikel.data.files import ContentError, data_root, fetch
+from partikel.data.files import ContentError, Limits, data_root, fetch
 from partikel.errors import DataError
+from partikel.files import plain_file
 
 SIZES = (28, 32, 16, 8)
 """Edge lengths the images come in."""
+
+SPARE = 2**20
+"""Bytes by which more is read than there should be, to say how many there are."""
 
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -80,6 +86,7 @@ def idx_images(
     validation: float = 0.1,
     split_seed: int = 0,
     flip: bool = False,
+    limits: Limits | None = None,
 ) -> FiniteDataset:
     """The images of a source, (1, size, size), labelled 0, ..., 9.
 
@@ -94,6 +101,7 @@ def idx_images(
         validation: share of the official training images, in [0, 1).
         split_seed: of the random split.
         flip: mirror images of batches at random.
+        limits: of files.
 
     Raises:
         DataError: where a file is missing, damaged or not what its name says, or cannot be fetched.
@@ -103,7 +111,7 @@ def idx_images(
         raise ValueError(f"size must be one of {SIZES}, not {size}")
     folder = data_root(root) / source.name
     parts = {
-        split: _read_pair(source, folder, *names, download=download)
+        split: _read_pair(source, folder, *names, download, limits or Limits())
         for split, names in _FILES.items()
     }
     images = {split: _resize(pair[0], size)[:, None] for split, pair in parts.items()}
@@ -121,13 +129,14 @@ def idx_images(
     )
 
 
-def read_idx(path: Path, ndim: int, md5: str | None = None) -> Tensor:
+def read_idx(path: Path, ndim: int, md5: str | None = None, limits: Limits | None = None) -> Tensor:
     """Read one IDX file of unsigned bytes, gzipped where its name ends in .gz.
 
     Args:
         path: the file.
         ndim: number of dimensions it must have.
         md5: MD5 sum that the unpacked content must have; None: not checked.
+        limits: of files.
 
     Returns:
         A uint8 tensor of ``ndim`` dimensions.
@@ -136,7 +145,9 @@ def read_idx(path: Path, ndim: int, md5: str | None = None) -> Tensor:
         DataError: where the file cannot be read, is truncated, corrupt, or of another format.
     """
     try:
-        return _parse(_unpack(path.read_bytes(), path.name), ndim, md5)
+        plain_file(path)
+        with path.open("rb") as file:
+            return _parse(file, path.name, ndim, md5, limits or Limits())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
     except ContentError as error:
@@ -146,26 +157,33 @@ def read_idx(path: Path, ndim: int, md5: str | None = None) -> Tensor:
         ) from error
 
 
-def _unpack(content: bytes, name: str) -> bytes:
-    if not name.endswith(".gz"):
-        return content
+def _parse(file: IO[bytes], name: str, ndim: int, md5: str | None, limits: Limits) -> Tensor:
+    """The numbers in a file, gzipped where its name says so.
+
+    Hardly more is unpacked than its header says, nor than the limit.
+    """
+    if name.endswith(".gz"):
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    magic, header = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        content = file.read(header)
+        if content[:4] != magic:
+            raise ContentError(f"it begins with {content[:4].hex(' ')}, not {magic.hex(' ')}")
+        if len(content) < header:
+            raise ContentError(f"it ends after {len(content)} bytes, inside its header")
+        shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
+        expected = header + math.prod(shape)
+        most = min(expected, limits.bytes) + SPARE
+        content += file.read(most - header)
+        if len(content) > limits.bytes:
+            raise ContentError(f"it has more than the {limits.bytes:,} bytes of data.max_bytes")
+        if len(content) != expected:
+            more = " or more" if len(content) == most else ""
+            raise ContentError(
+                f"it has {len(content)} bytes{more} where its header says {expected}"
+            )
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ContentError(f"gzip: {error}") from error
-
-
-def _parse(content: bytes, ndim: int, md5: str | None) -> Tensor:
-    magic = bytes((0, 0, 8, ndim))
-    if content[:4] != magic:
-        raise ContentError(f"it begins with {content[:4].hex(' ')}, not {magic.hex(' ')}")
-    header = 4 + 4 * ndim
-    if len(content) < header:
-        raise ContentError(f"it ends after {len(content)} bytes, inside its header")
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    expected = header + math.prod(shape)
-    if len(content) != expected:
-        raise ContentError(f"it has {len(content)} bytes where its header says {expected}")
     if md5 is not None:
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != md5:
@@ -175,13 +193,18 @@ def _parse(content: bytes, ndim: int, md5: str | None) -> Tensor:
 
 
 def _read_pair(
-    source: IdxSource, folder: Path, images_name: str, labels_name: str, *, download: bool
+    source: IdxSource,
+    folder: Path,
+    images_name: str,
+    labels_name: str,
+    download: bool,
+    limits: Limits,
 ) -> tuple[Tensor, Tensor]:
     """Images (N, 28, 28) and labels (N,)."""
     images_path = _locate(source, folder, images_name, 3, download)
     labels_path = _locate(source, folder, labels_name, 1, download)
-    images = read_idx(images_path, 3, source.md5.get(images_name))
-    labels = read_idx(labels_path, 1, source.md5.get(labels_name))
+    images = read_idx(images_path, 3, source.md5.get(images_name), limits)
+    labels = read_idx(labels_path, 1, source.md5.get(labels_name), limits)
     if images.shape[1:] != (28, 28):
         edges = "x".join(map(str, images.shape[1:]))
         raise DataError(f"{images_path} holds images of {edges}, not of 28x28: replace it")
@@ -221,6 +244,8 @@ def _locate(source: IdxSource, folder: Path, name: str, ndim: int, download: boo
     fetch(
         [f"{mirror.rstrip('/')}/{packed.name}" for mirror in source.mirrors],
         packed,
-        lambda content: _parse(_unpack(content, packed.name), ndim, source.md5.get(name)),
+        lambda content: _parse(
+            io.BytesIO(content), packed.name, ndim, source.md5.get(name), Limits()
+        ),
     )
     return packed

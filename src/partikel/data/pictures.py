@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import posixpath
+import stat
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from partikel.data.files import Limits
 from partikel.errors import DataError
-from partikel.files import fingerprint
+from partikel.files import fingerprint, plain_file
 
 ENLARGE = 2
 """Pictures that would have to be enlarged by more are refused: there is nothing to learn in between."""
 
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+FORMATS += ("QOI", "TGA")
+"""Formats of pictures, as Pillow calls them. It reads more, but what lies beside pictures is seldom one
+of them (data in HDF5, films, fonts), and some it has other programs read."""
+
+TOGETHER = 256_000_000
+"""Pixels that are decoded at a time, by all threads."""
+
 
 class BrokenPicture(Exception):
     """Why a picture cannot be used."""
+
+
+class _Room:
+    """Lets threads work on so many pixels at a time; on a larger picture one by itself."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels, self._taken = pixels, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(TOGETHER)
 
 
 def square(picture: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -48,7 +85,14 @@ def square(picture: Image.Image, size: int, channels: int) -> np.ndarray:
             f"it is {picture.width}x{picture.height}, too small for data.size {size}: "
             f"at least {-(-size // ENLARGE)} is needed"
         )
+    with _ROOM.take(picture.width * picture.height):
+        return _square(picture, size, channels)
+
+
+def _square(picture: Image.Image, size: int, channels: int) -> np.ndarray:
+    """What :func:`square` makes of a picture that it does not refuse."""
     try:
+        picture.load()
         deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
         picture = ImageOps.exif_transpose(picture)
         picture = _plain(_shallow(picture) if deep else picture, channels)
@@ -82,42 +126,65 @@ def _plain(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def decoded(content: bytes) -> Image.Image:
-    """The picture that a file holds.
+def decoded(content: bytes, limits: Limits | None = None) -> Image.Image:
+    """The picture that a file holds. Its pixels are decoded when they are asked for.
 
     Raises:
-        BrokenPicture: where Pillow cannot read it.
+        BrokenPicture: where it is of none of the :data:`FORMATS`, or has too many pixels.
     """
     try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
+        picture = Image.open(io.BytesIO(content), formats=_formats())
     except MemoryError:
         raise
     except Image.UnidentifiedImageError as error:
         raise BrokenPicture("it is no picture that Pillow can read") from error
     except Exception as error:
         raise BrokenPicture(str(error) or type(error).__name__) from error
+    most = (limits or Limits()).pixels
+    if picture.width * picture.height > most:
+        raise BrokenPicture(
+            f"it is {picture.width}x{picture.height}, more than the {most:,} pixels of data.max_pixels"
+        )
     return picture
 
 
 @cache
+def _formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+@cache
 def suffixes() -> frozenset[str]:
-    """Endings of the names of files that Pillow can read, in lower case."""
+    """Endings of the names of pictures, in lower case."""
     known = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)
+    strange = {".pfm", ".icb", ".vda", ".vst"}  # heights; and what most programs mean otherwise
+    return frozenset(suffix for suffix, kind in known.items() if kind in _formats()) - strange
 
 
 def is_picture(name: str) -> bool:
     """Whether a path looks like a picture, and not like what systems leave lying around."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in suffixes()
+    return not _hidden(name) and PurePosixPath(name).suffix.lower() in suffixes()
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Pictures below a folder; links are followed, but none of them round and round."""
+def _hidden(name: str) -> bool:
+    """Whether systems hide a path, or leave it lying around."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | OSError]]:
+    """Pictures below a folder; links are followed, but none of them round and round.
+
+    What cannot be looked at is a picture that cannot be read: a link to nowhere by its name, a folder by
+    its name with a slash.
+
+    Raises:
+        OSError: where the folder itself cannot be read.
+    """
     seen = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    unread: list[OSError] = []
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=unread.append):
         found = os.stat(here)
         if (found.st_dev, found.st_ino) in seen:
             folders.clear()
@@ -125,10 +192,18 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         seen.add((found.st_dev, found.st_ino))
         folders.sort()
         for name in names:
-            path = Path(here, name)
-            relative = path.relative_to(folder).as_posix()
+            relative = Path(here, name).relative_to(folder).as_posix()
             if is_picture(relative):
-                yield relative, path.stat()
+                try:
+                    yield relative, os.stat(Path(here, name))
+                except OSError as error:
+                    yield relative, error
+    for error in unread:
+        if Path(error.filename) == folder:
+            raise error
+        name = Path(error.filename).relative_to(folder).as_posix()
+        if not _hidden(name):
+            yield f"{name}/", error
 
 
 def identity(path: Path) -> str:
@@ -139,17 +214,20 @@ def identity(path: Path) -> str:
     """
     try:
         if path.is_dir():
-            entries = sorted((name, s.st_size, s.st_mtime_ns) for name, s in _walk(path))
+            entries = sorted(
+                (name, -1, -1) if isinstance(s, OSError) else (name, s.st_size, s.st_mtime_ns)
+                for name, s in _walk(path)
+            )
         else:
-            stat = path.stat()
-            entries = [(path.name, stat.st_size, stat.st_mtime_ns)]
+            found = plain_file(path)
+            entries = [(path.name, found.st_size, found.st_mtime_ns)]
     except OSError as error:
         raise _unreadable(path, error) from error
     return fingerprint(repr((str(path.resolve()), entries)).encode(), 64)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+def opened(path: Path, limits: Limits) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """The pictures in a folder or a zip file: their relative paths in order, and how to read one.
 
     Reading is safe in several threads; it raises what the system raises.
@@ -158,29 +236,67 @@ def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         DataError: where there is nothing, or no whole zip file.
     """
     archive = None
+    entries: dict[str, zipfile.ZipInfo] = {}
+    faults: dict[str, OSError] = {}
     try:
         if path.is_dir():
-            names = sorted(name for name, _ in _walk(path))
+            found = dict(_walk(path))
+            faults = {name: s for name, s in found.items() if isinstance(s, OSError)}
+            names = sorted(found)
         else:
+            plain_file(path)
             archive = zipfile.ZipFile(path)
-            names = sorted(name for name in archive.namelist() if is_picture(name))
+            entries = _entries(archive)
+            names = sorted(entries)
     except OSError as error:
         raise _unreadable(path, error) from error
-    except zipfile.BadZipFile as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged lists of entries: many kinds
         raise DataError(
             f"{path} is damaged or no zip file ({error}): put a good copy there"
         ) from error
     if archive is None:
-        yield names, lambda name: (path / name).read_bytes()
+
+        def load(name: str) -> bytes:
+            if name in faults:
+                raise faults[name]
+            return limits.plain(path / name)
+
+        yield names, load
         return
     with archive:
         lock = threading.Lock()
 
         def read(name: str) -> bytes:
-            with lock:
-                return archive.read(name)
+            entry = entries[name]
+            if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise BrokenPicture("it is a link or a device, not a plain file")
+            # Of other methods than these two, Python unpacks all that a step reads.
+            simple = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            with lock, archive.open(entry) as file:
+                packed = cast(IO[bytes], file)
+                return limits.whole(packed, said=entry.file_size, step=2**20 if simple else 2**12)
 
         yield names, read
+
+
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The pictures in a zip file by the paths that they have where it is unpacked.
+
+    Some systems write backslashes, names in UTF-8 that are not marked as such, and entries for folders.
+    """
+    entries = {}
+    for entry in archive.infolist():
+        name = entry.filename.replace("\\", "/")
+        if not entry.flag_bits & 0x800:
+            with contextlib.suppress(UnicodeError):
+                name = name.encode("cp437").decode("utf-8")
+        is_folder = name.endswith("/") or entry.external_attr & 0x10
+        name = posixpath.normpath(name).lstrip("/")
+        if not is_folder and is_picture(name):
+            entries[name] = entry
+    return entries
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -31,10 +31,17 @@ from PIL import Image
 from torch import Tensor
 
 from partikel.data.base import SPLITS, FiniteDataset, Pair, digests, each, select, split_indices
-from partikel.data.files import progress_bar
-from partikel.data.pictures import square
+from partikel.data.files import progress_bar, user_path
+from partikel.data.pictures import FORMATS, square
 from partikel.errors import DataError
-from partikel.files import clear_parts, fingerprint, replacing, write_json
+from partikel.files import (
+    clear_parts,
+    fingerprint,
+    plain_file,
+    read_text,
+    replacing,
+    write_json,
+)
 
 FORMAT = 1
 """Of the files, and of how images are prepared: another number, another name in the cache."""
@@ -85,7 +92,9 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+            for name in ("table.npz", "images.bin"):
+                plain_file(folder / name)
+            about = json.loads(read_text(folder / "about.json", DataError))
             with np.load(folder / "table.npz") as table:
                 columns = dict(table)
             shape = tuple(about["shape"])
@@ -208,7 +217,7 @@ class MappedDataset(FiniteDataset):
 def cache_folder(cache: str | None = None) -> Path:
     """The folder of all prepared sets: ``cache``, else $PARTIKEL_CACHE, else ~/.cache/partikel/prepared."""
     chosen = cache or os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel/prepared"
-    return Path(chosen).expanduser()
+    return user_path(chosen)
 
 
 def prepare(
@@ -298,7 +307,7 @@ def _build(source: Source, folder: Path, size: int, channels: int, on_error: str
         if count == 0:
             raise DataError(
                 f"{source.where} holds no pictures: check the path, or put some there "
-                "(PNG, JPEG or whatever else Pillow reads)"
+                f"({', '.join(FORMATS)})"
             )
         needed, free = count * channels * size**2, shutil.disk_usage(folder).free
         if needed > free:
@@ -313,8 +322,11 @@ def _build(source: Source, folder: Path, size: int, channels: int, on_error: str
         broken: list[tuple[str, str]] = []
         with (
             (folder / "images.bin").open("wb") as file,
+            warnings.catch_warnings(),  # here, as all threads share the filters
             closing(_pieces(source, listing, size, channels)) as prepared,
         ):
+            # data.max_pixels says what is too large
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             for piece in prepared:
                 broken += piece.broken
                 if broken and on_error == "stop":

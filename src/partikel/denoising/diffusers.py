@@ -1,8 +1,10 @@
-"""DDPM's networks as denoisers, and those of diffusers read from a folder.
+"""Networks of other libraries as denoisers: DDPM's, EDM's and VE's, read from a folder of diffusers.
 
 A network of a variance-preserving chain sees x̃ = √ᾱ_t x₀ + √(1-ᾱ_t) ε at a step t and predicts ε, x₀
 or v = √ᾱ ε - √(1-ᾱ) x₀. As x = x̃/√ᾱ_t has noise of level σ_t = √((1-ᾱ_t)/ᾱ_t) and √ᾱ_t =
-1/√(1+σ_t²), it is a preconditioned denoiser D(x; σ) with σ_d = 1 (Karras et al. 2022, Table 1).
+1/√(1+σ_t²), it is a preconditioned denoiser D(x; σ) with σ_d = 1 (Karras et al. 2022, Table 1). What
+else a network is asked and predicts is written in the class of its scheduler: EDM's preconditioning with
+its σ_d, or the score of a VE process. Each is a D(x; σ) too; classes that are not known are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from partikel.denoising import EDMDenoiser
+from partikel.denoising import EDMDenoiser, denoiser_from_score
 from partikel.errors import CheckpointError, ConfigError
 from partikel.tensors import expand_like
 
@@ -78,6 +80,61 @@ class DDPMDenoiser(EDMDenoiser):
         return out
 
 
+CHAINS = (
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers of diffusers that sample from networks of a variance-preserving chain."""
+
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+"""Those of networks with EDM's preconditioning."""
+
+VE = ("ScoreSdeVeScheduler",)
+"""Those of scores of a VE process."""
+
+
+class VEDenoiser(EDMDenoiser):
+    """D(x; σ) = x + σ² s(x, σ) of a network of the score itself, as Song et al. 2021 train it.
+
+    Args:
+        network: called as ``network(x, σ, cond)`` with σ (B, 1) or (1, 1).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, sigma_data=1.0)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, t: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """Denoise; see :meth:`EDMDenoiser.forward`."""
+        level = torch.atleast_1d(sigma).to(x.dtype)[:, None]
+        return denoiser_from_score(self.network(x, level, cond), x, sigma)
+
+
+class _Negated(nn.Module):
+    """-F: EDM's networks of "v", whose c_out has the other sign."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        return -self.network(x, c, cond)
+
+
 class _UNet(nn.Module):
     """A diffusers UNet2DModel that is called as our networks are."""
 
@@ -86,17 +143,18 @@ class _UNet(nn.Module):
         self.unet = unet
 
     def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.unet(x, c[:, 0], class_labels=cond).sample
+        return self.unet(x, c[:, 0].expand(len(x)), class_labels=cond).sample
 
 
 def load_diffusers(
     path: Path | str, shape: tuple[int, ...], classes: int | None = None
-) -> DDPMDenoiser:
+) -> EDMDenoiser:
     """The denoiser in a local folder that diffusers wrote: a UNet2DModel and its scheduler.
 
     The folder is a pipeline's (``unet/`` and ``scheduler/`` in it) or holds the network's files and
-    ``scheduler_config.json`` side by side. Weights are read from safetensors files only, no code of
-    the folder is run, and nothing is downloaded.
+    ``scheduler_config.json`` side by side. The scheduler's class says what the network predicts (see
+    :data:`CHAINS`, :data:`EDM`, :data:`VE`; DDPM's where it names none); others are refused by name.
+    Weights are read from safetensors files only, no code of the folder is run, and nothing is downloaded.
 
     Args:
         path: the folder.
@@ -107,8 +165,8 @@ def load_diffusers(
         The denoiser, in evaluation mode, in torch's default dtype.
 
     Raises:
-        ConfigError: if diffusers is not installed, or the network is not for such images or not of a
-            kind that can be adapted.
+        ConfigError: if diffusers is not installed, or the network is not for such images, or it or its
+            scheduler is of a kind that cannot be adapted.
         CheckpointError: if files are missing or damaged, or weights are no safetensors.
     """
     folder = Path(path)
@@ -117,8 +175,10 @@ def load_diffusers(
     home = folder / "unet" if (folder / "unet").is_dir() else folder
     config = _read(home / "config.json")
     places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    chain = _read(next((place for place in places if place.is_file()), places[-1]))
-    _check(config, shape, classes, home)
+    place = next((place for place in places if place.is_file()), places[-1])
+    chain = _read(place)
+    kind = _known(chain, place)
+    _check(config, shape, classes, home, of_score=kind in VE)
     if not any(home.glob("*.safetensors")):
         raise CheckpointError(
             f"{home} has no weights as safetensors, and others (pickles) are not read: save the "
@@ -139,7 +199,7 @@ def load_diffusers(
                 torch_dtype=torch.get_default_dtype(),
                 output_loading_info=True,
             )
-        scheduler = diffusers.DDPMScheduler.from_config(chain)
+        scheduler = getattr(diffusers, kind).from_config(chain)
     except Exception as error:  # diffusers, safetensors and json raise many kinds
         reason = " ".join(str(error).split()).split(". ")[0]
         raise CheckpointError(
@@ -151,8 +211,47 @@ def load_diffusers(
             f"the weights in {home} are not those of its config.json: '{missing[0]}' "
             f"({len(missing)} in all) is missing or unknown; download or save it again."
         )
-    prediction = chain.get("prediction_type", "epsilon")
-    return DDPMDenoiser(_UNet(unet), scheduler.alphas_cumprod, prediction).eval()
+    prediction, network = _predicted(chain), _UNet(unet)
+    if kind in VE:
+        return VEDenoiser(network).eval()
+    if kind in EDM:
+        network = network if prediction == "epsilon" else _Negated(network)
+        return EDMDenoiser(network, float(scheduler.config.sigma_data)).eval()
+    return DDPMDenoiser(network, scheduler.alphas_cumprod, prediction).eval()
+
+
+def _predicted(chain: dict[str, Any]) -> Any:
+    return chain.get("prediction_type", "epsilon")
+
+
+def _known(chain: dict[str, Any], place: Path) -> str:
+    """The scheduler's class, if what its networks predict is known here.
+
+    Raises:
+        ConfigError: naming the class, or the setting that makes it another one.
+    """
+    kind = chain.get("_class_name", "DDPMScheduler")
+    if kind not in (*CHAINS, *EDM, *VE):
+        flow = "FlowMatch" in str(kind)
+        reason = "flow matching is not adapted" if flow else "what it predicts is not known here"
+        raise ConfigError(
+            f"the network in {place.parent} is of a {kind} ({place.name}, _class_name), and {reason}: "
+            "only networks of DDPM's chains (DDPMScheduler and its like), of EDM (EDMEulerScheduler) "
+            "and of VE (ScoreSdeVeScheduler) can give the data's score."
+        )
+    continuous = chain.get("timestep_type", "discrete") != "discrete"
+    if kind in CHAINS and (continuous or chain.get("use_flow_sigmas")):
+        name = "timestep_type" if continuous else "use_flow_sigmas"
+        raise ConfigError(
+            f"the {kind} in {place} has {name} {chain[name]}, so that its network is not of DDPM's "
+            "chain: only those can be read with it."
+        )
+    if kind in EDM and _predicted(chain) not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"a network of EDM that predicts '{_predicted(chain)}' is not known here: it must predict "
+            "epsilon or v_prediction."
+        )
+    return kind
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,12 +266,20 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check(config: dict[str, Any], shape: tuple[int, ...], classes: int | None, home: Path) -> None:
+def _check(
+    config: dict[str, Any],
+    shape: tuple[int, ...],
+    classes: int | None,
+    home: Path,
+    *,
+    of_score: bool,
+) -> None:
     """Refuse networks that are not for such images, or cannot be asked between steps."""
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
         raise ConfigError(f"{home} holds a {kind}: only a UNet2DModel can give the data's score.")
-    if config.get("time_embedding_type", "positional") != "positional":
+    embedded = ("positional", "fourier") if of_score else ("positional",)
+    if config.get("time_embedding_type", "positional") not in embedded:
         raise ConfigError(
             f"the network in {home} embeds time as '{config['time_embedding_type']}': only a "
             "'positional' embedding can be asked between steps."

@@ -12,6 +12,7 @@ import inspect
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -25,6 +26,7 @@ from typing_extensions import Self
 from partikel.data import Batch
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields.particles import At, Particles
+from partikel.objectives import exact
 from partikel.schedules import Schedule
 from partikel.streams import Streams
 from partikel.tensors import expand_like
@@ -57,12 +59,20 @@ class TrainingBatch:
         particles: particles of the carrier, without gradients, where the loss needs them.
         size: number of samples of the update.
         streams: the random streams to draw from.
+        cond: (size,) labels for what a generator makes; those of ``real`` unless given. (A generator whose
+            field compares with real samples has those of the whole batch in ``real``.)
     """
 
     real: Batch | None
     particles: Particles | None
     size: int
     streams: Streams
+    cond: Tensor | None = None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``cond``, or that of ``real``."""
+        return self.real.cond if self.cond is None and self.real is not None else self.cond
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Loss:
         compute: the loss itself.
         adds_noise: whether the loss perturbs clean points itself (denoising score matching), so that
             nothing else may noise them first.
+        whole: called with the whole batch before it is split into micro-batches or over processes, by
+            losses whose value at one sample depends on the others; returns it with ``particles``.
     """
 
     name: str
@@ -97,6 +109,7 @@ class Loss:
     needs: frozenset[str]
     compute: Callable[[TrainingBatch], LossValue]
     adds_noise: bool = False
+    whole: Callable[[TrainingBatch], TrainingBatch] | None = None
 
 
 class Field(nn.Module, ABC):
@@ -392,7 +405,7 @@ def ascent(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Te
         (B,) values and (B, ...) gradients.
     """
     followed = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
+    with torch.enable_grad(), exact() if followed else nullcontext():  # differentiated once more
         point = x if followed else x.detach().requires_grad_()
         value = potential(point)
         (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=followed)

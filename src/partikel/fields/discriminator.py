@@ -40,7 +40,8 @@ class DiscriminatorField(Field):
         penalties: added to its loss.
         name: the name of its loss.
         schedule: a path of noise levels; real data at generation time t are then (x + σ(t)ε)/u(t), the
-            law that ρ_t is compared with in DiffFlow (framework §6). None compares with clean data.
+            law that ρ_t is compared with in DiffFlow (framework §6); so are the samples that the field of
+            a paired objective is bound to, with fresh ε in each call. None compares with clean data.
         augmentation: T, drawn anew for every image that the network is shown, real or generated, in
             the loss and in the field: ∇_x c(d(Tx)), one draw for each point and call. All penalties
             are on that gradient too, ∇_x d(Tx), with respect to the image before T.
@@ -68,7 +69,8 @@ class DiscriminatorField(Field):
         self.name = name
         self.schedule = schedule
         self.augmentation = augmentation
-        needs = {"real": self.objective.paired, "generator": augmentation is not None}
+        noisy = self.objective.paired and schedule is not None
+        needs = {"real": self.objective.paired, "generator": augmentation is not None or noisy}
         self.requires = frozenset(name for name, needed in needs.items() if needed)
         decides = self.objective.is_log_ratio or isinstance(self.objective, Hinge)
         if augmentation is not None and augmentation.settings.adaptive and not decides:
@@ -147,12 +149,27 @@ class DiscriminatorField(Field):
         return torch.stack(torch.broadcast_tensors(*map(torch.atleast_1d, values)), dim=1)
 
     def _real_logits(self, x: Tensor, at: At) -> Tensor:
-        """D of the bound real samples under each particle's conditions: (B, R), or (1, R)."""
+        """D of the bound real samples, as the path shows them, under each particle's conditions.
+
+        Returns:
+            (B, R), or (1, R) where they are the same for all particles.
+        """
         real, conditions = self.bound_real(x), self._conditions(at)
-        if conditions is None:
+        rows = [] if conditions is None else [conditions]
+        if self.schedule is not None:
+            rows.append(torch.atleast_1d(at.t)[:, None].to(x))
+        if not rows:
             return self.network(self._shown(real), None, None)[None]
-        distinct, place = torch.unique(conditions, dim=0, return_inverse=True)
-        logits = [self.network(self._shown(real), c[None], None) for c in distinct]
+        most = max(map(len, rows))
+        told = torch.cat([row.expand(most, -1) for row in rows], 1)
+        distinct, place = torch.unique(told, dim=0, return_inverse=True)
+        logits = []
+        for row in distinct:
+            shown, c = real, row[None, : len(self.conditions)]
+            if self.schedule is not None:
+                t = row[-1].expand(len(real))
+                shown = self.schedule.noised(real, t, generator=self.bound_generator())
+            logits.append(self.network(self._shown(shown), c if self.conditions else None, None))
         return torch.stack(logits)[place]
 
     def _loss(self, batch: TrainingBatch) -> LossValue:

@@ -95,6 +95,21 @@ class LabelDropout(Field):
         )
 
 
+def hiding_labels_of(
+    field: Field, compute: Callable[[TrainingBatch], LossValue]
+) -> Callable[[TrainingBatch], LossValue]:
+    """A loss of several networks at once, with labels hidden as :class:`LabelDropout` inside asks for.
+
+    All networks lose the same labels, so that the loss is that of the field of a label or of no label,
+    and of no mixture of both: where shares differ, the largest one. What is frozen asks for nothing.
+    """
+    inside = [m for m in field.modules() if isinstance(m, LabelDropout) and not m.frozen]
+    if not inside:
+        return compute
+    most = max(inside, key=lambda dropout: dropout.rate)
+    return _Hiding(compute, most.classes, most.rate)
+
+
 def hide_labels(
     cond: Tensor | None, classes: int, rate: float, *, generator: torch.Generator
 ) -> Tensor | None:

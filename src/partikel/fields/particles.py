@@ -36,6 +36,7 @@ class Particles:
         latent: (B, ...) the z that a generator mapped to ``x``.
         clean: (B, ...) the positions before a perturbation of noise level ``sigma``.
         moved: (B, ...) where one step of a field has taken them.
+        velocity: (B, ...) what the field says there, where the whole batch was asked at once.
     """
 
     x: Tensor
@@ -45,6 +46,7 @@ class Particles:
     latent: Tensor | None = None
     clean: Tensor | None = None
     moved: Tensor | None = None
+    velocity: Tensor | None = None
 
     @property
     def at(self) -> At:

@@ -24,6 +24,7 @@ from torch import Tensor
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, nearest
 from partikel.fields import At, AtScale, Field, Loss, LossValue, ScoreField, TrainingBatch
+from partikel.fields.guidance import hiding_labels_of
 from partikel.likelihood.flow import Law, divergence, log_ratio_in, sample_time
 from partikel.models import Carrier, free_particles
 from partikel.priors import GaussianPrior
@@ -318,8 +319,9 @@ class MaximumLikelihood(Field):
         return self.field(x, at)
 
     def own_losses(self) -> tuple[Loss, ...]:
-        """The negative ELBO per dimension, up to a constant."""
-        return (Loss("elbo", self.field, frozenset({"real"}), self._loss, adds_noise=True),)
+        """The negative ELBO per dimension, up to a constant; labels are hidden as the networks ask."""
+        compute = hiding_labels_of(self.field, self._loss)
+        return (Loss("elbo", self.field, frozenset({"real"}), compute, adds_noise=True),)
 
     def _loss(self, batch: TrainingBatch) -> LossValue:
         assert batch.real is not None

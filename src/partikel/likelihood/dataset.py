@@ -16,7 +16,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.errors import ConfigError, DataError, NumericsError
-from partikel.files import write_whole, writing_to
+from partikel.files import read_text, write_whole, writing_to
 from partikel.likelihood.bound import GenerativeSDE, Trace, elbo
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative
 from partikel.likelihood.images import bits_per_dim, byte_width, dequantised
@@ -126,6 +126,11 @@ def dataset_likelihood(
             "out bits."
         )
     size = dataset.size(split)
+    if size is not None and size < 2:
+        raise DataError(
+            f"the {split} split of '{dataset.name}' has {size} points, and a likelihood is of at least 2: "
+            "choose another split"
+        )
     n = n if n is not None else (1000 if size is None else size)
     if n < 2 or batch < 1:
         raise ConfigError(
@@ -243,7 +248,7 @@ class _Kept:
         # not files.fingerprint: files of earlier versions are to be found again
         name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.path = folder / f"likelihood-{name}.jsonl"
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = read_text(self.path, DataError).splitlines() if self.path.exists() else []
         whole = [text]
         for line in lines[1:]:
             with contextlib.suppress(json.JSONDecodeError):  # cut short as it was written

@@ -123,7 +123,8 @@ def probability_flow(
 
     Raises:
         ConfigError: for a model without a velocity (a generator, a field that draws random numbers or
-            looks at the whole cloud, noise without a score), naming what to use instead.
+            looks at the whole cloud, noise without a score, or with one of other laws than its own),
+            naming what to use instead.
     """
     model = free_particles(
         model,
@@ -137,7 +138,7 @@ def probability_flow(
             "this field depends on the whole cloud, so that no single particle has a density to "
             "follow: measure the samples ('partikel evaluate')."
         )
-    if "generator" in field.needs:
+    if field.draws:
         raise ConfigError(
             "this field draws random numbers wherever it is asked, so that it is no ODE: leave out "
             "its noise, perturbation or augmentation."
@@ -155,7 +156,7 @@ def probability_flow(
     schedule = model.schedule
     falls = schedule is not None and not isinstance(schedule, ConstantSchedule)
     flow = ProbabilityFlow(
-        drift if model.diffusion is None else _without_noise(model, drift),
+        drift if model.diffusion is None else _without_noise(model, drift, prior is not None),
         model.prior if prior is None else prior,
         model.horizon,
         model.prior.shape,
@@ -192,8 +193,14 @@ def log_ratio_in(model: Carrier) -> LogRatioField | None:
     return found[0] if found else None
 
 
-def _without_noise(model: ParticleModel, drift: Velocity) -> Velocity:
-    """The velocity drift - ½ς² s_ρ."""
+def _without_noise(model: ParticleModel, drift: Velocity, starts_right: bool) -> Velocity:
+    """The velocity drift - ½ς² s_ρ.
+
+    Args:
+        model: with noise.
+        drift: of the model.
+        starts_right: whether the law at t = 0 was given; the model's own prior is checked otherwise.
+    """
     diffusion, critic = model.diffusion, log_ratio_in(model)
     assert diffusion is not None
     if model.dynamics().score is None:
@@ -211,7 +218,56 @@ def _without_noise(model: ParticleModel, drift: Velocity) -> Velocity:
         rate = expand_like(diffusion(t), x) ** 2
         return drift(x, t, cond) - 0.5 * rate * own
 
+    if not (starts_right or _starts_at_noise(model)) or not _follows_its_path(model, velocity):
+        raise ConfigError(
+            "this model moves with noise, and the laws of its particles are not those of the noised data "
+            "(another prior, f or λ² than the path's), whose score is all that it has: measure its "
+            "samples ('partikel evaluate'), bound its likelihood (method elbo), or take a point of the "
+            "plane along the path's own laws (DiffFlow.reverse)."
+        )
     return velocity
+
+
+def _starts_at_noise(model: ParticleModel) -> bool:
+    """Whether the prior is what data are at t = 0: noise, as far as its size tells."""
+    schedule = model.schedule
+    if schedule is None or isinstance(schedule, ConstantSchedule):
+        return False
+    return 2 / 3 < model.prior.std / schedule.prior_std < 3 / 2
+
+
+def _follows_its_path(model: ParticleModel, velocity: Velocity) -> bool:
+    """Whether v is a(t) x + ½g_s² u s_p(ux, σ) + c(t) ∇d, so that ρ_t is p_σ(t) for exact networks.
+
+    Tried at a few points: v has λ² for g_s² and f for a x (:attr:`DiffFlow.matched`), and says so by
+    itself, whatever the model was made of.
+    """
+    schedule, critic = model.schedule, log_ratio_in(model)
+    if schedule is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    like = next(model.parameters(), torch.zeros(()))
+    clean = torch.randn(8, *model.prior.shape, generator=generator, dtype=torch.float64)
+    score, diffusion = model.dynamics().score, model.diffusion
+    assert score is not None
+    assert diffusion is not None
+    for share in (0.1, 0.5, 0.9):
+        t = torch.full((8,), share * schedule.horizon, dtype=torch.float64)
+        x = schedule.noised(clean, t, generator=generator).to(like)
+        t = t.to(like)
+        with torch.no_grad():
+            s = score(x, t)
+            removed = 0.5 * expand_like(diffusion(t), x) ** 2 * s
+            parts = [expand_like(schedule.drift_rate(t), x) * x]
+            parts.append(0.5 * expand_like(schedule.noise_rate(t), x) * s)
+            rest = velocity(x, t, None) - sum(parts)
+            if critic is not None:  # the best multiple of ∇d is taken off
+                d = critic(x, At(t))
+                rest = rest - (rest * d).sum() / d.square().sum().clamp(min=1e-30) * d
+        size = max(float(part.norm()) for part in (removed, *parts))
+        if float(rest.norm()) > 1e-3 * size:
+            return False
+    return True
 
 
 def divergence(

@@ -28,6 +28,7 @@ from partikel.files import fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
     KEPT,
+    PRDC,
     FeatureNetwork,
     FeatureSet,
     ModeStatistics,
@@ -48,6 +49,7 @@ from partikel.metrics import (
 )
 from partikel.streams import seeded
 from partikel.targets import GaussianMixture
+from partikel.tensors import check_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,6 +66,9 @@ NEIGHBOUR = 5
 QUICK_PHOTOGRAPHS = 500
 """Most images of a quick evaluation on a large feature network."""
 
+LEAST = {"frechet": 2, "kid": 2, **dict.fromkeys(PRDC._fields, NEIGHBOUR + 1)}
+"""Images that a measure of images takes, of each side."""
+
 EXACT = 1e-4
 """Distance of an image from its copy, in standard deviations of the features: rounding."""
 
@@ -77,12 +82,14 @@ class Evaluation:
         reference: the same figures for a second, independent draw of the data.
         protocol: number of samples, seed, reference split, features.
         baselines: the same figures for what is no model, by name.
+        left_out: figures that could not be measured, and why.
     """
 
     metrics: dict[str, float]
     reference: dict[str, float]
     protocol: dict[str, Any]
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -136,18 +143,22 @@ def evaluate(
         accelerator: several processes that share the chunks; all of them get the figures.
 
     Returns:
-        The figures.
+        The figures; of few images those that so few allow.
 
     Raises:
         ConfigError: for impossible numbers or features.
+        DataError: where a split has too few points.
     """
     if n < 2:
         raise ConfigError(f"an evaluation compares at least 2 samples, got n = {n}.")
-    size = dataset.size(split)
-    n = n if size is None else min(n, size)
+    if n <= NEIGHBOUR and len(dataset.shape) > 1:
+        raise ConfigError(
+            f"images are measured by their {NEIGHBOUR} nearest neighbours, which takes more than {n} of "
+            "them: ask for more."
+        )
+    n = dataset.at_most(n, split)
     other_split = "test" if split == "train" else "train"
-    others = dataset.size(other_split)
-    m = n if others is None else min(n, others)
+    m = dataset.at_most(n, other_split)
     protocol: dict[str, Any] = {
         "data": dataset.name,
         "samples": n,
@@ -159,6 +170,11 @@ def evaluate(
     if len(dataset.shape) == 1:
         if baselines:
             raise ConfigError("baselines are measured for images: leave them out for points.")
+        if min(n, m) < 2:
+            raise DataError(
+                f"points are measured against at least 2 others, but of the {split} and {other_split} "
+                f"splits of '{dataset.name}' one has {min(n, m)}: give it more"
+            )
         protocol |= {
             "mmd2": f"unbiased, mean of RBF kernels of σ in {list(BANDWIDTHS)}",
             "energy": "2E|x-y| - E|x-x'| - E|y-y'|, unbiased",
@@ -173,18 +189,22 @@ def evaluate(
             point_metrics(second, reference, dataset),
             protocol,
         )
-    if min(n, m) <= NEIGHBOUR:
-        raise ConfigError(
-            f"images are measured by their {NEIGHBOUR} nearest neighbours, which takes more than "
-            f"{min(n, m)} of them: ask for more, or give the {split} and {other_split} splits more."
-        )
+    left_out = {
+        name: f"needs {least} {split} images, there are {n}"
+        for name, least in LEAST.items()
+        if n < least
+    }
     network = choose_features(features, dataset, device)
     protocol |= {
         "features": network.name,
         "dimension": network.dimension,
-        "kid": f"cubic kernel, unbiased, 100 subsets of {min(1000, n, m)} of {min(n, KEPT)} images",
-        "prdc": f"neighbourhoods of k = {NEIGHBOUR}, of {min(n, KEPT)} images",
     }
+    kept = min(n, KEPT)
+    if "kid" not in left_out:
+        size = min(1000, n, m)
+        protocol["kid"] = f"cubic kernel, unbiased, 100 subsets of {size} of {kept} images"
+    if "precision" not in left_out:
+        protocol["prdc"] = f"neighbourhoods of k = {NEIGHBOUR}, of {kept} images"
     real = work.of_data(network, n, split, "reference")
 
     def figures(some: FeatureSet) -> dict[str, float]:
@@ -197,9 +217,8 @@ def evaluate(
         rows["mean image"] = figures(work.of_mean(network, n))
         if split == "train":
             rows["training copies"] = figures(work.of_data(network, n, "train", "copies"))
-    return Evaluation(
-        metrics, figures(work.of_data(network, m, other_split, "second")), protocol, rows
-    )
+    second = figures(work.of_data(network, m, other_split, "second"))
+    return Evaluation(metrics, second, protocol, rows, left_out)
 
 
 def quick_evaluation(
@@ -220,10 +239,12 @@ def quick_evaluation(
         device: where samples are drawn, and images measured.
 
     Returns:
-        "energy" (and "modes" for mixtures) of points, "frechet" of images.
+        "energy" (and "modes" for mixtures) of points, "frechet" of images; nothing where the split
+        has fewer than two.
     """
-    size = dataset.size("validation")
-    n = n if size is None else min(n, size)
+    n = dataset.at_most(n, "validation")
+    if n < 2:
+        return {}
     work = _Work(dataset, seed, device)
     if len(dataset.shape) > 1:
         network = choose_features(None, dataset, device)
@@ -273,13 +294,19 @@ def image_metrics(
 ) -> dict[str, float]:
     """All figures of the features of images against those of a reference.
 
-    The Fréchet distance is of all features, the others of those that are kept.
+    The Fréchet distance is of all features, the others of those that are kept. Those for which there are
+    fewer than :data:`LEAST` are left out.
     """
     fast = device if torch.device(device).type == "cuda" else "cpu"  # others lack float64
     x, y = fake.kept.to(fast), real.kept.to(fast)
-    distance = kid(x, y, subset_size=min(1000, len(x), len(y)), generator=_generator(seed, "kid"))
-    frechet = frechet_distance(fake.statistics, real.statistics)
-    return {"frechet": frechet, "kid": distance.mean, **prdc(y, x, NEIGHBOUR)._asdict()}
+    few, figures = min(len(x), len(y)), {}
+    if few >= LEAST["kid"]:
+        figures["frechet"] = frechet_distance(fake.statistics, real.statistics)
+        source = _generator(seed, "kid")
+        figures["kid"] = kid(x, y, subset_size=min(1000, few), generator=source).mean
+    if few > NEIGHBOUR:
+        figures |= prdc(y, x, NEIGHBOUR)._asdict()
+    return figures
 
 
 @dataclass(frozen=True)
@@ -302,10 +329,15 @@ class Memorisation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Shares of images that :func:`partikel.metrics.memorised` says are copies, and distances."""
+        """Shares of images that :func:`partikel.metrics.memorised` says are copies, and distances.
+
+        Those of test images are left out where there are none.
+        """
         figures: dict[str, float] = {}
         for name, found in (("samples", self.neighbours), ("test images", self.held_out)):
             distances = found.distances
+            if len(distances) == 0:
+                continue
             figures[f"memorised {name}"] = memorised(distances, self.exact).double().mean().item()
             figures[f"distance of {name}"] = distances[:, 0].median().item()
         return figures
@@ -316,7 +348,7 @@ def find_memorised(
     dataset: Dataset,
     *,
     n: int = 500,
-    k: int = 5,
+    k: int | None = None,
     seed: int = 0,
     features: str | None = None,
     device: torch.device | str = "cpu",
@@ -327,7 +359,7 @@ def find_memorised(
         sampler: draws the model's samples.
         dataset: images.
         n: samples; as many test images are looked at, if there are.
-        k: neighbours, at least 2.
+        k: neighbours, at least 2; 5, or all training images where they are fewer, where None.
         seed: of samples and test images.
         features: the feature network in whose space images are near; None chooses one, "pixels"
             compares the images themselves.
@@ -335,12 +367,17 @@ def find_memorised(
 
     Raises:
         ConfigError: for data without a finite set of training images, or impossible numbers.
+        DataError: where there are fewer than two training images.
     """
     size, held_out = dataset.size("train"), dataset.size("test")
     if size is None or held_out is None or len(dataset.shape) == 1:
         raise ConfigError(
             f"'{dataset.name}' is no finite set of images: there is nothing to memorise in it."
         )
+    if size < 2:
+        raise DataError(f"'{dataset.name}' has {size} training images: neighbours need at least 2")
+    k = min(NEIGHBOUR, size) if k is None else k
+    check_memory(n, dataset.shape)
     if n < 1 or not 2 <= k <= size:
         raise ConfigError(
             f"neighbours need n >= 1 and 2 <= k <= {size} (the training images), got n = {n} and "

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from partikel.data import Batch
 from partikel.errors import ConfigError, NumericsError
 from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
@@ -60,6 +61,8 @@ class Carrier(nn.Module, ABC):
         shape: of one sample, where it is known from the start on; None for a generator.
         steps: how many steps sampling takes unless asked for another number; None where it is one call,
             and the samples move in training time.
+        stage_of_training: in which stage of a training that has several it is. Averages of weights start
+            anew with each: what earlier stages left is what particles were moved by.
         shared_calls: whether all processes of a training call every network equally often.
         conditional: whether particles carry labels; in training they are those of the data.
         label_weights: (K,) shares of the classes, by which labels are drawn for samples that are
@@ -76,6 +79,7 @@ class Carrier(nn.Module, ABC):
     horizon: float
     shape: tuple[int, ...] | None = None
     steps: int | None = None
+    stage_of_training: int = 0
     shared_calls: ClassVar[bool] = False
     label_weights: Tensor | None
 
@@ -182,8 +186,15 @@ class Carrier(nn.Module, ABC):
         """
         return 1
 
-    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+    def move(
+        self, particles: Particles, streams: Streams, real: Batch | Tensor | None
+    ) -> Particles:
         """The particles with where one step takes them, for losses that need it.
+
+        Args:
+            particles: all of an update.
+            streams: random streams.
+            real: samples of the data, with labels where the model is conditional.
 
         Raises:
             ConfigError: if the carrier has no such loss.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from partikel.data import Batch
 from partikel.errors import ConfigError
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
@@ -51,7 +52,8 @@ class GeneratorModel(Carrier):
         annealing: how many draws of particles generation time takes from 0 to the horizon: time is
             training time (GPM Definition 2), so that a discriminator with a schedule compares with
             data whose noise falls as training goes on (DiffFlow §3.3.2). 0 stays at the horizon.
-        conditional: whether the generator takes labels.
+        conditional: whether the generator takes labels. A field of samples then compares the points of
+            each class with the real samples of that class.
         label_weights: (K,) shares of the classes, of a conditional model.
     """
 
@@ -96,7 +98,9 @@ class GeneratorModel(Carrier):
         compute = self._surrogate
         if self.eta is not None:
             needs, compute = needs | {"particles", "moved"}, self._fit
-        own = Loss("generator", self.generator, needs, compute)
+        together = self.eta is None and "particles" in self.field.needs
+        whole = self._follow_whole if together else None
+        own = Loss("generator", self.generator, needs, compute, whole=whole)
         return unique_losses([*self.field.losses(), own])
 
     def particles(
@@ -127,25 +131,72 @@ class GeneratorModel(Carrier):
         return generate(self.generator, start, cond)
 
     def _surrogate(self, batch: TrainingBatch) -> LossValue:
-        z = self.start(batch.size, batch.streams.latent)
-        real = batch.real
-        cond = None if real is None else real.cond
-        x = self.generator(z, None, cond)
-        field = self.field.bind(
-            Context(real=None if real is None else real.x, generator=batch.streams.noise)
-        )
-        with torch.no_grad():
-            velocity = field(x.detach(), At(self._time(x), None, cond))
+        if batch.particles is None:
+            cond = batch.labels
+            x = self.generator(self.start(batch.size, batch.streams.latent), None, cond)
+            at = At(self._time(x), None, cond)
+            velocity = self._velocity(x.detach(), at, batch.real, batch.streams)
+        else:
+            x = self.generator(batch.particles.latent, None, batch.particles.cond)
+            assert batch.particles.velocity is not None
+            velocity = batch.particles.velocity
         rms = velocity.square().mean().sqrt()
         return LossValue(surrogate_loss(x, velocity), {"field_rms": rms})
 
-    def move(self, particles: Particles, streams: Streams, real: Tensor | None) -> Particles:
+    def _follow_whole(self, batch: TrainingBatch) -> TrainingBatch:
+        """The batch with what its outputs follow, all of which are the field's cloud."""
+        z, cond = self.start(batch.size, batch.streams.latent), batch.labels
+        x = generate(self.generator, z, cond)
+        t = self._time(x)
+        velocity = self._velocity(x, At(t, None, cond), batch.real, batch.streams)
+        made = Particles(x, t.expand(len(x)), cond=cond, latent=z, velocity=velocity)
+        return replace(batch, particles=made)
+
+    def move(
+        self, particles: Particles, streams: Streams, real: Batch | Tensor | None
+    ) -> Particles:
         """The same particles, with ``moved`` = x + η ∇h(x)."""
         assert self.eta is not None
-        field = self.field.bind(Context(real=real, generator=streams.noise))
-        with torch.no_grad():
-            velocity = field(particles.x, particles.at)
+        real = Batch(real, None) if isinstance(real, Tensor) else real
+        velocity = self._velocity(particles.x, particles.at, real, streams)
         return replace(particles, moved=particles.x + self.eta * velocity)
+
+    def _velocity(self, x: Tensor, at: At, real: Batch | None, streams: Streams) -> Tensor:
+        """The field at outputs, without gradients; of each class by itself where it compares samples.
+
+        Fields of samples know no labels: asked about the points of a class, bound to the real samples of
+        that class, they compare the joint laws of points and labels. Classes of which a batch has too few
+        points, one in a cloud, wait for another batch.
+        """
+        context = Context(real=None if real is None else real.x, generator=streams.noise)
+        compares = self.field.needs & {"real", "particles"}
+        with torch.no_grad():
+            if at.cond is None or not compares:
+                return self.field.bind(context)(x, at)
+            labels = None if real is None else real.cond
+            if at.cond.ndim != 1 or (labels is None and "real" in compares):
+                raise ConfigError(
+                    "a field of samples compares them class by class: give the real samples and what is "
+                    "generated one label each."
+                )
+            velocity, met = torch.zeros_like(x), False
+            least = 2 if "particles" in compares else 1
+            for label in at.cond.unique():
+                rows, theirs = at.cond == label, context
+                if real is not None and labels is not None:
+                    theirs = replace(context, real=real.x[labels == label])
+                few = "real" in compares and theirs.real is not None and len(theirs.real) < least
+                if few or int(rows.sum()) < least:
+                    continue
+                t = at.t if at.t.ndim == 0 else at.t[rows]
+                velocity[rows] = self.field.bind(theirs)(x[rows], At(t, None, at.cond[rows]))
+                met = True
+        if not met:
+            raise ConfigError(
+                f"no class has {least} or more points in a batch of {len(x)}, so that a field of samples "
+                "has nothing to compare: enlarge the batch."
+            )
+        return velocity
 
     def _fit(self, batch: TrainingBatch) -> LossValue:
         """½‖g(z) - x'‖² for each sample."""

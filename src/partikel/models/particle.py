@@ -44,7 +44,8 @@ class ParticleModel(Carrier):
         times_per_path: how many training particles are taken from each simulated path, at different
             times; 1 is the paper's Algorithm 3.
         truncate: simulate each training particle only up to its own time. The law is the same;
-            False is Algorithm 3 as written, as happens for fields that depend on the whole cloud.
+            False is Algorithm 3 as written, as happens for fields that depend on the whole cloud, by
+            what they compare or by batch norm, which in training takes its statistics from it.
         conditional: whether the field takes labels.
         label_weights: (K,) shares of the classes, of a conditional model.
     """
@@ -72,6 +73,12 @@ class ParticleModel(Carrier):
         super().__init__(field, prior, conditional, label_weights)
         if steps < 1:
             raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
+        if self.conditional and field.needs & {"real", "particles"}:
+            raise ConfigError(
+                "this field compares particles with all samples, whatever their labels, so that free "
+                "particles of one class would follow all of the data: leave the labels out, or carry it "
+                "by a generator, whose training compares class by class."
+            )
         if temperature > 0 and eta < 0:
             raise ConfigError(f"noise needs a field of strength eta >= 0, got {eta}.")
         if temperature < 0:
@@ -257,7 +264,7 @@ class ParticleModel(Carrier):
         x, node = x[order], node[order]
         cond = None if cond is None else cond[order]
         keep = None
-        if self.truncate and "particles" not in field.needs:  # a path ends at its last node
+        if self.truncate and not depends_on_cloud(field):  # a path ends at its last node
             keep = (node[:, -1:] > torch.arange(self.steps, device=x.device)).sum(0).tolist()
         places = node.flatten()
         by_node = places.argsort(stable=True)
@@ -278,6 +285,14 @@ class ParticleModel(Carrier):
 
     def _at(self, t: Tensor, cond: Tensor | None) -> At:
         return At(t, None if self.schedule is None else self.schedule.sigma(t), cond)
+
+
+def depends_on_cloud(field: Field) -> bool:
+    """Whether the velocity of a particle depends on which others are there."""
+    return "particles" in field.needs or any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        for module in field.modules()
+    )
 
 
 def free_particles(model: Carrier, otherwise: str) -> ParticleModel:

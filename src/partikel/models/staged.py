@@ -23,6 +23,10 @@ class StagedParticleModel(ParticleModel):
     buffers, so that a checkpoint holds them. Sampling is that of a :class:`ParticleModel`. Particles
     of a conditional model keep the labels that they are drawn with, at the data's frequencies.
 
+    Sampling replays what moved the pool: the weights as they were at the end of each stage. An average of
+    weights therefore starts anew at each node, where it holds the present ones of all earlier nodes'
+    networks, and averages the network of this node alone.
+
     Args:
         field: what moves the particles; a field whose nodes share weights forgets earlier ones.
         prior: the law at t = 0.
@@ -61,6 +65,11 @@ class StagedParticleModel(ParticleModel):
         self.register_buffer("pool_labels", labels)
         self.register_buffer("stage", torch.tensor(-1))
         self.register_buffer("draws", torch.tensor(0))
+
+    @property
+    def stage_of_training(self) -> int:  # type: ignore[override]
+        """The node that the pool stands at."""
+        return int(self.stage)
 
     def particles(
         self,

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from partikel.errors import CheckpointError, NumericsError, PartikelError
-from partikel.files import check_plain, reading
+from partikel.files import plain_file, reading
 
 _CHECKSUM = "checksum"
 
@@ -72,7 +72,8 @@ def read_tensors(
     with reading(
         path, f"cannot be read (it is missing, truncated or no safetensors file): {mend}", error
     ):
-        check_plain(path)
+        plain_file(path)
+        open(path, "rb").close()  # a file that one may not read is not damaged
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

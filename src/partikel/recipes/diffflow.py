@@ -69,7 +69,8 @@ class PlanePoint(Recipe):
             "elbo": the drift as a whole by the bound of DiffFlow's Theorem 3, on data only; the score
             and the discriminator jointly, or one alone (g2 = 2, or joint false). Needs g2 > lambda2.
         label_dropout: share of labels hidden from the discriminator in training, which guidance needs
-            (beside score.label_dropout); of conditional models.
+            (beside score.label_dropout); of conditional models. By the ELBO both networks are trained at
+            once and lose the same labels: the larger share.
         discriminator: network of d(x, σ), used where g2 < 2.
         penalties: on the discriminator's gradient.
         batch: samples of a discriminator's update.
@@ -197,7 +198,8 @@ class DiffODEGAN(Recipe):
         prior_std: standard deviation of the particles at t = 0.
         discriminators: "shared" (one time-conditional network) or "independent" (one for each step).
         staged: train node by node with a pool of particles (Algorithm 2 to the letter) instead of all
-            nodes at once on simulated paths; for independent discriminators.
+            nodes at once on simulated paths; for independent discriminators. An average of the weights
+            (ema) starts anew at each node.
         pool: particles of the pool, where staged.
         discriminator: the network, or each of them.
         penalties: on its gradient.

@@ -35,7 +35,8 @@ class DiscriminatorFlow(Recipe):
         updates: discriminator updates of an iteration.
         reuse: consecutive updates that share one simulation; 1 is Algorithm 3.
         times_per_path: particles taken from each simulated path; 1 is Algorithm 3.
-        truncate: simulate each particle only up to its own time; false is Algorithm 3 to the letter.
+        truncate: simulate each particle only up to its own time; false is Algorithm 3 to the letter, as
+            happens with batch norm.
         label_dropout: share of labels hidden in training, which guidance needs; of conditional models.
         batch: samples of an update.
         optimizer: of the discriminator.

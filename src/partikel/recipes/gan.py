@@ -12,7 +12,7 @@ from partikel.fields import DiscriminatorField
 from partikel.fields.augmentation import Augmentation, AugmentSettings
 from partikel.models import Carrier, GeneratorModel
 from partikel.networks import NetworkSettings, build_network
-from partikel.objectives import GradientPenalty, get_objective
+from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
 from partikel.recipes.base import MLP, Recipe, System, without_pairs
 from partikel.schedules import EDMSchedule
@@ -63,11 +63,6 @@ class GAN(Recipe):
             raise ConfigError(
                 "noise on real samples needs sigma_max >= 0 and annealed, a share, in (0, 1], got "
                 f"{self.sigma_max} and {self.annealed}."
-            )
-        if self.sigma_max and get_objective(self.objective).paired:
-            raise ConfigError(
-                f"'{self.objective}' compares particles with clean samples: set sigma_max to 0, or "
-                "choose another objective."
             )
 
     @property

@@ -88,13 +88,15 @@ class Heun(_ODESolver):
         schedule = dynamics.schedule
         if schedule is None:
             raise ConfigError("churn raises the noise level: it needs a model with a schedule.")
-        sigma = float(schedule.sigma(torch.tensor(step.t, dtype=torch.float64)))
+        now = torch.tensor(step.t, dtype=torch.float64)
+        sigma = float(schedule.sigma(now))
         if not self.churn_min <= sigma <= self.churn_max:
             return x, step.t
         raised = sigma * (1 + min(self.churn / step.of, math.sqrt(2) - 1))
-        time = float(schedule.time(torch.tensor(raised, dtype=torch.float64)))
+        time = schedule.time(torch.tensor(raised, dtype=torch.float64))
         extra = math.sqrt(raised**2 - sigma**2) * self.churn_noise
-        return x + extra * motion(step.noise).kick(x, step.t), time
+        kicked = x * float(schedule.u(now)) + extra * motion(step.noise).kick(x, step.t)
+        return kicked / float(schedule.u(time)), float(time)  # x is y/u, and y has the noise
 
 
 @dataclass(frozen=True)

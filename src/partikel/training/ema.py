@@ -5,16 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from partikel.errors import ConfigError
 
 RAMP = 0.05
 """A half-life is never longer than this share of the training so far (EDM, Karras et al. 2022)."""
+
+ITERATIONS = 3
+"""Steps of a spectral norm's power iteration at each update of an average, whose weights move slowly."""
+
+SETTLING = 200
+"""Steps of a power iteration that starts from nothing of use."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +89,105 @@ def power_of_width(sigma_rel: float) -> float:
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 
 
-def averaged_model(module: nn.Module, ema: float | EMA) -> AveragedModel:
-    """An average of ``module``, its buffers included."""
-    rule = decay_rule(ema)
+class WeightAverage(AveragedModel):
+    """An average of a module's weights, and what goes with it of its buffers.
+
+    What becomes of a buffer follows from its kind:
+
+    * running statistics (of batch and instance norm) are means already, and are averaged;
+    * the vectors of a spectral norm's power iteration belong to the weights that they are of: they are
+      iterated on the averaged ones (their average would be of no length and of no matrix);
+    * anything else, counters, adaptive settings, constants, has no meaning but its present value, which
+      is copied.
+
+    Args:
+        module: what is averaged.
+        decay: see :func:`decay_rule`.
+    """
+
+    def __init__(self, module: nn.Module, decay: Callable[[float], float]) -> None:
+        self.decay = decay
+        super().__init__(module, multi_avg_fn=self._lerp)
+        self.requires_grad_(False)
+        self.register_load_state_dict_post_hook(_settle)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of ``model`` in."""
+        first, count = int(self.n_averaged) == 0, self.n_averaged.clone()
+        means = _statistics(self.module)
+        own = [*means, *(vector for norm in _power_iterations(self.module) for vector in norm[1:])]
+        before = [tensor.clone() for tensor in own]
+        super().update_parameters(model)  # averages the weights and copies the buffers
+        if first:
+            return
+        news = [tensor.clone() for tensor in means]
+        _copy(before, own)
+        for mean, value in zip(means, news, strict=True):
+            self._lerp([mean], [value], count)
+        for iterate, *_ in _power_iterations(self.module):
+            for _ in range(ITERATIONS):
+                iterate()
+
+    def restart(self) -> None:
+        """Forget: the next weights that are taken in are the first."""
+        self.n_averaged.zero_()
 
     @torch.no_grad()
-    def update(
+    def _lerp(
+        self,
         averages: tuple[Tensor, ...] | list[Tensor],
         values: tuple[Tensor, ...] | list[Tensor],
         count: Tensor | int,
     ) -> None:
-        if averages[0].is_floating_point():
-            get_ema_multi_avg_fn(rule(float(count)))(averages, values, count)
-        else:  # counters of batch norm
-            _copy([*values], [*averages])
+        get_ema_multi_avg_fn(self.decay(float(count)))(averages, values, count)
 
-    return AveragedModel(module, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
+
+def averaged_model(module: nn.Module, ema: float | EMA) -> WeightAverage:
+    """An average of ``module``, its buffers included."""
+    return WeightAverage(module, decay_rule(ema))
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    """Running means and variances, in their order."""
+    return [
+        buffer
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase)
+        for buffer in (part.running_mean, part.running_var)
+        if buffer is not None
+    ]
+
+
+def _power_iterations(
+    module: nn.Module,
+) -> Iterator[tuple[Callable[[], object], Tensor, Tensor]]:
+    """For each spectral norm: one step of its power iteration, and its two vectors."""
+    for part in module.modules():
+        if isinstance(part, ParametrizationList):
+            for norm in part:
+                if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):  # a vector has none
+                    yield partial(_step, part, norm), norm._u, norm._v
+        for hook in part._forward_pre_hooks.values():  # torch.nn.utils.spectral_norm
+            if isinstance(hook, SpectralNorm):
+                step = partial(hook.compute_weight, part, do_power_iteration=True)
+                vectors = (getattr(part, f"{hook.name}_{name}") for name in "uv")
+                yield step, *vectors
+
+
+@torch.no_grad()
+def _step(weight: ParametrizationList, norm: _SpectralNorm) -> None:
+    training = norm.training
+    norm.train()
+    weight()  # a forward in training mode is what iterates
+    norm.train(training)
+
+
+def _settle(average: nn.Module, keys: object) -> None:
+    """Iterate anew from vectors that are of no length 1: earlier versions averaged them."""
+    for iterate, *vectors in _power_iterations(average):
+        if any(abs(float(vector.norm()) - 1) > 1e-3 for vector in vectors):
+            for _ in range(SETTLING):
+                iterate()
 
 
 @contextlib.contextmanager

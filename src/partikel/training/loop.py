@@ -6,7 +6,9 @@ of both papers passes through it; what differs is the list of phases.
 A phase's batch is that of all processes together. Each process takes its share of the data, draws its
 share of the particles, once for all micro-batches of an update, and adds their gradients up; one
 all-reduce then makes the mean over processes. Real and generated rows that a relativistic objective
-compares in pairs stay paired, and a field that compares with real samples is bound to the whole batch.
+compares in pairs stay paired, and a field that compares with real samples is bound to the whole batch. A
+field that depends on the cloud is asked about the whole batch at once: of several processes, each draws a
+cloud of that size and keeps its share of it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -100,9 +102,10 @@ class Trainer:
         # losses of a carrier that only binds its field to the real samples, where it compares with any
         names = {loss.name for loss in model.losses()} if "real" in model.field.needs else set()
         self._binding = names - {loss.name for loss in model.field.losses()}
-        self._drops_out = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
-        )
+        # a cloud is that of the whole batch: each process draws as many, and keeps its share
+        self._clouds = world if "particles" in model.field.needs else 1
+        self._drops_out = any(map(_drops, model.modules()))
+        self._field_dropouts = [m for m in model.field.modules() if _drops(m)]
         if world > 1:
             start_alike(model)
             synchronise_batch_norm(model)
@@ -147,12 +150,15 @@ class Trainer:
         while self.step < self.iterations:
             started = time.process_time()
             metrics: dict[str, Tensor] = {}
+            stage = self.model.stage_of_training
             for index, phase in enumerate(self.phases):
                 if self.step % phase.every == 0:
                     metrics.update(self._run_phase(index, phase))
             self.step += 1
             self.model.updated()
             if self.average is not None:
+                if self.model.stage_of_training != stage:
+                    self.average.restart()
                 self.average.update_parameters(self.model.sampled)
             self.cpu_seconds += time.process_time() - started
             yield Iteration(self.step, metrics)
@@ -172,37 +178,55 @@ class Trainer:
                 place = repeat % phase.reuse
                 if place == 0:
                     updates = 1 if phase.same else min(phase.reuse, phase.repeats - repeat)
-                    with self._training(None):
-                        context = self._context(real)
-                        draw = self._draw(share * updates, real, context, updates)
-                        if "moved" in loss.needs:
-                            draw = self.model.move(draw, self.streams, context)
+                    with self._training(None), self._dropout():
+                        draw = self._draw(share * updates, real, loss, updates)
                 assert draw is not None
                 part = slice(place * share, (place + 1) * share)
                 particles = draw if phase.same else draw[part]
-            elif real is not None and loss.name in self._binding:
-                context = self._context(real)
-                assert context is not None
-                real = Batch(context, None)
-            batch = TrainingBatch(real, particles, share, self.streams)
+            cond = None if real is None else real.cond
+            if loss.name in self._binding and "particles" not in loss.needs:
+                real = self._context(real)
+            batch = TrainingBatch(real, particles, share, self.streams, cond)
+            if loss.whole is not None and self.engine.accumulate * self._clouds > 1:
+                everyone = self._of_all(cond) if self._clouds > 1 else cond
+                whole = replace(batch, size=share * self._clouds, cond=everyone)
+                with self._training(None), self._dropout():
+                    whole = loss.whole(whole)
+                assert whole.particles is not None
+                batch = replace(batch, particles=whole.particles[:share])
             metrics = self._update(batch, index)
         return {f"{loss.name}/{name}": value for name, value in metrics.items()}
 
-    def _context(self, real: Batch | None) -> Tensor | None:
+    def _of_all(self, rows: Tensor | None) -> Tensor | None:
+        """The rows of all processes, this one's first."""
+        if rows is None or self.accelerator.num_processes == 1:
+            return rows
+        found = cast(Tensor, self.accelerator.gather(rows))
+        return found.roll(-len(rows) * self.accelerator.process_index, 0)
+
+    def _context(self, real: Batch | None) -> Batch | None:
         """The real samples of all processes, if a field compares with them; else this one's."""
         if real is None or "real" not in self.model.field.needs:
-            return None if real is None else real.x
-        return cast(Tensor, self.accelerator.gather(real.x))
+            return real
+        return Batch(cast(Tensor, self._of_all(real.x)), self._of_all(real.cond))
 
-    def _draw(self, n: int, real: Batch | None, context: Tensor | None, updates: int) -> Particles:
-        cond = None
+    def _draw(self, n: int, real: Batch | None, loss: Loss, updates: int) -> Particles:
+        context, cond = self._context(real), None
+        moves = "moved" in loss.needs
+        clouds = self._clouds if moves or self.model.steps is not None else 1
         if self.model.conditional and real is not None and real.cond is not None:
             cond = real.cond.repeat(updates)
-        particles = self.model.particles(n, self.streams, cond=cond, real=context)
-        if updates == 1:
-            return particles
-        shuffle = torch.randperm(n, generator=self.streams.time, device=self.accelerator.device)
-        return particles[shuffle]
+            cond = self._of_all(cond) if clouds > 1 else cond
+        x = None if context is None else context.x
+        particles = self.model.particles(n * clouds, self.streams, cond=cond, real=x)
+        if updates > 1:
+            device = self.accelerator.device
+            order = torch.arange(n * clouds, device=device)
+            order[:n] = torch.randperm(n, generator=self.streams.time, device=device)
+            particles = particles[order]
+        if moves:
+            particles = self.model.move(particles, self.streams, context)
+        return particles if clouds == 1 else particles[:n]
 
     def _update(self, batch: TrainingBatch, index: int) -> dict[str, Tensor]:
         loss, optimizer, scaler = self._losses[index], self.optimizers[index], self.scalers[index]
@@ -210,12 +234,8 @@ class Trainer:
         count = self.engine.accumulate
         metrics: dict[str, Tensor] = {}
         for part in _parts(batch, count, split_real=loss.name not in self._binding):
-            with self._training(loss.module):
-                if self._drops_out:
-                    with self.streams.dropout():
-                        value = loss.compute(part)
-                else:
-                    value = loss.compute(part)
+            with self._training(loss.module), self._dropout():
+                value = loss.compute(part)
             mean = value.loss.mean()
             share = mean if count == 1 else mean / count
             (share if scaler is None else scaler.scale(share)).backward()
@@ -275,16 +295,29 @@ class Trainer:
 
     @contextlib.contextmanager
     def _training(self, module: nn.Module | None) -> Iterator[None]:
-        """Gradients for the weights of ``module`` alone: none are kept or computed for others."""
+        """Gradients for the weights of ``module`` alone: none are kept or computed for others.
+
+        Nor is there dropout in other networks of the field: what is followed is the field as it is.
+        """
         own = set() if module is None else {id(p) for p in module.parameters()}
         others = [p for p in self._trained if id(p) not in own]
+        parts = set() if module is None else set(module.modules())
+        still = [m for m in self._field_dropouts if m.training and m not in parts]
         for parameter in others:
             parameter.requires_grad_(False)
+        for dropout in still:
+            dropout.eval()
         try:
             yield
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
+            for dropout in still:
+                dropout.train()
+
+    def _dropout(self) -> contextlib.AbstractContextManager[None]:
+        """A block whose dropout draws from its own stream."""
+        return self.streams.dropout() if self._drops_out else contextlib.nullcontext()
 
     def _next(self, stream: BatchStream) -> Batch:
         try:
@@ -309,7 +342,12 @@ def _parts(batch: TrainingBatch, count: int, *, split_real: bool) -> Iterator[Tr
         if real is not None and split_real:
             real = Batch(real.x[rows], None if real.cond is None else real.cond[rows])
         particles = None if particles is None else particles[rows]
-        yield TrainingBatch(real, particles, size, batch.streams)
+        cond = None if batch.cond is None else batch.cond[rows]
+        yield TrainingBatch(real, particles, size, batch.streams, cond)
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def _losses_of(model: Carrier, phases: Sequence[Phase]) -> list[Loss]:

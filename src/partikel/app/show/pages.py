@@ -42,6 +42,7 @@ class RunSummary:
         samples: a .png picture.
         animation: a .gif picture.
         settings: the resolved configuration, as YAML.
+        left_out: by name, why a measure could not be taken; it stands in its place.
         planar: whether the pictures show points of the plane, whose colours need a key.
     """
 
@@ -59,6 +60,7 @@ class RunSummary:
     samples: Path | None = None
     animation: Path | None = None
     settings: str = ""
+    left_out: Mapping[str, str] = dataclass_field(default_factory=dict)
     planar: bool = True
 
 
@@ -228,7 +230,7 @@ def _measures(run: RunSummary) -> str:
     reference = run.protocol.get("reference") or {}
     head = '<th></th><th class="n">model</th>' + ('<th class="n">data</th>' if reference else "")
     rows = []
-    for name, value in run.metrics.items():
+    for name, value in _shown(run).items():
         data = f'<td class="n">{_number(reference.get(name))}</td>' if reference else ""
         rows.append(
             f'<tr><th scope="row">{_label(name, bool(reference))}</th>'
@@ -239,9 +241,14 @@ def _measures(run: RunSummary) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
+def _shown(run: RunSummary) -> dict[str, Any]:
+    """What stands in the place of each measure."""
+    return {**run.metrics, **run.left_out}
+
+
 def _table(runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]) -> str:
     """All runs against all measures, the best of each marked."""
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    names = list(dict.fromkeys(name for run in runs for name in _shown(run)))
     names.sort(key=lambda name: list(MEASURES).index(name) if name in MEASURES else len(MEASURES))
     reference = next((r.protocol["reference"] for r in runs if r.protocol.get("reference")), {})
     best = {name: _best(name, runs, reference.get(name)) for name in names}
@@ -250,7 +257,7 @@ def _table(runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]) -> str:
     for run in runs:
         cells = "".join(
             f'<td class="n{" best" if run.name in best[name] else ""}">'
-            f"{_number(run.metrics.get(name))}</td>"
+            f"{_number(_shown(run).get(name))}</td>"
             for name in names
         )
         rows.append(

@@ -17,9 +17,12 @@ class MMDField(Field):
     Each x ascends the witness function E_p k(x, ·) - E_ρ k(x, ·). Both means are sums over all samples,
     in tiles: time grows as B (R + P), memory does not.
 
-    A particle's own term is part of E_ρ, so that for P particles the field is -P times the gradient of
-    the V-statistic ½ MMD², exactly: ∇_x k vanishes at x = y for every kernel but the NTK, and leaving it
-    out would only replace 1/P by 1/(P - 1).
+    A particle's own term is part of E_ρ, so that for P particles the field is -P times the gradient of the
+    V-statistic ½ MMD², exactly. ∇_x k vanishes at x = y for every kernel but the NTK, so that this only
+    decides between 1/P and 1/(P - 1). For particles, which are the law themselves, 1/P is right. The P
+    outputs of a generator are a draw from ρ: over draws their mean repulsion is (1 - 1/P) of that by ρ, and
+    the unbiased choice would be 1/(P - 1), the field of the U-statistic. The difference is of the order of
+    1/P, that between two draws of 1/√P: large batches make both small.
 
     Args:
         kernel: k; a bandwidth of "median" is measured on what the field is bound to: the real samples
