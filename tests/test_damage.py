@@ -164,7 +164,7 @@ def walk(whole: Path, folder: Path, cases: int) -> tuple[int, int]:
             assert same(before[name], after), (case, file)
         else:
             assert "\n" not in said, (case, file)
-            assert said.endswith("."), (case, file)
+            assert len(said) < 600, (case, file)
         kept, refused = kept + (said is None), refused + (said is not None)
         shutil.rmtree(folder / str(case))
     return kept, refused

@@ -44,6 +44,7 @@ from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import Perturbed
 from partikel.fields.base import Weight
 from partikel.files import (
+    clear_parts,
     fingerprint,
     read_json,
     reading,
@@ -529,6 +530,8 @@ def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrie
         "settings": _seal(yaml.safe_load(text)["settings"]),
     }
     with writing_to(out):
+        for pictures in ("frames", "samples"):  # where a training was killed while it drew
+            clear_parts(out / pictures)
         write_whole(out / "config.yaml", text)
         write_json(out / _DATA, sealed(known))
         write_json(out / "environment.json", _environment())

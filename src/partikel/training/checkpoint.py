@@ -111,10 +111,10 @@ def _check_finite(trainer: Trainer, parts: Mapping[str, Mapping[str, Tensor]]) -
         if part == "optimizers":
             loss = trainer.phases[int(bad.split(".")[0])].loss
             what = f"Adam's moments of the gradient of '{loss}' are"
-            mend = "smaller gradients of it (clipping, a weaker field by a smaller eta)"
+            mend = "clipping (optimizer.clip), or a weaker field (a smaller eta)"
         raise NumericsError(
-            f"{what} not finite after iteration {trainer.step}, so they were not saved: resume from "
-            f"the last checkpoint with {mend}."
+            f"{what} not finite after iteration {trainer.step}, so they were not saved: train "
+            f"with {mend} in another --out; the last checkpoint stays."
         )
 
 

@@ -147,11 +147,8 @@ def fit(
                 if due:
                     figures = on_main(evaluated)
                 if main and (due or last or done.step % 50 == 0):
-                    losses = {k: float(v) for k, v in done.metrics.items()}
-                    log.write(
-                        trainer, {k: v for k, v in losses.items() if math.isfinite(v)} | figures
-                    )
-                    figures = losses | figures
+                    figures = {k: float(v) for k, v in done.metrics.items()} | figures
+                    log.write(trainer, figures)
                 show(figures)
                 saved = last or done.step % checkpoint_every == 0
                 if saved:
@@ -204,6 +201,7 @@ class _Log:
         if self._path is None:
             return
         check_held(self._path.parent)
+        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         record = {"step": trainer.step, "cpu_seconds": round(trainer.cpu_seconds, 3), **figures}
         with writing_to(self._path.parent, _MEND):
             with self._path.open("a", encoding="utf-8") as file:
