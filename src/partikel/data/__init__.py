@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from partikel.data import synthetic
 from partikel.data.base import (
@@ -27,7 +27,7 @@ from partikel.data.folder import find, folder
 from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
 from partikel.data.prepared import MappedDataset, Source, prepare
-from partikel.errors import ConfigError, nearest
+from partikel.errors import Checked, ConfigError, Range, Width, nearest
 
 __all__ = [
     "DATASETS",
@@ -45,7 +45,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Checked):
     """Which data, and how they are prepared.
 
     Options that a data set has no use for stay as they are.
@@ -73,10 +73,10 @@ class DataSettings:
 
     name: str = "gaussians"
     root: str | None = None
-    size: int | None = None
+    size: Width | None = None
     download: bool = False
-    validation: float = 0.1
-    split_seed: int = 0
+    validation: Annotated[float, Range(least=0, most=0.9)] = 0.1
+    split_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     path: str | None = None
     channels: Literal[1, 3] = 3
     flip: bool = False
@@ -217,12 +217,4 @@ def open_dataset(settings: DataSettings) -> Dataset:
         raise ConfigError(f"data.size of '{name}' cannot be {settings.size}: choose from {valid}")
     if entry.needs_path and not settings.path:
         raise ConfigError(f"'{name}' needs data.path: say where the pictures are")
-    if settings.channels not in (1, 3):
-        raise ConfigError(f"data.channels must be 1 or 3, not {settings.channels}")
-    if settings.on_error not in ("stop", "skip"):
-        raise ConfigError(f"data.on_error must be stop or skip, not '{settings.on_error}'")
-    if not 0 <= settings.validation <= 0.9:
-        raise ConfigError(f"data.validation must be in [0, 0.9], not {settings.validation}")
-    if not 0 <= settings.split_seed < 2**32:
-        raise ConfigError(f"data.split_seed must be in [0, 2^32), not {settings.split_seed}")
     return entry.open(settings)

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
 from partikel.denoising import EDMDenoiser, PreconditionedLogit
-from partikel.errors import ConfigError, PartikelError
+from partikel.errors import Checked, ConfigError, Count, PartikelError
 from partikel.fields import DiscriminatorField, Field
 from partikel.models import Carrier
 from partikel.networks import Bank
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(Checked):
     """How training is computed; a run may be resumed with another engine.
 
     Attributes:
@@ -52,18 +52,9 @@ class Engine:
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = 1
+    accumulate: Count = 1
     compile: bool = False
     channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.precision not in ("fp32", *_HALF):
-            raise ConfigError(
-                f"engine.precision is 'fp32', 'bf16' or 'fp16', not '{self.precision}'."
-            )
-        if self.accumulate < 1:
-            raise ConfigError(f"engine.accumulate must be at least 1, got {self.accumulate}.")
 
     def share(self, batch: int, world: int, name: str) -> int:
         """Rows of a global batch that one of ``world`` processes works on.
