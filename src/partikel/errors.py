@@ -166,19 +166,19 @@ def fits(value: Any, hint: Any) -> bool:
         return -LARGEST <= value <= LARGEST and (span is None or value in span)
     if origin is typing.Literal:
         return any(value == each and type(value) is type(each) for each in typing.get_args(kind))
-    if origin is tuple:
+    if origin in (tuple, list):
         inner = typing.get_args(kind)
-        if not isinstance(value, tuple) or len(value) > LONGEST:
+        if not isinstance(value, origin) or len(value) > LONGEST:
             return False
         if span is not None and len(value) not in span:
             return False
-        if len(inner) == 2 and inner[1] is Ellipsis:
+        if origin is list or (len(inner) == 2 and inner[1] is Ellipsis):
             return all(fits(each, inner[0]) for each in value)
         return len(value) == len(inner) and all(map(fits, value, inner))
     if kind in (None, type(None)):
         return value is None
     if kind is str:  # what can neither name a file nor be written into one is no word
-        return isinstance(value, str) and value.isascii() | _writable(value) and "\0" not in value
+        return isinstance(value, str) and _writable(value) and "\0" not in value
     if origin is Callable:
         return callable(value)
     return isinstance(value, kind) if isinstance(kind, type) else True
@@ -197,7 +197,7 @@ def words_of(hint: Any) -> str:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         said = " or ".join(repr(option) for option in inner)
-    elif origin is tuple:
+    elif origin in (tuple, list):
         said = f"a list of {', '.join(words_of(each) for each in inner if each is not Ellipsis)}"
         return said if span is None else f"{said} ({span.words.removeprefix('of ')} of them)"
     elif kind in (None, type(None)):
@@ -229,6 +229,8 @@ def check(value: Any, hint: Any, name: str) -> None:
     Raises:
         ConfigError: with the name, what it must be, and what it is.
     """
+    if isinstance(value, str) and not (_writable(value) and "\0" not in value):
+        raise ConfigError(f"{name} has letters that no file can hold, got {shown(value)}.")
     if not fits(value, hint):
         raise ConfigError(f"{name} must be {words_of(hint)}, got {shown(value)}.")
 
@@ -264,8 +266,9 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def asked(*args: P.args, **kwargs: P.kwargs) -> T:
-        owner = function.__qualname__.removesuffix(".__init__")
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        given = signature.bind(*args, **kwargs).arguments
+        owner = type(given["self"]).__name__
+        for name, value in given.items():
             hint = types_of(function).get(name)
             if hint is not None and _has_number(hint):
                 check(value, hint, f"{name} of {owner}")

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from partikel.errors import CheckpointError, PartikelError
+from partikel.errors import CheckpointError, ConfigError, PartikelError
 
 T = TypeVar("T")
 
@@ -36,8 +37,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Yields:
         Where to write.
+
+    Raises:
+        ConfigError: for a path that names nothing ("." or "/").
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise ConfigError(f"'{path}' is no name for something new: choose another --out.")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{_PART}{secrets.token_hex(4)}-{path.name}")
     try:
@@ -66,6 +72,11 @@ def clear_parts(folder: Path, name: str = "") -> None:
             _remove(part)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path whose ``~`` is the user's home; that of a user whom there is not stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file (text in UTF-8) so that it is there whole or not at all."""
     with replacing(path) as part:
@@ -78,9 +89,25 @@ def write_json(path: str | Path, value: Any) -> Any:
     Returns:
         The value as it will be read back (lists for tuples, words for keys).
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = json_text(value, ensure_ascii=False)
     write_whole(path, text + "\n")
     return json.loads(text)
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """A value as JSON, which has no numbers that are not finite: they are null."""
+    try:
+        return json.dumps(value, indent=1, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), indent=1, allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:

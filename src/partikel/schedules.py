@@ -425,7 +425,7 @@ class KarrasGrid(TimeGrid):
     """
 
     schedule: Schedule
-    sigma_min: Level = 0.002
+    sigma_min: NotNegative = 0.002
     rho: Exponent = 7.0
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ class _Loader(yaml.SafeLoader):
         text = node.value
         named = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
         try:
-            value = Written(named[text.lower()] if text.lower() in named else text)
+            value = Written(named.get(text.lower(), text))
         except ValueError:
             _refuse(f"'{text[:40]}' is no number", node)
         value.text = text
@@ -230,11 +230,12 @@ def typed(
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, Mapping) and isinstance(kind, type) and build is not None:
         return build(kind, value) if hasattr(kind, "__dataclass_fields__") else _text(value, kind)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+    if origin in (tuple, list) and isinstance(value, (list, tuple)):
+        every = origin is list or inner[-1] is Ellipsis
+        kinds = [inner[0]] * len(value) if every else inner
         if len(kinds) != len(value):
             return value
-        return tuple(typed(each, one, build) for each, one in zip(value, kinds, strict=True))
+        return origin(typed(each, one, build) for each, one in zip(value, kinds, strict=True))
     if origin is typing.Literal:
         return value if value in inner else _text(value, str)
     return _text(value, kind)
@@ -272,4 +273,5 @@ def listed(value: Any) -> str:
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return words[value]
-    return getattr(value, "text", None) or shown(value)
+    text = getattr(value, "text", None)
+    return shown(value) if text is None else text[:60]

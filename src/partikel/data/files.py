@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from partikel.errors import DataError
-from partikel.files import write_whole
+from partikel.files import expanded, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -31,7 +31,7 @@ class _TransferError(Exception):
 
 def data_root(root: str | None = None) -> Path:
     """The folder of all data: ``root``, else $PARTIKEL_DATA, else ~/.cache/partikel."""
-    return Path(root or os.environ.get("PARTIKEL_DATA") or "~/.cache/partikel").expanduser()
+    return expanded(root or os.environ.get("PARTIKEL_DATA") or "~/.cache/partikel")
 
 
 def fetch(

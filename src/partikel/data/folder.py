@@ -12,11 +12,12 @@ from partikel.data.files import data_root
 from partikel.data.pictures import decoded, identity, opened
 from partikel.data.prepared import Listing, Source
 from partikel.errors import DataError
+from partikel.files import expanded
 
 
 def find(path: str, root: str | None = None) -> Path:
     """``path`` as it is, or below the root of all data, whichever is there."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     below = data_root(root) / given
     return below if not given.exists() and below.exists() else given
 

@@ -13,6 +13,7 @@ from PIL import Image
 from partikel.data.pictures import BrokenPicture, decoded
 from partikel.data.prepared import Listing, Source
 from partikel.errors import ConfigError, DataError, nearest
+from partikel.files import expanded
 
 
 def hub(
@@ -65,7 +66,7 @@ def _load(path: str, subset: str | None, split: str) -> Any:
         raise ConfigError(
             "data.name hub needs the package datasets: pip install 'partikel[datasets]'"
         ) from error
-    local = Path(path).expanduser()
+    local = expanded(path)
     saved = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         if not saved:

@@ -34,7 +34,7 @@ from partikel.data.base import SPLITS, FiniteDataset, Pair, digests, each, selec
 from partikel.data.files import progress_bar
 from partikel.data.pictures import square
 from partikel.errors import DataError
-from partikel.files import clear_parts, fingerprint, replacing, write_json
+from partikel.files import clear_parts, expanded, fingerprint, replacing, write_json
 
 FORMAT = 1
 """Of the files, and of how images are prepared: another number, another name in the cache."""
@@ -208,7 +208,7 @@ class MappedDataset(FiniteDataset):
 def cache_folder(cache: str | None = None) -> Path:
     """The folder of all prepared sets: ``cache``, else $PARTIKEL_CACHE, else ~/.cache/partikel/prepared."""
     chosen = cache or os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel/prepared"
-    return Path(chosen).expanduser()
+    return expanded(chosen)
 
 
 def prepare(

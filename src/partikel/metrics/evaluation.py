@@ -24,7 +24,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.errors import ConfigError, DataError
-from partikel.files import fingerprint
+from partikel.files import expanded, fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
     KEPT,
@@ -159,6 +159,8 @@ def evaluate(
     if len(dataset.shape) == 1:
         if baselines:
             raise ConfigError("baselines are measured for images: leave them out for points.")
+        if features is not None:
+            raise ConfigError(f"'{features}' sees images only: leave out features for points.")
         protocol |= {
             "mmd2": f"unbiased, mean of RBF kernels of σ in {list(BANDWIDTHS)}",
             "energy": "2E|x-y| - E|x-x'| - E|y-y'|, unbiased",
@@ -418,7 +420,7 @@ def in_chunks(
 
 def statistics_folder() -> Path:
     """Where features of data are kept: ``statistics`` in $PARTIKEL_CACHE, else ~/.cache/partikel."""
-    return Path(os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel").expanduser() / "statistics"
+    return expanded(os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel") / "statistics"
 
 
 @dataclass(frozen=True)

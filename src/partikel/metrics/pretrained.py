@@ -20,7 +20,6 @@ import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,6 +28,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from partikel.errors import CheckpointError, ConfigError, nearest
+from partikel.files import expanded
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"
 """What ``dinov2`` stands for."""
@@ -229,8 +229,8 @@ def _inception(argument: str) -> PhotographFeatures:
     )
     with _reading("inception", "name torch-fidelity's file of weights" if argument else mend):
         if argument:  # what torch-fidelity reads without this check may hold code
-            torch.load(Path(argument).expanduser(), map_location="cpu", weights_only=True)
-        path = str(Path(argument).expanduser()) if argument else None
+            torch.load(expanded(argument), map_location="cpu", weights_only=True)
+        path = str(expanded(argument)) if argument else None
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
         )
