@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -23,6 +24,16 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
 class PartikelError(Exception):
     """Base of all failures that the user can mend; the message names the cause and the mend."""
+
+    def __str__(self) -> str:
+        """The sentence, on one line and without endless words, whatever the names in it hold."""
+        line = "".join(map(_visible, super().__str__()))
+        return re.sub(r"(\S{60})\S{400,}", r"\1...", line)
+
+
+def _visible(letter: str) -> str:
+    surrogate = "\ud800" <= letter <= "\udfff"
+    return letter if surrogate or letter.isprintable() else letter.encode("unicode_escape").decode()
 
 
 class ConfigError(PartikelError):
@@ -168,7 +179,7 @@ def fits(value: Any, hint: Any) -> bool:
         return any(value == each and type(value) is type(each) for each in typing.get_args(kind))
     if origin in (tuple, list):
         inner = typing.get_args(kind)
-        if not isinstance(value, origin) or len(value) > LONGEST:
+        if not isinstance(value, (tuple, list)) or len(value) > LONGEST:
             return False
         if span is not None and len(value) not in span:
             return False

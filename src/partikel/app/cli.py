@@ -37,6 +37,8 @@ from partikel.files import json_text, replacing, write_json
 if TYPE_CHECKING:
     from partikel.app.runs import Run
 
+Steps: TypeAlias = Annotated[int, Range(0, 10**5)]
+
 SolverName: TypeAlias = Literal[
     "euler",
     "heun",
@@ -105,7 +107,7 @@ def sample(
     label: str | None = None,
     guidance: float | None = None,
     steps: Count | None = None,
-    stop: Count | None = None,
+    stop: Steps | None = None,
     solver: SolverName | None = None,
     seed: Seed = 0,
 ) -> None:
@@ -159,7 +161,7 @@ def evaluate(
     curve: Literal["nfe", "stop"] | None = None,
     at: list[Count] | None = None,
     steps: Count | None = None,
-    stop: Count | None = None,
+    stop: Steps | None = None,
     solver: SolverName | None = None,
     guidance: float | None = None,
     seed: Seed = 0,
@@ -221,7 +223,7 @@ def neighbours(
     out: str | None = None,
     features: str | None = None,
     steps: Count | None = None,
-    stop: Count | None = None,
+    stop: Steps | None = None,
     solver: SolverName | None = None,
     guidance: float | None = None,
     seed: Seed = 0,
@@ -715,8 +717,7 @@ _OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of mem
 
 def _stop(sentence: str, code: int = 2) -> NoReturn:
     """End with a sentence, on one line whatever the names in it hold."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
-    print(f"partikel: {line}", file=sys.stderr)
+    print(f"partikel: {PartikelError(sentence)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -9,7 +9,6 @@ build on another one (``extends: preset``), and take the model of its data score
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from importlib import resources
@@ -195,7 +194,9 @@ def _built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix:
             value = typed(settings[f.name], hints[f.name], build)
             if not fits(value, hints[f.name]):
                 what = words_of(hints[f.name])
-                raise ConfigError(f"the setting '{path}' must be {what}, got {listed(value)}.")
+                raise ConfigError(
+                    f"the setting '{path}' must be {what}, got {listed(settings[f.name])}."
+                )
             given[f.name] = value
         elif f.name not in given and _default(f) is MISSING:
             raise ConfigError(
@@ -280,7 +281,7 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
     """
     if not isinstance(settings, Mapping):
         raise ConfigError(f"'{prefix.rstrip('.')}' holds several settings, not {listed(settings)}.")
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in settings.items():
         if key not in names:
@@ -302,7 +303,7 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _paths(kind: type) -> list[str]:
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     found = []
     for f in dataclasses.fields(kind):
         inner = _dataclass_in(hints[f.name])
