@@ -145,7 +145,14 @@ Depth = Annotated[int, Range(1, 1000)]
 Seed = Annotated[int, Range(-(2**63), 2**63 - 1)]
 
 _EVERY_INT = Range(-(2**63), 2**63 - 1)
-_WORDS = {int: "a whole number", float: "a finite number", str: "a word", bool: "true or false"}
+_EVERY_FLOAT = Range(-LARGEST, LARGEST)
+_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a word",
+    bool: "true or false",
+    dict: "a mapping",
+}
 
 
 def parts_of(hint: Any) -> tuple[Any, Range | None]:
@@ -172,9 +179,9 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
             return False
-        if kind is int:
-            return value in (span or _EVERY_INT) and value in _EVERY_INT
-        return -LARGEST <= value <= LARGEST and (span is None or value in span)
+        number = cast(float, value)  # whole ones stay exact
+        limits = _EVERY_INT if kind is int else _EVERY_FLOAT
+        return number in limits and (span is None or number in span)
     if origin is typing.Literal:
         return any(value == each and type(value) is type(each) for each in typing.get_args(kind))
     if origin in (tuple, list):

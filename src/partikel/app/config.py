@@ -193,6 +193,8 @@ def _built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix:
 
             value = typed(settings[f.name], hints[f.name], build)
             if not fits(value, hints[f.name]):
+                if isinstance(value, str):
+                    check(value, str, f"the setting '{path}'")
                 what = words_of(hints[f.name])
                 raise ConfigError(
                     f"the setting '{path}' must be {what}, got {listed(settings[f.name])}."

@@ -13,7 +13,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -48,8 +48,8 @@ class WrittenMap(dict[str, Any]):
 class _Loader(yaml.SafeLoader):
     """YAML's core types, nothing that runs or repeats itself without bounds."""
 
-    yaml_constructors: typing.ClassVar[dict[Any, Any]] = {}
-    yaml_implicit_resolvers: typing.ClassVar[dict[Any, Any]] = {}
+    yaml_constructors: typing.ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
+    yaml_implicit_resolvers: typing.ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -79,9 +79,14 @@ class _Loader(yaml.SafeLoader):
 
     def _number(self, node: yaml.ScalarNode) -> Any:
         text = node.value
-        named = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+        named: dict[str, float] = {
+            ".inf": math.inf,
+            "+.inf": math.inf,
+            "-.inf": -math.inf,
+            ".nan": math.nan,
+        }
         try:
-            value = Written(named.get(text.lower(), text))
+            value = Written(named.get(text.lower()) or text)
         except ValueError:
             _refuse(f"'{text[:40]}' is no number", node)
         value.text = text
@@ -131,7 +136,7 @@ _construct("bool", lambda loader, node: node.value.lower() == "true")
 _construct("null", lambda loader, node: None)
 _construct("seq", _Loader.construct_yaml_seq)
 _construct("map", _Loader.construct_yaml_map)
-_Loader.add_constructor(None, _Loader.construct_undefined)
+_Loader.add_constructor(cast(str, None), _Loader.construct_undefined)
 _resolve("bool", r"^(?:true|false)$", "tf")
 _resolve("null", r"^(?:null|~|)$", "n~\0")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
