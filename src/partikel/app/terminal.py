@@ -28,7 +28,16 @@ _NAMES = {
         "ᵀ": "^T",
         "′": "'",
     },
-    **{"’": "'", "‖": "||", "∘": " o ", "∂": "d", "∈": "in", "½": "1/2"},
+    **{
+        "λ": "lambda",
+        "Λ": "Lambda",
+        "’": "'",
+        "‖": "||",
+        "∘": " o ",
+        "∂": "d",
+        "∈": "in",
+        "½": "1/2",
+    },
 }
 
 
@@ -39,12 +48,12 @@ def degrade(*streams: Any) -> None:
             stream.reconfigure(errors="partikel")
 
 
-def _other_letters(error: UnicodeError) -> tuple[str | bytes, int]:
+def _other_letters(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter, after = error.object[error.start], error.start + 1
-    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name, as the system gave it
-        return bytes([ord(letter) - 0xDC00]), after
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no text
+        return f"\\x{ord(letter) - 0xDC00:02x}", after
     return _plain(letter), after
 
 

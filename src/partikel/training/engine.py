@@ -163,7 +163,7 @@ def processes() -> PartialState:
     Raises:
         ConfigError: for a launcher that shards networks, which this loop cannot step.
     """
-    launched = int(os.environ.get("LOCAL_RANK", -1)) != -1
+    launched = os.environ.get("LOCAL_RANK", "-1") != "-1"
     accelerated = torch.cuda.is_available() or torch.xpu.is_available()
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     for strategy in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -172,7 +172,13 @@ def processes() -> PartialState:
                 f"every process holds whole networks here, so {strategy} cannot be used: start with "
                 "accelerate launch --multi_gpu (docs/cluster.md tells how to save memory)."
             )
-    return PartialState(cpu=on_cpu or (launched and not accelerated), timeout=PATIENCE)
+    try:
+        return PartialState(cpu=on_cpu or (launched and not accelerated), timeout=PATIENCE)
+    except ValueError as error:
+        raise ConfigError(
+            "a launcher's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR) do not fit together: unset "
+            f"them, or start with accelerate launch ({error})."
+        ) from error
 
 
 def accelerator_for(engine: Engine, **options: Any) -> Accelerator:
