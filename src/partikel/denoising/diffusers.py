@@ -157,7 +157,7 @@ def load_diffusers(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is missing or no JSON: name a folder that diffusers' save_pretrained wrote."
