@@ -72,7 +72,7 @@ def test_several_steps_chase_frozen_targets() -> None:
 
 
 def test_impossible_moves() -> None:
-    with pytest.raises(ConfigError, match="eta > 0"):
+    with pytest.raises(ConfigError, match="eta of GeneratorModel must be"):
         carrier(0.0)
     flow = ParticleModel(DiscriminatorField(Quadratic(2)), GaussianPrior((2,)), steps=3)
     particles = flow.particles(4, Streams(0))

@@ -215,11 +215,15 @@ def words_of(hint: Any) -> str:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         said = " or ".join(repr(option) for option in inner)
+    elif origin is tuple and Ellipsis not in inner:
+        said = f"({', '.join(words_of(each) for each in inner)})"
     elif origin in (tuple, list):
         said = f"a list of {', '.join(words_of(each) for each in inner if each is not Ellipsis)}"
         return said if span is None else f"{said} ({span.words.removeprefix('of ')} of them)"
     elif kind in (None, type(None)):
         said = "null"
+    elif origin is Callable:
+        said = "a function"
     elif dataclasses.is_dataclass(kind):
         said = f"settings of {getattr(kind, '__name__', kind)}"
     else:

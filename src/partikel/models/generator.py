@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError, Positive, Range, checked
+from partikel.errors import ConfigError, NotNegative, Positive, Range, checked
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
 from partikel.fields.particles import Particles
@@ -67,7 +67,7 @@ class GeneratorModel(Carrier):
         generator: nn.Module,
         prior: GaussianPrior,
         *,
-        horizon: Positive = 1.0,
+        horizon: NotNegative = 1.0,
         eta: Positive | None = None,
         annealing: Annotated[int, Range(least=0)] = 0,
         conditional: bool = False,
