@@ -154,8 +154,8 @@ def test_settings_are_checked() -> None:
         ({"policy": ("cutout", "cutout")}, "once"),
         ({"p": 1.5}, r"\[0, 1\]"),
         ({"p": 1.0, "adaptive": True}, "begin at 0"),
-        ({"target": 1.0}, "mean sign"),
-        ({"speed": 0.0}, "counts images"),
+        ({"target": 1.0}, "target of AugmentSettings must be"),
+        ({"speed": 0.0}, "speed of AugmentSettings must be"),
     ]
     for settings, message in refused:
         with pytest.raises(ConfigError, match=message):

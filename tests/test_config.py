@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from partikel.app.config import (
 from partikel.errors import ConfigError
 from partikel.networks import NetworkSettings
 from partikel.objectives import GradientPenalty
-from partikel.recipes import EDM, GAN, RECIPES, ScoreGAN
+from partikel.recipes import EDM, GAN, RECIPES, Recipe, ScoreGAN
 
 
 def test_later_settings_win_and_the_rest_keeps_its_default() -> None:
@@ -157,3 +158,126 @@ def test_files_that_are_no_configurations(tmp_path, content: str, said: str) -> 
     file.write_text(content)
     with pytest.raises(ConfigError, match=said):
         load_preset(file)
+
+
+BOMB = "a: &a [1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"recipe: [gan]", "'recipe' in .* must be a word"),
+        (b"recipe: gan\nsettings: [1]", "'settings' in .* must be a mapping or null"),
+        (b"recipe: gan\nabout: {a: 1}", "'about' in .* must be a word or null"),
+        (b"extends: [gan-digits]", "'extends' in .* must be a word"),
+        (b"recipe: gan\nmeasured: 3", "'measured' in"),
+        (b"recipe: gan\nrecipe: edm", "line 2: the key 'recipe' stands there twice"),
+        (b"recipe: gan\nsettings:\n  batch: 3\n  batch: 4", "line 4: the key 'batch'"),
+        (b"recipe: gan\nabout: caf\xe9", "line 2, is not UTF-8"),
+        (b"\xff\xfer\x00e", "not UTF-8|no configuration"),
+        (b"\x89PNG\r\n\x1a\n\x00", "not UTF-8|not valid YAML"),
+        (b"recipe: gan\nsettings: !!int foo", "'settings' in|not valid YAML"),
+        (b"recipe: gan\nsettings: !!python/object/apply:os.getcwd []", "not valid YAML, line 2"),
+        (b"recipe: gan\nsettings: {latent: !!float x}", "not valid YAML, line 2: 'x' is no number"),
+        (b"recipe: gan\nsettings: !!map [1]", "not valid YAML"),
+        (b"recipe: gan\nsettings: {? [a] : b}", "a key is a word"),
+        (b"recipe: gan\nsettings: " + b"[" * 1500, "nests more than"),
+        (b"recipe: gan\nsettings: " + b"{a: " * 1500, "nests more than"),
+        (b"recipe: gan\nsettings: &x {a: *x}", "repeats itself without an end"),
+        (BOMB.encode() + b"recipe: gan", "more than 20000 entries"),
+        (b"recipe: gan\n# " + b"x" * 10**6, "too long"),
+        (b"recipe: gan\nsettings: {score: SELF}", "is its own score"),
+        (b"recipe: gan\nsettings: {seed: 2001-99-99}", "'seed' must be a whole number"),
+        (b"recipe: gan\nsettings: {seed: 0x_}", "'seed' must be a whole number"),
+        (b"recipe: gan\nsettings: {seed: " + b"9" * 5000 + b"}", "'seed' must be a whole number"),
+        (b"recipe: gan\nsettings: {iterations: ~}", "'iterations' must be .*, got null"),
+        (b"recipe: gan\nsettings: {objective: ~}", "'objective' must be a word, got null"),
+        (b"recipe: gan\nsettings: {data: {name: null}}", "'data.name' must be a word, got null"),
+        (b"recipe: gan\nsettings: {generator: null}", "'generator' holds several settings"),
+        (b"recipe: gan\nsettings: {penalties: [{weight: .nan}]}", "'penalties.weight' must be"),
+        (b"recipe: gan\nsettings: {penalties: [3]}", "'penalties' must be"),
+        (b"recipe: gan\nsettings: {batch: true}", "'batch' must be .*, got true"),
+        (b"recipe: gan\nschema: one", "'schema' in .* must be a whole number"),
+    ],
+)
+def test_hostile_files(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(content.replace(b"SELF", str(file).encode()))
+    with pytest.raises(ConfigError, match=said) as refused:
+        read(file)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def read(file: Path) -> Recipe:
+    preset = load_preset(file)
+    return make_recipe(preset.recipe, preset.settings)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_marks_at_the_beginning_of_a_file(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("recipe: edm\nabout: σ\nsettings: {steps: 5}", encoding=encoding)
+    loaded = load_preset(file)
+    assert (loaded.about, loaded.settings) == ("σ", {"steps": 5})
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe.yaml", "folder.yaml", "missing.yaml"):
+        with pytest.raises(ConfigError, match="no configuration file"):
+            load_preset(tmp_path / name)
+
+
+def test_a_file_builds_on_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "base.yaml").write_text("extends: score-gan-digits\nsettings: {seed: 5}")
+    (tmp_path / "conf" / "deep" / "edm.yml").write_text("extends: edm-digits\nsettings: {steps: 7}")
+    (tmp_path / "conf" / "child.yaml").write_text(
+        "extends: base.yaml\nsettings: {score: deep/edm.yml, data: {name: digits}}"
+    )
+    recipe = read(Path("conf/child.yaml"))
+    assert isinstance(recipe, ScoreGAN)
+    assert (recipe.seed, recipe.score.steps) == (5, 7)
+    for number in range(30):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml")
+    with pytest.raises(ConfigError, match="that build on others"):
+        load_preset("0.yaml")
+    (tmp_path / "a.yaml").write_text("extends: conf/b.yaml")
+    (tmp_path / "conf" / "b.yaml").write_text("extends: ../a.yaml")
+    with pytest.raises(ConfigError, match="build on others|extends itself"):
+        load_preset("a.yaml")
+
+
+def test_words_in_files_stay_words(tmp_path: Path) -> None:
+    words = ["2024-05-01", "1e3", "on", "nan", "12:30", "0x1F", "007", "1_000", "true", "5", "2.50"]
+    for word in words:
+        file = tmp_path / "x.yaml"
+        file.write_text(f"recipe: edm\nsettings: {{data: {{path: {word}, root: '{word}'}}}}")
+        recipe = read(file)
+        assert (recipe.data.path, recipe.data.root) == (word, word)
+        file.write_text(dump_config(recipe, word))
+        assert read(file) == recipe
+
+
+def test_numbers_are_read_as_they_are_meant() -> None:
+    text = {
+        "iterations": "1e4",
+        "--sigma-max": "8e1",
+        "batch": "0x10",
+        "seed": "-3",
+        "conditional": "no",
+    }
+    recipe = make_recipe("edm", parse_overrides([f"--{k.strip('-')}={v}" for k, v in text.items()]))
+    assert (recipe.iterations, recipe.seed, recipe.conditional) == (10_000, -3, False)
+    assert isinstance(recipe, EDM)
+    assert (recipe.sigma_max, recipe.batch) == (80.0, 16)
+    with pytest.raises(ConfigError, match="'iterations' must be a whole number"):
+        make_recipe("edm", {"iterations": 1.5})

@@ -287,10 +287,10 @@ def test_what_is_frozen_or_has_no_law_does_not_learn() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": (1.0, 0.0)}, "levels .* > 0"),
-        ({"groups": 0}, "at least 1 group"),
-        ({"l2_penalty": -1.0}, "penalties >= 0"),
-        ({"gradient_penalty": -1.0}, ">= 0"),
+        ({"levels": (1.0, 0.0)}, "levels of DeepMMDField must be"),
+        ({"groups": 0}, "groups of DeepMMDField must be"),
+        ({"l2_penalty": -1.0}, "l2_penalty of DeepMMDField must be"),
+        ({"gradient_penalty": -1.0}, "of at least 0"),
     ],
 )
 def test_errors(options: dict, message: str) -> None:

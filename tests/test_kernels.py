@@ -180,12 +180,12 @@ def test_the_median_heuristic() -> None:
 @pytest.mark.parametrize("cls", [RBFKernel, MultiRBFKernel, LaplaceKernel, IMQKernel])
 @pytest.mark.parametrize("bandwidth", [0, -1.0, math.nan, math.inf, "mean"])
 def test_impossible_bandwidths(cls: type[RadialKernel], bandwidth: object) -> None:
-    with pytest.raises(ConfigError, match="length > 0"):
+    with pytest.raises(ConfigError, match="must be a finite number above 0"):
         cls(bandwidth)  # type: ignore[call-arg]
 
 
 def test_other_errors() -> None:
-    with pytest.raises(ConfigError, match="between 0 and 2"):
+    with pytest.raises(ConfigError, match=r"in \(0, 2\)"):
         RieszKernel(2.0)
     with pytest.raises(ConfigError, match="factors"):
         MultiRBFKernel(1.0, (1.0, 0.0))

@@ -198,6 +198,14 @@ def test_sliced_wasserstein_of_shifts() -> None:
     assert squares == pytest.approx([1 / 3] * 3, abs=4 * math.sqrt(4 / 45 / 512))
 
 
+@pytest.mark.parametrize("shift", [1e-3, 1e-8, 1e-12])
+def test_small_distances_are_measured(shift: float) -> None:
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(5), dtype=F64) + 3
+    x = (x * 2**20).round() / 2**20  # so that the shift is the only rounding
+    expected = float((x + shift - x).square().sum(1).mean().sqrt())
+    assert metrics.wasserstein2(x, x + shift) == pytest.approx(expected, rel=1e-3)
+
+
 def test_sliced_wasserstein_scales_and_ignores_translation_and_order() -> None:
     x, y = normal(200, 2), 2 * normal(200, 2, seed=1)
     distance = metrics.sliced_wasserstein2(x, y)

@@ -733,5 +733,5 @@ def test_a_half_life_halves() -> None:
     "ema", [{}, {"half_life": 0}, {"sigma_rel": 0.3}, {"half_life": 9, "sigma_rel": 0.1}, 1.0]
 )
 def test_impossible_averages(ema: object) -> None:
-    with pytest.raises(ConfigError, match="half_life|sigma_rel|decay"):
+    with pytest.raises(ConfigError, match="half_life|sigma_rel|ema"):
         small("edm", ema=ema)

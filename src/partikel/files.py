@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -131,8 +132,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Yields:
         Where to write.
+
+    Raises:
+        ConfigError: for a path that names nothing ("." or "/").
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise ConfigError(f"'{path}' is no name for something new: choose another --out.")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{_PART}{secrets.token_hex(4)}-{path.name}")
     try:
@@ -173,9 +179,25 @@ def write_json(path: str | Path, value: Any) -> Any:
     Returns:
         The value as it will be read back (lists for tuples, words for keys).
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = json_text(value, ensure_ascii=False)
     write_whole(path, text + "\n")
     return json.loads(text)
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """A value as JSON, which has no numbers that are not finite: they are null."""
+    try:
+        return json.dumps(value, indent=1, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), indent=1, allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:

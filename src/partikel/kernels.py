@@ -16,16 +16,18 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
-from partikel.errors import ConfigError, DataError
+from partikel.errors import ConfigError, DataError, Positive, Range, check, checked
 
-Bandwidth: TypeAlias = float | Literal["median"]
+Bandwidth: TypeAlias = Positive | Literal["median"]
 """A length, or the median distance of the points that the kernel is fitted to."""
+
+Factors: TypeAlias = Annotated[tuple[Positive, ...], Range(1)]
 
 TILE = 2**20
 """Bytes of a tile of pairs."""
@@ -158,13 +160,9 @@ class ScaledKernel(RadialKernel):
         ConfigError: for another bandwidth.
     """
 
+    @checked
     def __init__(self, bandwidth: Bandwidth = "median") -> None:
         super().__init__()
-        median = bandwidth == "median"
-        if not median and not (isinstance(bandwidth, (int, float)) and 0 < bandwidth < torch.inf):
-            raise ConfigError(
-                f"the bandwidth of a kernel is a length > 0 or 'median', got {bandwidth!r}."
-            )
         self.bandwidth: Bandwidth = bandwidth
         self._measured: float | None = None
 
@@ -225,10 +223,7 @@ class MultiRBFKernel(ScaledKernel):
     ) -> None:
         super().__init__(bandwidth)
         self.factors = tuple(factors)
-        if not self.factors or not all(0 < factor < torch.inf for factor in self.factors):
-            raise ConfigError(
-                f"the factors of a multi-bandwidth kernel are one or more numbers > 0, got {factors}."
-            )
+        check(self.factors, Factors, "the factors of a multi-bandwidth kernel")
 
     def profile(self, squared: Tensor) -> Tensor:
         """E_h exp(-‖x - y‖²/2h²)."""
@@ -292,10 +287,9 @@ class RieszKernel(RadialKernel):
 
     smooth = False
 
-    def __init__(self, power: float = 1.0) -> None:
+    @checked
+    def __init__(self, power: Annotated[float, Range(above=0, below=2)] = 1.0) -> None:
         super().__init__()
-        if not 0 < power < 2:
-            raise ConfigError(f"the power of a Riesz kernel lies between 0 and 2, got {power}.")
         self.power = power
 
     def profile(self, squared: Tensor) -> Tensor:

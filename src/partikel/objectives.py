@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from partikel.errors import ConfigError, nearest
+from partikel.errors import Checked, ConfigError, NotNegative, nearest
 from partikel.tensors import flat_sum
 
 
-class Objective(ABC):
+class Objective(Checked, ABC):
     """A discriminator's loss and the potential that particles ascend.
 
     Attributes:
@@ -87,15 +87,6 @@ class Vanilla(Objective):
 
     potential_form: Literal["non-saturating", "saturating", "logit"] = "non-saturating"
     is_log_ratio = True
-
-    def __post_init__(self) -> None:
-        """Check the name."""
-        forms = ["non-saturating", "saturating", "logit"]
-        if self.potential_form not in forms:
-            raise ConfigError(
-                f"there is no potential '{self.potential_form}': "
-                f"{nearest(self.potential_form, forms)}"
-            )
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """softplus(-real) + softplus(fake)."""
@@ -248,6 +239,7 @@ class FGAN(Objective):
 
     def __post_init__(self) -> None:
         """Check the name."""
+        super().__post_init__()
         if self.divergence not in DIVERGENCES:
             hint = nearest(self.divergence, list(DIVERGENCES))
             raise ConfigError(f"there is no divergence '{self.divergence}': {hint}")
@@ -340,7 +332,7 @@ def is_exact() -> bool:
 
 
 @dataclass(frozen=True)
-class GradientPenalty:
+class GradientPenalty(Checked):
     """A penalty on ‖∇_x d‖: ``weight · (‖∇d‖ - centre)²``, or weight·‖∇d‖² at centre 0.
 
     WGAN-GP is (weight 10, centre 1, interpolated); the GPM runs use centre 0; R1 and R2 are
@@ -353,24 +345,16 @@ class GradientPenalty:
         at: where it is taken: on uniform interpolates of real and generated points, on either.
     """
 
-    weight: float | tuple[tuple[float, float], ...] = 10.0
-    centre: float = 0.0
+    weight: NotNegative | tuple[tuple[float, NotNegative], ...] = 10.0
+    centre: NotNegative = 0.0
     at: Literal["interpolated", "real", "fake"] = "interpolated"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         steps = ((0.0, self.weight),) if isinstance(self.weight, (int, float)) else self.weight
-        if any(weight < 0 for _, weight in steps) or self.centre < 0:
-            raise ConfigError(
-                f"a gradient penalty needs weights and centre >= 0, "
-                f"got {self.weight} and {self.centre}."
-            )
         if [t for t, _ in steps] != sorted(t for t, _ in steps):
             raise ConfigError(f"a penalty's breakpoints must increase in t, got {self.weight}.")
-        if self.at not in ("interpolated", "real", "fake"):
-            raise ConfigError(
-                f"a penalty is taken at 'interpolated', 'real' or 'fake', not '{self.at}'."
-            )
 
     @classmethod
     def r1(cls, gamma: float) -> GradientPenalty:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import Level, checked
 from partikel.tensors import flat_sum
 
 
@@ -22,9 +23,8 @@ class GaussianPrior:
         ConfigError: where ``std`` is not positive.
     """
 
-    def __init__(self, shape: tuple[int, ...], std: float = 1.0) -> None:
-        if not std > 0:
-            raise ConfigError(f"the standard deviation of a prior must be positive, got {std}.")
+    @checked
+    def __init__(self, shape: Sequence[int], std: Level = 1.0) -> None:
         self.shape = tuple(shape)
         self.std = float(std)
 

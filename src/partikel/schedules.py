@@ -10,15 +10,30 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import (
+    Checked,
+    ConfigError,
+    Exponent,
+    Level,
+    NotNegative,
+    Part,
+    Positive,
+    Range,
+)
 from partikel.tensors import expand_like
 
+LogLevel = Annotated[float, Range(-20.0, 20.0)]
+"""A mean of ln σ."""
+LogSpread = Annotated[float, Range(0.0, 10.0)]
+"""A standard deviation of ln σ."""
 
-class Schedule(ABC):
+
+class Schedule(Checked, ABC):
     """A path of noise levels σ(t), falling with generation time, and scales u(t).
 
     Particles at t are compared with (x + σε)/u, the data as the path shows them: u X ~ p_σ. The path is
@@ -91,11 +106,12 @@ class EDMSchedule(Schedule):
     Source: Karras et al. 2022, σ(t) = t, reversed; DiffFlow eq. 6.
     """
 
-    sigma_max: float = 80.0
-    sigma_end: float = 0.0
+    sigma_max: Level = 80.0
+    sigma_end: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
+        super().__post_init__()
         if not 0 <= self.sigma_end < self.sigma_max:
             raise ConfigError(
                 f"an EDM schedule needs 0 <= sigma_end < sigma_max, "
@@ -124,12 +140,13 @@ class EDMSchedule(Schedule):
 class VESchedule(Schedule):
     """σ(t) = σ_max (σ_end/σ_max)^t on [0, 1]: the geometric path of Song et al. 2021 (VE)."""
 
-    sigma_max: float = 50.0
-    sigma_end: float = 0.01
-    horizon: float = 1.0
+    sigma_max: Level = 50.0
+    sigma_end: Level = 0.01
+    horizon: Positive = 1.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
+        super().__post_init__()
         if not 0 < self.sigma_end < self.sigma_max:
             raise ConfigError(
                 f"a VE schedule needs 0 < sigma_end < sigma_max, "
@@ -160,16 +177,8 @@ class ConstantSchedule(Schedule):
     The prior is not set by such a path; :attr:`prior_std` is 1.
     """
 
-    level: float = 0.01
-    horizon: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not (self.level >= 0 and self.horizon > 0):
-            raise ConfigError(
-                "a constant noise level needs level >= 0 and horizon > 0, "
-                f"got {self.level} and {self.horizon}."
-            )
+    level: NotNegative = 0.01
+    horizon: Positive = 1.0
 
     @property
     def sigma_max(self) -> float:  # type: ignore[override]
@@ -214,19 +223,18 @@ class VPSchedule(Schedule):
         epsilon: τ of the sample; 1e-3 is theirs, 0 reaches σ = 0.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    epsilon: float = 1e-3
+    beta_min: Positive = 0.1
+    beta_max: Annotated[float, Range(above=0, most=80.0)] = 20.0
+    epsilon: Part = 1e-3
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
+        super().__post_init__()
         if not 0 < self.beta_min <= self.beta_max:
             raise ConfigError(
                 f"the rate of a VP schedule needs 0 < beta_min <= beta_max, "
                 f"got {self.beta_min} and {self.beta_max}."
             )
-        if not 0 <= self.epsilon < 1:
-            raise ConfigError(f"a VP schedule ends at 0 <= epsilon < 1, got {self.epsilon}.")
 
     @property
     def horizon(self) -> float:  # type: ignore[override]
@@ -324,7 +332,7 @@ class SubVPSchedule(VPSchedule):
         return -self.beta_vp(t) * torch.expm1(-2 * self._exponent(t))
 
 
-class NoiseLaw(ABC):
+class NoiseLaw(Checked, ABC):
     """A law of noise levels σ > 0 to train on."""
 
     @abstractmethod
@@ -336,8 +344,8 @@ class NoiseLaw(ABC):
 class LogNormalLaw(NoiseLaw):
     """ln σ ~ N(mean, std²) (Karras et al. 2022)."""
 
-    mean: float = -1.2
-    std: float = 1.2
+    mean: LogLevel = -1.2
+    std: LogSpread = 1.2
 
     def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
@@ -349,11 +357,12 @@ class LogNormalLaw(NoiseLaw):
 class LogUniformLaw(NoiseLaw):
     """ln σ uniform: the law whose "likelihood" weighting has no weights to even out."""
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: Level = 0.002
+    sigma_max: Level = 80.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
+        super().__post_init__()
         _check_levels(self.sigma_min, self.sigma_max)
 
     def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -372,14 +381,14 @@ def karras_level(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> T
 class KarrasLaw(NoiseLaw):
     """σ at a uniform place u ~ U[0, 1] of Karras's grid (GPM eq. 28)."""
 
-    sigma_min: float = 0.1
-    sigma_max: float = 10.0
-    rho: float = 3.0
+    sigma_min: Level = 0.1
+    sigma_max: Level = 10.0
+    rho: Exponent = 3.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
+        super().__post_init__()
         _check_levels(self.sigma_min, self.sigma_max)
-        _check_exponent(self.rho)
 
     def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
@@ -387,7 +396,7 @@ class KarrasLaw(NoiseLaw):
         return karras_level(u, self.sigma_min, self.sigma_max, self.rho)
 
 
-class TimeGrid(ABC):
+class TimeGrid(Checked, ABC):
     """Where a sampler's nodes lie in generation time."""
 
     @abstractmethod
@@ -399,7 +408,7 @@ class TimeGrid(ABC):
 class UniformGrid(TimeGrid):
     """t_n = T n/N."""
 
-    horizon: float = 1.0
+    horizon: Positive = 1.0
 
     def nodes(self, steps: int) -> Tensor:
         """(steps + 1,) equally spaced times."""
@@ -416,12 +425,12 @@ class KarrasGrid(TimeGrid):
     """
 
     schedule: Schedule
-    sigma_min: float = 0.002
-    rho: float = 7.0
+    sigma_min: NotNegative = 0.002
+    rho: Exponent = 7.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
-        _check_exponent(self.rho)
+        """Check the ranges."""
+        super().__post_init__()
         _check_lowest(self.schedule, self.sigma_min)
 
     def nodes(self, steps: int) -> Tensor:
@@ -449,12 +458,11 @@ class GeometricGrid(TimeGrid):
     """
 
     schedule: Schedule
-    sigma_min: float | None = None
+    sigma_min: Level | None = None
 
     def __post_init__(self) -> None:
-        """Check the range."""
-        if not self._lowest > 0:
-            raise ConfigError(f"geometric levels need sigma_min > 0, got {self.sigma_min}.")
+        """Check the ranges."""
+        super().__post_init__()
         _check_lowest(self.schedule, self._lowest)
 
     @property
@@ -488,11 +496,6 @@ def _check_levels(sigma_min: float, sigma_max: float) -> None:
         raise ConfigError(
             f"noise levels need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}."
         )
-
-
-def _check_exponent(rho: float) -> None:
-    if not rho > 0:
-        raise ConfigError(f"Karras's exponent rho must be positive, got {rho}.")
 
 
 def _check_lowest(schedule: Schedule, sigma_min: float) -> None:

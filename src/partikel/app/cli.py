@@ -13,13 +13,31 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
-from partikel.errors import ConfigError, DataError, PartikelError, nearest
-from partikel.files import replacing, write_json
+from partikel.app.terminal import degrade
+from partikel.errors import (
+    ConfigError,
+    Count,
+    DataError,
+    PartikelError,
+    Positive,
+    Range,
+    Seed,
+    Size,
+    check,
+    fits,
+    nearest,
+    shown,
+    types_of,
+    words_of,
+)
+from partikel.files import json_text, replacing, write_json
 
 if TYPE_CHECKING:
     from partikel.app.runs import Run
+
+Steps: TypeAlias = Annotated[int, Range(0, 10**5)]
 
 SolverName: TypeAlias = Literal[
     "euler",
@@ -88,14 +106,14 @@ def train(preset: str, out: str | None = None, dry_run: bool = False, **settings
 
 def sample(
     run: str,
-    n: int | None = None,
+    n: Size | None = None,
     out: str | None = None,
     label: str | None = None,
     guidance: float | None = None,
-    steps: int | None = None,
-    stop: int | None = None,
+    steps: Count | None = None,
+    stop: Steps | None = None,
     solver: SolverName | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Draw samples of a run into a .npz or .png file.
 
@@ -120,7 +138,7 @@ def sample(
 
     loaded = _load(run)
     path = Path(out) if out else loaded.path / "samples.png"
-    if path.suffix not in (".npz", ".png"):
+    if path.suffix.lower() not in (".npz", ".png"):
         raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
     sampling = _sampling(steps, stop, solver, guidance)
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +147,7 @@ def sample(
         n = 64 if rows == 1 else 8 * rows
     cond = None if n < 1 else loaded.labels(n, label, generator=generator)
     x = loaded.sample(n, generator=generator, cond=cond, **sampling)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         _save_npz(path, x=x.numpy(), **({} if cond is None else {"cond": cond.numpy()}))
     elif rows > 1 and is_images(x):
         save_image(image_grid(x, columns=n // rows), path)
@@ -141,17 +159,17 @@ def sample(
 
 def evaluate(
     run: str,
-    n: int = 10_000,
+    n: Size = 10_000,
     split: Literal["test", "validation", "train"] = "test",
     features: str | None = None,
     baselines: bool = False,
     curve: Literal["nfe", "stop"] | None = None,
-    at: list[int] | None = None,
-    steps: int | None = None,
-    stop: int | None = None,
+    at: list[Count] | None = None,
+    steps: Count | None = None,
+    stop: Steps | None = None,
     solver: SolverName | None = None,
     guidance: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
 ) -> None:
     """Measure a run's samples against the test data, beside the data against themselves.
@@ -204,16 +222,16 @@ def evaluate(
 
 def neighbours(
     run: str,
-    n: int = 500,
-    k: int | None = None,
-    rows: int = 8,
+    n: Size = 500,
+    k: Count | None = None,
+    rows: Count = 8,
     out: str | None = None,
     features: str | None = None,
-    steps: int | None = None,
-    stop: int | None = None,
+    steps: Count | None = None,
+    stop: Steps | None = None,
     solver: SolverName | None = None,
     guidance: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
 ) -> None:
     """Draw samples beside their nearest training images, and count those that are copies.
@@ -245,7 +263,7 @@ def neighbours(
         loaded, path, n=n, k=k, rows=rows, seed=seed, features=features, **sampling
     )
     if json:
-        print(jsonlib.dumps({"figures": found.figures, "protocol": found.protocol}, indent=1))
+        print(json_text({"figures": found.figures, "protocol": found.protocol}))
         return
     title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
     kinds = [name.removeprefix("memorised ") for name in found.figures if "memorised" in name]
@@ -263,10 +281,10 @@ def interpolate(
     method: Literal[
         "linear", "spherical", "cauchy-linear", "spherical-cauchy-linear"
     ] = "spherical-cauchy-linear",
-    pairs: int = 8,
-    points: int = 9,
+    pairs: Count = 8,
+    points: Count = 9,
     out: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Draw what lies between pairs of latents (generators) or of prior points (particles).
 
@@ -289,11 +307,11 @@ def interpolate(
 def animate(
     run: str,
     out: str | None = None,
-    frames: int = 40,
-    fps: int = 12,
-    n: int | None = None,
+    frames: Count = 40,
+    fps: Annotated[int, Range(1, 1000)] = 12,
+    n: Size | None = None,
     parts: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Animate a run: particles along generation, or a generator along its training.
 
@@ -316,7 +334,7 @@ def animate(
     print(path)
 
 
-def compare(runs: list[str], out: str = "comparison", n: int = 10_000, seed: int = 0) -> None:
+def compare(runs: list[str], out: str = "comparison", n: Size = 10_000, seed: Seed = 0) -> None:
     """Put runs side by side: a table, one picture, one page.
 
     Args:
@@ -371,7 +389,7 @@ def presets(name: str | None = None) -> None:
     _table("presets", ["name", "measured", "about"], rows, cut=True)
 
 
-def verify(out: str = "verify", samples: int = 10_000, seed: int = 0) -> None:
+def verify(out: str = "verify", samples: Size = 10_000, seed: Seed = 0) -> None:
     """Check DiffFlow's theory by measurement: invariances, convergence rates, equivalences.
 
     Args:
@@ -396,9 +414,9 @@ def verify(out: str = "verify", samples: int = 10_000, seed: int = 0) -> None:
 def draw_map(
     out: str | None = None,
     run: str | None = None,
-    samples: int = 10_000,
-    steps: int | None = None,
-    seed: int = 0,
+    samples: Size = 10_000,
+    steps: Count | None = None,
+    seed: Seed = 0,
 ) -> None:
     """Draw the plane from GANs to diffusion (DiffFlow's Figure 1), with samples at its points.
 
@@ -435,8 +453,8 @@ def draw_matrix(
     out: str = "matrix",
     target: str = "gaussians",
     rows: list[str] | None = None,
-    seeds: list[int] | None = None,
-    cap: float = 30.0,
+    seeds: list[Seed] | None = None,
+    cap: Positive = 30.0,
 ) -> None:
     """Run every field with free particles and with a generator: pictures, measures, CPU seconds.
 
@@ -462,7 +480,7 @@ def draw_matrix(
     print(Path(out) / "matrix.png")
 
 
-def demo(out: str = "demo", seed: int = 0) -> None:
+def demo(out: str = "demo", seed: Seed = 0) -> None:
     """Train the four models on Gaussians and one on digits, and make a page of them (5 minutes).
 
     Args:
@@ -481,18 +499,18 @@ def likelihood(
     data: Literal["test", "validation", "train"] = "test",
     method: Literal["ode", "elbo", "map"] = "ode",
     bits: bool = False,
-    n: int | None = None,
+    n: Size | None = None,
     labels: bool = False,
     divergence: Literal["auto", "exact", "rademacher", "gaussian"] = "auto",
-    probes: int = 1,
+    probes: Count = 1,
     solver: Literal["dopri5", "dopri8", "rk4", "heun"] = "dopri5",
-    tolerance: float = 1e-5,
-    steps: int = 100,
-    draws: int = 32,
+    tolerance: Positive = 1e-5,
+    steps: Count = 100,
+    draws: Count = 32,
     inference: Literal["linear", "tight"] = "linear",
-    batch: int = 100,
-    agree: int | None = None,
-    seed: int = 0,
+    batch: Size = 100,
+    agree: Annotated[int, Range(0, 2**24)] | None = None,
+    seed: Seed = 0,
     json: bool = False,
 ) -> None:
     """Measure the log-likelihood of data under a run of free particles; the same command resumes.
@@ -533,6 +551,8 @@ def likelihood(
     )
 
     loaded = _load(run)
+    if labels and loaded.model.label_weights is None:
+        raise ConfigError("this model was trained without labels: leave out --labels.")
     points = len(loaded.dataset.shape) == 1
     dtype = torch.float64 if points else torch.float32
     model = loaded.model.to(dtype)
@@ -584,7 +604,7 @@ def likelihood(
     path = loaded.path / f"likelihood-{method}.json"
     write_json(path, record)
     if json:
-        print(jsonlib.dumps(record, indent=1))
+        print(json_text(record))
         return
     title = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SDE"}
     rows = [["nats per point", _number(report.log_prob), _number(report.standard_error)]]
@@ -678,19 +698,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     # before PyTorch is imported: threads that spin slow a busy machine down many times
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    degrade(sys.stdout, sys.stderr)
     try:
         _run(tokens)
     except PartikelError as error:
-        print(f"partikel: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+        _stop(str(error), getattr(error, "exit_code", 2))
     except KeyboardInterrupt:
-        print("partikel: interrupted.", file=sys.stderr)
-        sys.exit(130)
+        _stop("interrupted.", 130)
     except BrokenPipeError:  # the reader of our output left; nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"partikel: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"{error.strerror or error}: {error.filename or ''}")
+    except RecursionError:
+        _stop("what was given nests too deeply: make it flatter.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        _stop("there is not enough memory: ask for fewer at once (batch, n, width, steps).")
+
+
+_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+
+
+def _stop(sentence: str, code: int = 2) -> NoReturn:
+    """End with a sentence, on one line whatever the names in it hold."""
+    print(f"partikel: {PartikelError(sentence)}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _run(tokens: list[str]) -> None:
@@ -705,19 +738,92 @@ def _run(tokens: list[str]) -> None:
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:
         raise ConfigError(f"there is no command '{name}': {nearest(name, list(COMMANDS))}")
+    if {"-h", "--help"} & set(rest):
+        _help(name, rest)
+        sys.exit(0)
+    values, settings = _parse(name, rest)
     if name == "train":
-        rest, settings = _split_settings(rest)
-    else:
-        settings = {}
-    values = _parse(name, rest)
-    COMMANDS[name](**values, **settings)
+        from partikel.app.config import parse_overrides
+
+        values |= parse_overrides(settings)
+    COMMANDS[name](**values)
 
 
-def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
+def _parse(name: str, tokens: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of a command, each of its type and in its range, and the settings beside them.
+
+    Options stand anywhere on the line. What is true or false needs no value.
+
+    Raises:
+        ConfigError: for an option that there is not, a value that is missing, or one that is wrong.
+    """
     command = COMMANDS[name]
+    hints = types_of(command)
+    parameters = inspect.signature(command).parameters.values()
+    own = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
+    optional = {key for key, p in own.items() if p.default is not p.empty}
+    places = [key for key in own if key not in optional or (name, key) == ("presets", "name")]
+    values: dict[str, Any] = {}
+    settings: list[str] = []
+    words: list[str] = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        option, equals, text = token.partition("=")
+        if not token.startswith("-") or token == "-":
+            words.append(token)
+            continue
+        key = _ALIASES.get(option, option)[2:].replace("-", "_")
+        flag = key in optional and own[key].default is False
+        if not option.startswith("--") and option not in _ALIASES:
+            raise _no_option(name, option, optional)
+        if key not in optional and name != "train":
+            raise _no_option(name, option, optional)
+        if not equals and not (flag and (not rest or rest[0].lower() not in ("true", "false"))):
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{option} needs a value: write {option} VALUE.")
+            text = rest.pop(0)
+        elif not equals:
+            text = "true"
+        if key in optional:
+            values[key] = _value(name, option, text, hints[key])
+        else:
+            settings.append(f"{option}={text}")
+    for key in places:
+        listed = name in _LISTED
+        if not words and key not in optional:
+            raise ConfigError(f"'partikel {name}' needs more: see 'partikel {name} --help'.")
+        if words:
+            text, words = (words, []) if listed else (words[0], words[1:])
+            check(text, hints[key], f"'{key}' of 'partikel {name}'")
+            values[key] = text
+    if words:
+        hint = "write --key value" if name == "train" else f"see 'partikel {name} --help'"
+        raise ConfigError(f"'{words[0]}' belongs to no setting: {hint}.")
+    return values, settings
+
+
+def _value(name: str, option: str, text: str, hint: Any) -> Any:
+    """The value of an option, from its text."""
+    from partikel.app.reading import given, typed
+
+    value = typed(given(text, option), hint)
+    if not fits(value, hint):
+        check(text, str, f"the option '{option}'")
+        said = f"the option '{option}' of 'partikel {name}' must be {words_of(hint)}"
+        raise ConfigError(f"{said}, got {shown(text)}.")
+    return value
+
+
+def _no_option(name: str, option: str, known: set[str]) -> ConfigError:
+    names = [f"--{each.replace('_', '-')}" for each in known]
+    return ConfigError(f"'partikel {name}' has no option {option}: {nearest(option, names)}")
+
+
+def _help(name: str, tokens: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
-    parameters = inspect.signature(command).parameters
+    command = COMMANDS[name]
     parser = ArgumentParser(prog=f"partikel {name}", description=_summary(command))
     skip: set[str | int] = {"settings"}
     if name in _LISTED:
@@ -728,71 +834,21 @@ def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
     for group in parser._action_groups:  # titled by the docstring's first line, which stands above
         if group.title and group.title.startswith(_summary(command).splitlines()[0].rstrip(".")):
             group.title = "arguments"
-    if name == "presets":  # an optional argument that reads well without its dashes
-        tokens = [*(["--name"] if tokens and not tokens[0].startswith("-") else []), *tokens]
-    tokens = [_ALIASES.get(token, token) for token in tokens]
-    tokens = [
-        token.replace("-", "_").replace("__", "--", 1) if token.startswith("--") else token
-        for token in tokens
-    ]
-    if "--help" in tokens or "-h" in tokens:
-        print(_dashed(parser.format_help()))
-        if name == "train":
-            _train_help(tokens)
-        sys.exit(0)
-    flags = {key for key, parameter in parameters.items() if parameter.default is False}
-    tokens = [f"{t}=true" if t.lstrip("-") in flags and t.startswith("--") else t for t in tokens]
-    known = [o for action in parser._actions for o in action.option_strings]
-    for token in tokens:
-        option = token.split("=")[0]
-        if option.startswith("--") and option not in known:
-            names = [_dashed(o) for o in known if o.startswith("--")]
-            raise ConfigError(
-                f"'partikel {name}' has no option {_dashed(option)}: "
-                f"{nearest(_dashed(option), names)}"
-            )
-    parser.exit_on_error = False  # type: ignore[assignment]
-    try:
-        parsed = parser.parse_args(tokens)
-    except Exception as error:  # jsonargparse raises several kinds
-        raise ConfigError(_complaint(name, str(error))) from error
-    return {key: value for key, value in parsed.as_dict().items() if key in parameters}
-
-
-def _split_settings(tokens: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Options of the command itself, and settings of the recipe."""
-    from partikel.app.config import parse_overrides
-
-    own: list[str] = []
-    others: list[str] = []
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        option = token.split("=")[0]
-        if option in ("--out", "-o"):
-            own.append(token)
-            if "=" not in token and rest:
-                own.append(rest.pop(0))
-        elif option in ("--dry-run", "--dry_run", "--help", "-h") or (
-            not token.startswith("-") and not own
-        ):
-            own.append(token)
-        else:
-            others.append(token)
-            if token.startswith("--") and "=" not in token and rest:
-                others.append(rest.pop(0))
-    return own, parse_overrides(others)
+    print(_dashed(parser.format_help()))
+    if name == "train":
+        _train_help(tokens)
 
 
 def _train_help(tokens: list[str]) -> None:
     from partikel.app.config import load_preset, recipe_parser
     from partikel.recipes import RECIPES
 
-    names = [token for token in tokens if not token.startswith("-")]
-    if not names:
+    try:
+        values, _ = _parse("train", [token for token in tokens if token not in ("-h", "--help")])
+    except ConfigError:
         print("Name a preset to see its recipe's settings: partikel train edm-gaussians --help")
         return
-    loaded = load_preset(names[0])
+    loaded = load_preset(values["preset"])
     print(f"Settings of the recipe '{loaded.recipe}':\n")
     print(recipe_parser(RECIPES[loaded.recipe], prog="").format_help().split("\n\n", 1)[-1])
 
@@ -812,17 +868,6 @@ def _summary(command: Callable[..., None]) -> str:
 
 def _dashed(text: str) -> str:
     return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), text)
-
-
-def _complaint(name: str, message: str) -> str:
-    found = re.search(r'[Kk]ey "([^"]+)"', message)
-    value = re.search(r"(?:Got value|Given value|value): (\S+)", message)
-    if "required" in message:
-        return f"'partikel {name}' needs more: see 'partikel {name} --help'."
-    if found is None:
-        return " ".join(message.split())
-    got = f", got {value.group(1)}" if value else ""
-    return f"the option '{found.group(1)}' of 'partikel {name}' has a wrong value{got}."
 
 
 def _sampling(
@@ -907,7 +952,7 @@ def _comparison_table(summaries: Sequence[Any]) -> None:
 
 def _show_evaluation(title: str, result: Any, json: bool) -> None:
     if json:
-        print(jsonlib.dumps(result.as_dict(), indent=1))
+        print(json_text(result.as_dict()))
         return
     columns = {"model": result.metrics, "data vs data": result.reference, **result.baselines}
     columns["model"] = {**result.metrics, **result.left_out}
@@ -918,7 +963,7 @@ def _show_evaluation(title: str, result: Any, json: bool) -> None:
 
 def _show_curve(title: str, record: dict[str, Any], json: bool) -> None:
     if json:
-        print(jsonlib.dumps(record, indent=1))
+        print(json_text(record))
         return
     along, names = record["along"], list(record["reference"])
     value = {"nfe": "steps", "stop": "stop"}[along]

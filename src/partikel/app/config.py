@@ -1,31 +1,40 @@
 """Configurations: presets, YAML files and command-line settings become typed recipes.
 
 A configuration is ``{recipe: name, settings: {...}}``. What is left out has the recipe's default;
-defaults live in the recipes' signatures only. Types are checked by jsonargparse. A configuration may
+defaults, types and ranges live in the recipes' signatures only. A configuration may
 build on another one (``extends: preset``), and take the model of its data score from one
 (``score: preset`` under settings).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from partikel.errors import ConfigError, nearest
+from partikel.app.reading import LONGEST_FILE, given, listed, load_yaml, typed
+from partikel.errors import ConfigError, check, fits, nearest, options_of, types_of, words_of
+from partikel.files import read_text
 from partikel.recipes import RECIPES, Recipe
 
+T = TypeVar("T")
+
 SCHEMA = 1
+LONGEST_CHAIN = 20
+"""Configurations that build on one another."""
+_ALLOWED: dict[str, Any] = {
+    **dict.fromkeys(("about", "preset"), str | None),
+    **dict.fromkeys(("extends", "recipe"), str),
+    "measured": dict | None,
+    "settings": dict | None,
+    "schema": int,
+}
 _PRESETS = resources.files("partikel.recipes") / "presets"
 
 
@@ -58,59 +67,86 @@ def preset_names() -> list[str]:
 def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     """A shipped preset by name, or a YAML file of the same form by path.
 
+    What a file extends, and the preset that it names as its score, are looked for beside it where they are
+    files themselves.
+
     Args:
         name: of the preset, or path of the file.
-        extended: the configurations that extend this one.
+        extended: the configurations that build on this one.
 
     Raises:
         ConfigError: if there is no such preset or file, or it is not a configuration.
     """
     name = str(name)
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"there is no configuration file {path}.")
-        text, label = path.read_text(encoding="utf-8"), path.stem
-    elif name in preset_names():
-        text, label = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), name
-    else:
+    if name in extended:
+        raise ConfigError(f"{name} extends itself, or is its own score: name another preset.")
+    if len(extended) > LONGEST_CHAIN:
         raise ConfigError(
-            f"there is no preset '{name}': {nearest(name, preset_names())} "
-            "(a path to a .yaml file works too)"
+            f"{name} is the end of more than {LONGEST_CHAIN} files that build on others."
         )
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not {"recipe", "extends"} & set(content):
-        raise ConfigError(
-            f"{name} is no configuration: it needs a line 'recipe: NAME' or 'extends: PRESET'."
-        )
-    allowed = ["about", "extends", "measured", "preset", "recipe", "schema", "settings"]
-    for key in content:
-        if key not in allowed:
-            hint = nearest(str(key), allowed)
-            raise ConfigError(f"unknown key '{key}' in {name} ({hint}); put it under 'settings'.")
-    if content.get("schema", SCHEMA) != SCHEMA:
-        raise ConfigError(
-            f"{name} has configuration schema {content['schema']}, this version reads {SCHEMA}."
-        )
-    recipe, settings = content.get("recipe", ""), content.get("settings") or {}
-    given = {} if name in preset_names() else settings
+    content = read_configuration(name)
+    chain, folder = (*extended, name), Path(name).parent
+    recipe = content.get("recipe", "")
+    settings = _with_named_score(content.get("settings") or {}, folder, chain)
+    chosen = {} if name in preset_names() else settings
     if "extends" in content:
-        if name in extended:
-            raise ConfigError(f"{name} extends itself: name another preset.")
-        base = load_preset(content["extends"], (*extended, name))
+        base = load_preset(_beside(content["extends"], folder), chain)
         if recipe not in ("", base.recipe):
             raise ConfigError(
                 f"{name} is of the recipe '{recipe}' but extends '{base.name}', which is of "
                 f"'{base.recipe}': leave out one of the two lines."
             )
-        recipe, settings = base.recipe, _merge(base.settings, _with_named_score(settings))
-    settings = dict(_with_named_score(settings))
-    return Preset(
-        label, content.get("about", ""), recipe, settings, content.get("measured") or {}, given
-    )
+        recipe, settings = base.recipe, _merge(base.settings, settings)
+    label = Path(name).stem if _is_file(name) else name
+    measured = content.get("measured") or {}
+    about = content.get("about") or ""
+    return Preset(label, about, recipe, dict(settings), measured, dict(chosen))
+
+
+def read_configuration(name: str | Path) -> dict[str, Any]:
+    """What stands in a configuration, its keys and their types checked, its settings not.
+
+    Args:
+        name: of a preset, or path of a file.
+
+    Raises:
+        ConfigError: as :func:`load_preset`, for this file alone.
+    """
+    name = str(name)
+    if _is_file(name):
+        text = read_text(Path(name), ConfigError, LONGEST_FILE)
+    elif name in preset_names():
+        text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"there is no preset '{name}': {nearest(name, preset_names())} "
+            "(a path to a .yaml file works too)"
+        )
+    content = load_yaml(text, name)
+    if not isinstance(content, dict) or not {"recipe", "extends"} & set(content):
+        raise ConfigError(
+            f"{name} is no configuration: it needs a line 'recipe: NAME' or 'extends: PRESET'."
+        )
+    for key, value in content.items():
+        if key not in _ALLOWED:
+            hint = nearest(str(key), list(_ALLOWED))
+            raise ConfigError(f"unknown key '{key}' in {name} ({hint}); put it under 'settings'.")
+        content[key] = typed(value, _ALLOWED[key])
+        check(content[key], _ALLOWED[key], f"'{key}' in {name}")
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise ConfigError(
+            f"{name} has configuration schema {content['schema']}, this version reads {SCHEMA}."
+        )
+    return content
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml"))
+
+
+def _beside(name: str, folder: Path) -> str:
+    """The path of a file that is named in a file of ``folder``; the names of presets as they are."""
+    return str(folder / name) if _is_file(name) else name
 
 
 def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
@@ -131,29 +167,61 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
     if "score" in kind.__dataclass_fields__:  # one data set, with or without labels, serves both
         shared = {key: merged[key] for key in ("data", "conditional") if key in merged}
         merged = _merge({"score": shared}, merged)
-    parser = recipe_parser(kind)
-    try:
-        parsed = parser.parse_object(_complete(kind, merged))
-        made = parser.instantiate(parsed)
-    except ConfigError:
-        raise
-    except Exception as error:  # jsonargparse raises several kinds
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ConfigError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, ConfigError):
-            raise ConfigError(str(cause)) from error
-        raise ConfigError(_explain(kind, merged, str(error))) from error
-    values = {f.name: getattr(made, f.name) for f in dataclasses.fields(kind)}
-    return kind(**values)
+    return _built(kind, merged)
 
 
-def _with_named_score(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix: str = "") -> T:
+    """A dataclass of settings; what is left out is as in ``base``, or has its default.
+
+    Raises:
+        ConfigError: for a value of another type or out of range, with its path.
+    """
+    check_keys(kind, settings, prefix)
+    if base is not None and typed(settings.get("kind", MISSING), str) not in (
+        MISSING,
+        getattr(base, "kind", None),
+    ):
+        base = None  # nothing of the settings of another kind
+    given = (
+        {} if base is None else {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    )
+    hints = types_of(kind)
+    for f in dataclasses.fields(cast(Any, kind)):
+        path = f"{prefix}{f.name}"
+        if f.name in settings:
+            default = given.get(f.name, _default(f))
+
+            def build(
+                inner: type, more: Mapping[str, Any], default: Any = default, path: str = path
+            ) -> Any:
+                return _built(inner, more, default if type(default) is inner else None, f"{path}.")
+
+            value = typed(settings[f.name], hints[f.name], build)
+            if not fits(value, hints[f.name]):
+                if isinstance(value, str):
+                    check(value, str, f"the setting '{path}'")
+                what = words_of(hints[f.name])
+                raise ConfigError(
+                    f"the setting '{path}' must be {what}, got {listed(settings[f.name])}."
+                )
+            given[f.name] = value
+        elif f.name not in given and _default(f) is MISSING:
+            raise ConfigError(
+                f"the setting '{path}' is missing: it must be {words_of(hints[f.name])}."
+            )
+    return kind(**given)
+
+
+def _with_named_score(
+    settings: Any, folder: Path = Path(), extended: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
     """Settings whose ``score`` is written out where it names a preset; its data give way to others."""
+    if not isinstance(settings, Mapping):
+        return settings
     named = settings.get("score")
     if not isinstance(named, str):
         return settings
-    preset = load_preset(named)
+    preset = load_preset(_beside(named, folder), extended)
     if preset.recipe != "edm":
         raise ConfigError(
             f"score names the preset '{named}' of the recipe '{preset.recipe}': name one of 'edm'."
@@ -185,7 +253,7 @@ def recipe_parser(kind: type[Recipe], prog: str | None = None) -> ArgumentParser
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
-    """``--key value`` and ``--key=value`` pairs as nested settings; values are YAML.
+    """``--key value`` and ``--key=value`` pairs as nested settings; values are YAML, or words as given.
 
     Raises:
         ConfigError: for a token without a key, or a key without a value.
@@ -201,13 +269,7 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"--{key} needs a value: write --{key} VALUE.")
             text = rest.pop(0)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of --{key} is not valid YAML: {text}") from error
-        if isinstance(value, str):  # YAML 1.1 takes 2e-4 for a word
-            with contextlib.suppress(ValueError):
-                value = float(value)
+        value = given(text, f"--{key}")
         place = settings
         *path, last = key.replace("-", "_").split(".")
         for part in path:
@@ -225,8 +287,8 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
         ConfigError: naming the key and the nearest valid one.
     """
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"'{prefix.rstrip('.')}' holds several settings, not {settings!r}.")
-    hints = typing.get_type_hints(kind)
+        raise ConfigError(f"'{prefix.rstrip('.')}' holds several settings, not {listed(settings)}.")
+    hints = types_of(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in settings.items():
         if key not in names:
@@ -242,13 +304,13 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
 
 
 def _dataclass_in(hint: Any) -> type | None:
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    options = typing.get_args(hint) if union else (hint,)
-    return next((o for o in options if dataclasses.is_dataclass(o) and isinstance(o, type)), None)
+    return next(
+        (o for o in options_of(hint) if dataclasses.is_dataclass(o) and isinstance(o, type)), None
+    )
 
 
 def _paths(kind: type) -> list[str]:
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     found = []
     for f in dataclasses.fields(kind):
         inner = _dataclass_in(hints[f.name])
@@ -256,29 +318,8 @@ def _paths(kind: type) -> list[str]:
     return found
 
 
-def _complete(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults of partly given nested settings."""
-    hints = typing.get_type_hints(kind)
-    full: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):
-        inner = _dataclass_in(hints[f.name])
-        if f.name not in settings:
-            continue
-        value = settings[f.name]
-        if inner is not None and isinstance(value, Mapping):
-            default = _default(f)
-            base = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else {}  # type: ignore[arg-type]
-            if value.get("kind", base.get("kind")) != base.get("kind"):  # nothing of the default's
-                base = {g.name: _default(g) for g in dataclasses.fields(inner)}
-            value = _plain(_merge(base, value))
-        full[f.name] = value
-    return full
-
-
 def _default(f: dataclasses.Field[Any]) -> Any:
-    if f.default is not dataclasses.MISSING:
-        return f.default
-    return None if f.default_factory is dataclasses.MISSING else f.default_factory()
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def _merge(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,32 +341,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value
-
-
-def _explain(kind: type, settings: Mapping[str, Any], message: str) -> str:
-    """A parser's complaint about a type, in one sentence."""
-    found = re.search(r'[Kk]ey "([^"]+)"', message)
-    if found is None:
-        return " ".join(message.split())
-    path = found.group(1)
-    hint: Any = kind
-    value: Any = settings
-    for part in path.split("."):
-        hint = typing.get_type_hints(_dataclass_in(hint) or kind).get(part, Any)
-        value = value.get(part) if isinstance(value, Mapping) else None
-    reason = re.search(r"(Option '[^']+' is not accepted)", message)
-    because = f" ({reason.group(1)})" if reason else ""
-    return f"the setting '{path}' must be {_type_name(hint)}, got {value!r}{because}."
-
-
-def _type_name(hint: Any) -> str:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return " or ".join(repr(option) for option in options)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(option) for option in options)
-    if origin is tuple:
-        inner = [_type_name(option) for option in options if option is not Ellipsis]
-        return f"a list of {', '.join(inner)}"
-    plain = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-    return "null" if hint is type(None) else plain.get(hint, getattr(hint, "__name__", str(hint)))

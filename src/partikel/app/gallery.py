@@ -361,6 +361,8 @@ def run_frames(
         CheckpointError: where training recorded no such frames.
     """
     model = run.model
+    if n is not None and n < 1:
+        raise ConfigError(f"an animation needs n >= 1 particles, got {n}.")
     if model.steps is not None:
         count = n or (400 if _planar(run) else 64)
         check_memory(count * frames, run.data.shape)

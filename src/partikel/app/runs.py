@@ -33,7 +33,14 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from partikel.app.config import SCHEMA, dump_config, load_preset, make_recipe, settings_of
+from partikel.app.config import (
+    SCHEMA,
+    dump_config,
+    load_preset,
+    make_recipe,
+    read_configuration,
+    settings_of,
+)
 from partikel.app.show.animation import save_frame, training_frame
 from partikel.app.show.plots import save_picture
 from partikel.app.show.progress import progress_bar
@@ -404,7 +411,7 @@ def load(path: Path | str) -> Run:
             recipe = make_recipe(config.recipe, config.settings)
         except ConfigError as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
-        preset = yaml.safe_load(file.read_text(encoding="utf-8")).get("preset") or recipe.name
+        preset = read_configuration(file).get("preset") or recipe.name
     if latest_checkpoint(path / "checkpoints") is None:
         raise CheckpointError(
             f"the run {path} has no checkpoint yet: run 'partikel train' with --out {path} first."
@@ -597,9 +604,10 @@ def _check_folder(out: Path, text: str) -> None:
             raise ConfigError(f"{out} holds checkpoints but no config.yaml: choose another --out.")
         return
     with reading(file, "is no configuration: choose another --out.", ConfigError):
-        old, new = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(text)
-    if not isinstance(old, dict):
-        raise ConfigError(f"{file} is no configuration: choose another --out.")
+        try:
+            old, new = read_configuration(file), yaml.safe_load(text)
+        except ConfigError as error:
+            raise ConfigError(f"{error} Choose another --out, or mend the file.") from error
     if old.get("recipe") != new["recipe"]:
         raise ConfigError(
             f"{out} holds a run of '{old.get('recipe')}', not of '{new['recipe']}': "

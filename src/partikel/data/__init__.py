@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from partikel.data import synthetic
 from partikel.data.base import (
@@ -29,7 +29,7 @@ from partikel.data.folder import find, folder
 from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
 from partikel.data.prepared import MappedDataset, Source, prepare
-from partikel.errors import ConfigError, nearest
+from partikel.errors import Checked, ConfigError, Range, Width, nearest
 
 __all__ = [
     "DATASETS",
@@ -47,7 +47,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Checked):
     """Which data, and how they are prepared.
 
     Options that a data set has no use for stay as they are.
@@ -77,10 +77,10 @@ class DataSettings:
 
     name: str = "gaussians"
     root: str | None = None
-    size: int | None = None
+    size: Width | None = None
     download: bool = False
-    validation: float = 0.1
-    split_seed: int = 0
+    validation: Annotated[float, Range(least=0, most=0.9)] = 0.1
+    split_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     path: str | None = None
     channels: Literal[1, 3] = 3
     flip: bool = False
@@ -91,8 +91,8 @@ class DataSettings:
     split: str = "train"
     image_column: str = "image"
     label_column: str = "label"
-    max_bytes: int = Limits().bytes
-    max_pixels: int = Limits().pixels
+    max_bytes: Annotated[int, Range(least=1)] = Limits().bytes
+    max_pixels: Annotated[int, Range(1, 178_000_000)] = Limits().pixels
 
     @property
     def limits(self) -> Limits:
@@ -233,15 +233,4 @@ def open_dataset(settings: DataSettings) -> Dataset:
         raise ConfigError(f"data.size of '{name}' cannot be {settings.size}: choose from {valid}")
     if entry.needs_path and not settings.path:
         raise ConfigError(f"'{name}' needs data.path: say where the pictures are")
-    if settings.channels not in (1, 3):
-        raise ConfigError(f"data.channels must be 1 or 3, not {settings.channels}")
-    if settings.on_error not in ("stop", "skip"):
-        raise ConfigError(f"data.on_error must be stop or skip, not '{settings.on_error}'")
-    if not 0 <= settings.validation <= 0.9:
-        raise ConfigError(f"data.validation must be in [0, 0.9], not {settings.validation}")
-    if not 0 <= settings.split_seed < 2**32:
-        raise ConfigError(f"data.split_seed must be in [0, 2^32), not {settings.split_seed}")
-    for key, most in (("max_bytes", math.inf), ("max_pixels", 178_000_000)):
-        if not 1 <= getattr(settings, key) <= most:
-            raise ConfigError(f"data.{key} must be in [1, {most:,}], not {getattr(settings, key)}")
     return entry.open(settings)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError
+from partikel.errors import Level, checked
 from partikel.tensors import expand_like
 
 Weighting = Literal["edm", "none", "likelihood"]
@@ -41,10 +41,9 @@ class EDMDenoiser(nn.Module):
         timed: whether generation time is a second condition.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5, *, timed: bool = False) -> None:
+    @checked
+    def __init__(self, network: nn.Module, sigma_data: Level = 0.5, *, timed: bool = False) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise ConfigError(f"sigma_data must be positive, got {sigma_data}.")
         self.network = network
         self.sigma_data = sigma_data
         self.timed = timed
@@ -90,10 +89,9 @@ class PreconditionedLogit(nn.Module):
         sigma_data: σ_d, standard deviation of the data; > 0.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+    @checked
+    def __init__(self, network: nn.Module, sigma_data: Level) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise ConfigError(f"sigma_data must be positive, got {sigma_data}.")
         self.network = network
         self.sigma_data = sigma_data
 

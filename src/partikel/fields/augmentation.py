@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError, nearest
+from partikel.errors import Checked, ConfigError, Positive, Range, Share, nearest
 
 Transformation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 """(images (B, C, H, W), generator) -> images, each transformed at random by itself."""
@@ -83,7 +83,7 @@ POLICIES: dict[str, tuple[Transformation, ...]] = {
 
 
 @dataclass(frozen=True)
-class AugmentSettings:
+class AugmentSettings(Checked):
     """How a discriminator's images are augmented.
 
     Attributes:
@@ -97,13 +97,14 @@ class AugmentSettings:
     """
 
     policy: tuple[str, ...] = tuple(POLICIES)
-    p: float = 1.0
+    p: Share = 1.0
     adaptive: bool = False
-    target: float = 0.6
-    speed: float = 500_000
+    target: Annotated[float, Range(above=-1, below=1)] = 0.6
+    speed: Positive = 500_000
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
+        super().__post_init__()
         for name in self.policy:
             if name not in POLICIES:
                 raise ConfigError(
@@ -114,16 +115,10 @@ class AugmentSettings:
                 "augment.policy names one or more transformations, each once "
                 "(for none, set augment to null)."
             )
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"augment.p is a probability in [0, 1], got {self.p}.")
         if self.adaptive and self.p > CEILING:
             raise ConfigError(
                 f"an adaptive augment.p stays in [0, {CEILING}], got {self.p}: begin at 0."
             )
-        if not -1 < self.target < 1:
-            raise ConfigError(f"augment.target is a mean sign in (-1, 1), got {self.target}.")
-        if not self.speed > 0:
-            raise ConfigError(f"augment.speed counts images, so it is > 0, got {self.speed}.")
 
 
 class Augmentation(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Batch
-from partikel.errors import ConfigError
+from partikel.errors import Count, Part, checked
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch, Weight, check_weight
 from partikel.fields.particles import Particles
 from partikel.tensors import expand_like
@@ -75,10 +75,9 @@ class LabelDropout(Field):
         ConfigError: for a share out of range.
     """
 
-    def __init__(self, field: Field, classes: int, rate: float = 0.1) -> None:
+    @checked
+    def __init__(self, field: Field, classes: Count, rate: Part = 0.1) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ConfigError(f"label_dropout is a share of labels in [0, 1), got {rate}.")
         self.field = field
         self.classes = classes
         self.rate = rate

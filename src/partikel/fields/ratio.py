@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from partikel.divergences import CLIP, DivergenceLike, get_divergence, weight
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, Level, Range, checked
 from partikel.fields.base import At, Field
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.score import ExactScoreField
@@ -49,16 +49,13 @@ class KernelScoreField(Field):
         ConfigError: for another bandwidth or law.
     """
 
+    @checked
     def __init__(
         self,
-        bandwidth: float,
+        bandwidth: Level,
         of: Literal["data", "particles"] = "particles",
     ) -> None:
         super().__init__()
-        if not (isinstance(bandwidth, (int, float)) and 0 < bandwidth < math.inf):
-            raise ConfigError(
-                f"the bandwidth of a kernel density estimate is a length > 0, got {bandwidth!r}."
-            )
         if of not in ("data", "particles"):
             raise ConfigError(f"a kernel density is of 'data' or of 'particles', not '{of}'.")
         self.bandwidth = float(bandwidth)
@@ -156,13 +153,14 @@ class FDivergenceField(Field):
         ConfigError: for a ratio, a divergence or a clip that cannot be.
     """
 
+    @checked
     def __init__(
         self,
         ratio: DiscriminatorField | RatioField,
         divergence: DivergenceLike = "kl",
         *,
         gradient: Field | None = None,
-        clip: float = CLIP,
+        clip: Annotated[float, Range(above=0, most=80.0)] = CLIP,
     ) -> None:
         super().__init__()
         if not isinstance(ratio, (DiscriminatorField, RatioField)):
@@ -176,8 +174,6 @@ class FDivergenceField(Field):
                 "train the discriminator with 'non-saturating' (or another one whose logit is a "
                 "log-ratio)."
             )
-        if not 0 < clip <= 80:
-            raise ConfigError(f"clip bounds |log r| in h(r) and lies in (0, 80], got {clip}.")
         self.ratio = ratio
         self.divergence = get_divergence(divergence)
         self.gradient = gradient

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError, NumericsError, nearest
+from partikel.errors import Checked, ConfigError, Count, NumericsError, Positive, nearest
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative, divergence
 from partikel.solvers import (
     ADAPTIVE,
@@ -47,7 +47,7 @@ _Rate: TypeAlias = Callable[[float, Tensor], _State]
 
 
 @dataclass(frozen=True)
-class Integrator:
+class Integrator(Checked):
     """How the ODE is integrated.
 
     Attributes:
@@ -61,20 +61,17 @@ class Integrator:
     """
 
     method: str = "dopri5"
-    tolerance: float = 1e-5
-    steps: int = 100
+    tolerance: Positive = 1e-5
+    steps: Count = 100
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        super().__post_init__()
         methods = (*ADAPTIVE, *FIXED)
         if self.method not in methods:
             raise ConfigError(
                 f"no method is called '{self.method}': {nearest(self.method, methods)}."
             )
-        if not self.tolerance > 0:
-            raise ConfigError(f"the tolerance must be positive, got {self.tolerance}.")
-        if self.steps < 1:
-            raise ConfigError(f"the number of steps must be at least 1, got {self.steps}.")
 
     @property
     def adaptive(self) -> bool:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
+from partikel.data.files import user_path
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.files import fingerprint
 from partikel.metrics import (
@@ -170,6 +171,8 @@ def evaluate(
     if len(dataset.shape) == 1:
         if baselines:
             raise ConfigError("baselines are measured for images: leave them out for points.")
+        if features is not None:
+            raise ConfigError(f"'{features}' sees images only: leave out features for points.")
         if min(n, m) < 2:
             raise DataError(
                 f"points are measured against at least 2 others, but of the {split} and {other_split} "
@@ -455,7 +458,7 @@ def in_chunks(
 
 def statistics_folder() -> Path:
     """Where features of data are kept: ``statistics`` in $PARTIKEL_CACHE, else ~/.cache/partikel."""
-    return Path(os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel").expanduser() / "statistics"
+    return user_path(os.environ.get("PARTIKEL_CACHE") or "~/.cache/partikel") / "statistics"
 
 
 @dataclass(frozen=True)

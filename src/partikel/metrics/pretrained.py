@@ -20,7 +20,6 @@ import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from partikel.data.files import user_path
 from partikel.errors import CheckpointError, ConfigError, nearest
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"
@@ -229,8 +229,8 @@ def _inception(argument: str) -> PhotographFeatures:
     )
     with _reading("inception", "name torch-fidelity's file of weights" if argument else mend):
         if argument:  # what torch-fidelity reads without this check may hold code
-            torch.load(Path(argument).expanduser(), map_location="cpu", weights_only=True)
-        path = str(Path(argument).expanduser()) if argument else None
+            torch.load(user_path(argument), map_location="cpu", weights_only=True)
+        path = str(user_path(argument)) if argument else None
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
         )

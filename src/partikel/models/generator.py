@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from partikel.data import Batch
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NotNegative, Positive, Range, checked
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
 from partikel.fields.particles import Particles
@@ -61,23 +62,20 @@ class GeneratorModel(Carrier):
     shared_calls = True
     draws: Tensor
 
+    @checked
     def __init__(
         self,
         field: Field,
         generator: nn.Module,
         prior: GaussianPrior,
         *,
-        horizon: float = 1.0,
-        eta: float | None = None,
-        annealing: int = 0,
+        horizon: NotNegative = 1.0,
+        eta: Positive | None = None,
+        annealing: Annotated[int, Range(least=0)] = 0,
         conditional: bool = False,
         label_weights: Tensor | None = None,
     ) -> None:
         super().__init__(field, prior, conditional, label_weights)
-        if annealing < 0:
-            raise ConfigError(f"annealing takes a number of draws >= 0, got {annealing}.")
-        if eta is not None and not eta > 0:
-            raise ConfigError(f"outputs are moved by a step eta > 0 (or null), got {eta}.")
         self.eta = eta
         self.generator = generator
         self.horizon = horizon

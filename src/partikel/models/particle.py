@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, Count, NotNegative, checked
 from partikel.fields import At, Context, Field, Guided
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
@@ -52,27 +52,26 @@ class ParticleModel(Carrier):
 
     kind = "particles"
 
+    @checked
     def __init__(
         self,
         field: Field,
         prior: GaussianPrior,
         *,
-        steps: int,
+        steps: Count,
         eta: float = 1.0,
         schedule: Schedule | None = None,
         grid: TimeGrid | None = None,
         solver: Solver | None = None,
-        temperature: float = 0.0,
+        temperature: NotNegative = 0.0,
         diffusion: Callable[[Tensor], Tensor] | None = None,
         score: Field | None = None,
-        times_per_path: int = 1,
+        times_per_path: Count = 1,
         truncate: bool = True,
         conditional: bool = False,
         label_weights: Tensor | None = None,
     ) -> None:
         super().__init__(field, prior, conditional, label_weights)
-        if steps < 1:
-            raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
         if self.conditional and field.needs & {"real", "particles"}:
             raise ConfigError(
                 "this field compares particles with all samples, whatever their labels, so that free "
@@ -81,8 +80,6 @@ class ParticleModel(Carrier):
             )
         if temperature > 0 and eta < 0:
             raise ConfigError(f"noise needs a field of strength eta >= 0, got {eta}.")
-        if temperature < 0:
-            raise ConfigError(f"the temperature must be >= 0, got {temperature}.")
         if temperature > 0 and diffusion is not None:
             raise ConfigError("give either a temperature or a diffusion, not both.")
         if not 1 <= times_per_path <= steps:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, Range, Size, checked
 from partikel.fields import Context, Field
 from partikel.fields.particles import Particles
 from partikel.models.particle import ParticleModel
@@ -40,21 +40,17 @@ class StagedParticleModel(ParticleModel):
     stage: Tensor
     draws: Tensor
 
+    @checked
     def __init__(
         self,
         field: Field,
         prior: GaussianPrior,
         *,
-        pool: int,
-        stage_draws: int,
+        pool: Size,
+        stage_draws: Annotated[int, Range(least=1)],
         **options: Any,
     ) -> None:
         super().__init__(field, prior, **options)
-        if pool < 1 or stage_draws < 1:
-            raise ConfigError(
-                f"training node by node needs a pool and stage_draws of at least 1, "
-                f"got {pool} and {stage_draws}."
-            )
         if self.solver.multistep:
             raise ConfigError("a multistep solver cannot move a pool that stops at every node.")
         if self.conditional and self.label_weights is None:

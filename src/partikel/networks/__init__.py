@@ -10,15 +10,14 @@ All have the signature ``forward(x, c=None, cond=None)`` described in
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
-from partikel.errors import ConfigError, nearest
+from partikel.errors import Checked, ConfigError, Depth, Part, Positive, Range, Width, nearest
 from partikel.networks.activations import ACTIVATIONS
 from partikel.networks.bank import Bank
 from partikel.networks.conv import (
@@ -76,7 +75,7 @@ NETWORKS: dict[str, dict[Role, type[nn.Module]]] = {
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(Checked):
     """What a user may choose about a network; None is the default in its class's signature.
 
     Attributes:
@@ -105,20 +104,20 @@ class NetworkSettings:
     """
 
     kind: str
-    width: int | None = None
-    depth: int | None = None
+    width: Width | None = None
+    depth: Depth | None = None
     activation: str | None = None
     final_activation: str | None = None
     norm: str | None = None
-    channels: int | None = None
-    multipliers: tuple[int, ...] | None = None
-    blocks: int | None = None
-    attention_resolutions: tuple[int, ...] | None = None
-    dropout: float | None = None
+    channels: Width | None = None
+    multipliers: Annotated[tuple[Annotated[int, Range(1, 64)], ...], Range(1, 16)] | None = None
+    blocks: Depth | None = None
+    attention_resolutions: tuple[Width, ...] | None = None
+    dropout: Part | None = None
     recompute: bool | None = None
     embedding: str | None = None
-    embedding_features: int | None = None
-    fourier_scale: float | None = None
+    embedding_features: Annotated[int, Range(2, 2**16, even=True)] | None = None
+    fourier_scale: Positive | None = None
     init: str = "default"
 
 
@@ -128,19 +127,6 @@ _NAMES: dict[str, Sequence[str]] = {
     "norm": NORMS,
     "embedding": EMBEDDINGS,
     "init": tuple(SCHEMES),
-}
-
-_AT_LEAST_1: tuple[Callable[[Any], bool], str] = (lambda v: v >= 1, "at least 1")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "width": _AT_LEAST_1,
-    "depth": _AT_LEAST_1,
-    "channels": _AT_LEAST_1,
-    "blocks": _AT_LEAST_1,
-    "multipliers": (lambda v: bool(v) and min(v) >= 1, "one or more numbers, each at least 1"),
-    "attention_resolutions": (lambda v: all(r >= 1 for r in v), "numbers, each at least 1"),
-    "dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "embedding_features": (lambda v: v >= 2 and v % 2 == 0, "even and at least 2"),
-    "fourier_scale": (lambda v: 0 < v < math.inf, "positive"),
 }
 
 
@@ -207,8 +193,6 @@ def build_network(
             raise ConfigError(
                 f"unknown {name} '{value}' of a network; {nearest(value, tuple(_NAMES[name]))}"
             )
-        if name in _RANGES and not _RANGES[name][0](value):
-            raise ConfigError(f"network option '{name}' must be {_RANGES[name][1]}, not {value}")
     embedding = options.get("embedding", signature["embedding"].default)
     if "fourier_scale" in options and embedding != "fourier":
         raise ConfigError(

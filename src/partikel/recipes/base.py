@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from partikel.data import Dataset, DataSettings, FiniteDataset
 from partikel.data.known import KnownData
-from partikel.errors import ConfigError
+from partikel.errors import Checked, ConfigError, Range, Seed, Size
 from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
 from partikel.models import Carrier
 from partikel.networks import NetworkSettings
@@ -23,9 +23,11 @@ from partikel.objectives import objective_name
 from partikel.streams import seeded
 from partikel.targets import GaussianMixture
 from partikel.training import EMA, Engine, Phase
-from partikel.training.ema import decay_rule
+from partikel.training.ema import Decay
 
 MLP = NetworkSettings(kind="mlp")
+
+Iterations = Annotated[int, Range(least=1)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class System:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
+class Recipe(Checked, ABC):
     """Settings that all recipes share.
 
     Attributes:
@@ -67,25 +69,13 @@ class Recipe(ABC):
 
     data: DataSettings = field(default_factory=DataSettings)
     conditional: bool = False
-    seed: int = 0
-    iterations: int = 10_000
-    ema: float | EMA | None = None
+    seed: Seed = 0
+    iterations: Iterations = 10_000
+    ema: Decay | EMA | None = None
     engine: Engine = field(default_factory=Engine)
-    evaluate_every: int | None = 1000
-    evaluate_samples: int = 2000
-    checkpoint_every: int = 1000
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for key in ("iterations", "checkpoint_every", "evaluate_samples"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, got {getattr(self, key)}.")
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise ConfigError(
-                f"evaluate_every must be at least 1 (or null), got {self.evaluate_every}."
-            )
-        if self.ema is not None:
-            decay_rule(self.ema)  # refuses what cannot be
+    evaluate_every: Iterations | None = 1000
+    evaluate_samples: Size = 2000
+    checkpoint_every: Iterations = 1000
 
     @property
     def required(self) -> Recipe | None:

@@ -10,7 +10,16 @@ from torch import nn
 from partikel.data import Dataset
 from partikel.denoising import PreconditionedLogit
 from partikel.diffflow import DiffFlow
-from partikel.errors import ConfigError
+from partikel.errors import (
+    ConfigError,
+    Count,
+    Exponent,
+    Level,
+    NotNegative,
+    Part,
+    Positive,
+    Size,
+)
 from partikel.fields import AtScale, DiscriminatorField, LogRatioField
 from partikel.fields.terms import Potential
 from partikel.likelihood import GenerativeSDE, MaximumLikelihood
@@ -82,12 +91,12 @@ class PlanePoint(Recipe):
     symbol: ClassVar[str] = "f + (β-½g²)∇d + ½g² u s_p"
 
     path: Literal["karras", "ve", "vp", "sub-vp"] = "karras"
-    sigma_max: float = 40.0
-    sigma_min: float = 0.002
-    rho: float = 7.0
-    g2: float = 1.0
-    lambda2: float = 1.0
-    steps: int = 28
+    sigma_max: Level = 40.0
+    sigma_min: Level = 0.002
+    rho: Exponent = 7.0
+    g2: NotNegative = 1.0
+    lambda2: Positive = 1.0
+    steps: Count = 28
     solver: (
         Literal["euler-maruyama", "stochastic-heun", "sra1", "euler", "heun", "ddim", "dpmpp-2m"]
         | None
@@ -96,10 +105,10 @@ class PlanePoint(Recipe):
     score: EDM = field(default_factory=EDM)
     joint: bool = False
     objective: Literal["adversarial", "elbo"] = "adversarial"
-    label_dropout: float = 0.1
+    label_dropout: Part = 0.1
     discriminator: NetworkSettings = MLP
     penalties: tuple[GradientPenalty, ...] = ()
-    batch: int = 128
+    batch: Size = 128
     optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
 
     def __post_init__(self) -> None:
@@ -213,20 +222,20 @@ class DiffODEGAN(Recipe):
     title: ClassVar[str] = "DiffODE-GAN"
     symbol: ClassVar[str] = "∇d, d on p_σ(t)"
 
-    sigma_max: float = 2.0
-    sigma_end: float = 0.05
-    steps: int = 20
+    sigma_max: Level = 2.0
+    sigma_end: Level = 0.05
+    steps: Count = 20
     eta: float = 20.0
     potential: Potential = "logit"
-    prior_std: float = 1.0
+    prior_std: Level = 1.0
     discriminators: Literal["shared", "independent"] = "shared"
     staged: bool = False
-    pool: int = 8192
+    pool: Size = 8192
     discriminator: NetworkSettings = MLP
     penalties: tuple[GradientPenalty, ...] = ()
-    times_per_path: int = 1
-    label_dropout: float = 0.1
-    batch: int = 128
+    times_per_path: Count = 1
+    label_dropout: Part = 0.1
+    batch: Size = 128
     optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
@@ -300,8 +309,8 @@ class DiffFlowGAN(GAN):
     name: ClassVar[str] = "diffflow-gan"
     title: ClassVar[str] = "DiffFlow-GAN"
 
-    eta: float = 1.0
-    fit_steps: int = 5
+    eta: Positive = 1.0
+    fit_steps: Count = 5
 
     @property
     def draws(self) -> int:

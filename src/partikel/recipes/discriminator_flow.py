@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from partikel.data import Dataset
+from partikel.errors import Count, Level, NotNegative, Part, Size
 from partikel.fields import DiscriminatorField
 from partikel.fields.augmentation import Augmentation, AugmentSettings
 from partikel.models import Carrier, ParticleModel
@@ -50,16 +51,16 @@ class DiscriminatorFlow(Recipe):
     penalties: tuple[GradientPenalty, ...] = ()
     augment: AugmentSettings | None = None
     network: NetworkSettings = MLP
-    steps: int = 56
+    steps: Count = 56
     eta: float = 20.0
-    temperature: float = 0.0
-    prior_std: float = 1.0
-    updates: int = 1
-    reuse: int = 1
-    times_per_path: int = 1
+    temperature: NotNegative = 0.0
+    prior_std: Level = 1.0
+    updates: Count = 1
+    reuse: Count = 1
+    times_per_path: Count = 1
     truncate: bool = True
-    label_dropout: float = 0.1
-    batch: int = 128
+    label_dropout: Part = 0.1
+    batch: Size = 128
     optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:

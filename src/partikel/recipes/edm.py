@@ -11,13 +11,20 @@ from typing import ClassVar, Literal
 
 from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, Count, Exponent, Level, NotNegative, Part, Size
 from partikel.fields import ScoreField
 from partikel.models import Carrier, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.recipes.base import MLP, Recipe, System, hiding_labels
-from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw, LogUniformLaw
+from partikel.schedules import (
+    EDMSchedule,
+    KarrasGrid,
+    LogLevel,
+    LogNormalLaw,
+    LogSpread,
+    LogUniformLaw,
+)
 from partikel.solvers import SOLVERS, Heun
 from partikel.training import AdamSettings, Phase
 
@@ -49,18 +56,18 @@ class EDM(Recipe):
     symbol: ClassVar[str] = "|σ'|σ s_p"
 
     network: NetworkSettings = MLP
-    sigma_data: float | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    law_mean: float = -1.2
-    law_std: float = 1.2
+    sigma_data: Level | None = None
+    sigma_min: Level = 0.002
+    sigma_max: Level = 80.0
+    rho: Exponent = 7.0
+    law_mean: LogLevel = -1.2
+    law_std: LogSpread = 1.2
     weighting: Literal["edm", "likelihood"] = "edm"
     solver: Literal["heun", "euler", "ddim", "dpmpp-2m"] = "heun"
-    steps: int = 28
-    churn: float = 0.0
-    label_dropout: float = 0.1
-    batch: int = 128
+    steps: Count = 28
+    churn: NotNegative = 0.0
+    label_dropout: Part = 0.1
+    batch: Size = 128
     optimizer: AdamSettings = field(default_factory=AdamSettings)
 
     def __post_init__(self) -> None:

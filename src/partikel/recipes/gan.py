@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from partikel.data import Dataset
-from partikel.errors import ConfigError
+from partikel.errors import Count, NotNegative, Range, Size, Width
 from partikel.fields import DiscriminatorField
 from partikel.fields.augmentation import Augmentation, AugmentSettings
 from partikel.models import Carrier, GeneratorModel
@@ -48,22 +48,13 @@ class GAN(Recipe):
     augment: AugmentSettings | None = None
     discriminator: NetworkSettings = MLP
     generator: NetworkSettings = MLP
-    latent: int = 128
-    sigma_max: float = 0.0
-    annealed: float = 0.5
-    discriminator_steps: int = 1
-    batch: int = 128
+    latent: Width = 128
+    sigma_max: NotNegative = 0.0
+    annealed: Annotated[float, Range(above=0, most=1.0)] = 0.5
+    discriminator_steps: Count = 1
+    batch: Size = 128
     discriminator_optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
     generator_optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
-
-    def __post_init__(self) -> None:
-        """Check the noise."""
-        super().__post_init__()
-        if self.sigma_max < 0 or not 0 < self.annealed <= 1:
-            raise ConfigError(
-                "noise on real samples needs sigma_max >= 0 and annealed, a share, in (0, 1], got "
-                f"{self.sigma_max} and {self.annealed}."
-            )
 
     @property
     def draws(self) -> int:

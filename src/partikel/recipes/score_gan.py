@@ -19,7 +19,17 @@ from typing import ClassVar
 from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser, Weighting
 from partikel.denoising.diffusers import load_diffusers
-from partikel.errors import ConfigError
+from partikel.errors import (
+    ConfigError,
+    Count,
+    Exponent,
+    Level,
+    NotNegative,
+    Part,
+    Share,
+    Size,
+    Width,
+)
 from partikel.fields import Field, Guided, Perturbed, ScoreField, WhiteNoise
 from partikel.models import Carrier, GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
@@ -68,15 +78,15 @@ class ScoreDifference(Recipe):
     score: EDM = field(default_factory=EDM)
     alpha: float = 1.0
     guidance: float = 1.0
-    beta_own: float = 1.0
-    sigma_min: float = 0.1
-    sigma_max: float = 10.0
-    rho: float = 3.0
+    beta_own: NotNegative = 1.0
+    sigma_min: Level = 0.1
+    sigma_max: Level = 10.0
+    rho: Exponent = 3.0
     own_score: NetworkSettings = MLP
-    own_sigma_data: float | None = None
+    own_sigma_data: Level | None = None
     weighting: Weighting = "none"
-    score_steps: int = 10
-    batch: int = 128
+    score_steps: Count = 10
+    batch: Size = 128
     score_optimizer: AdamSettings = field(default_factory=AdamSettings)
 
     def __post_init__(self) -> None:
@@ -179,14 +189,12 @@ class ScoreGAN(ScoreDifference):
     symbol: ClassVar[str] = "σ(α s_p - β s_ρ)"
 
     generator: NetworkSettings = NetworkSettings(kind="mlp", activation="relu")
-    latent: int = 128
-    gamma: float = 0.0
+    latent: Width = 128
+    gamma: Share = 0.0
     generator_optimizer: AdamSettings = field(default_factory=AdamSettings)
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """The score difference and a generator; K updates of the own score, one of the generator."""
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"gamma is a share in [0, 1], got {self.gamma}.")
         # in a step of size η the noise √(2γβ_own/η) ξ stands for √(2γβ_own) dW (framework §1)
         noise = math.sqrt(2 * self.gamma * self.beta_own / self.generator_optimizer.lr)
         own = (1 - self.gamma) * self.beta_own
@@ -226,10 +234,10 @@ class ScoreFlow(ScoreDifference):
     title: ClassVar[str] = "Score Flow"
     symbol: ClassVar[str] = "σ(α s_p - β s_ρ)"
 
-    steps: int = 32
+    steps: Count = 32
     eta: float = 10.0
-    prior_std: float = 1.0
-    label_dropout: float = 0.1
+    prior_std: Level = 1.0
+    label_dropout: Part = 0.1
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """The same score difference and free particles; only the own score is trained."""

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError, NumericsError, nearest
+from partikel.errors import ConfigError, NotNegative, NumericsError, Positive, nearest
 from partikel.schedules import Schedule
 from partikel.solvers.base import Dynamics, Solver, Step
 from partikel.solvers.noise import motion
@@ -50,21 +50,14 @@ class Heun(_ODESolver):
     Args:
         churn: S_churn; each step first raises σ by the factor 1 + min(churn/N, √2 - 1).
         churn_min: S_tmin, the lowest σ at which to churn.
-        churn_max: S_tmax, the highest.
+        churn_max: S_tmax, the highest; None for all.
         churn_noise: S_noise, standard deviation of the added noise.
     """
 
-    churn: float = 0.0
-    churn_min: float = 0.0
-    churn_max: float = math.inf
-    churn_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.churn < 0 or self.churn_noise < 0:
-            raise ConfigError(
-                f"churn and churn_noise must be >= 0, got {self.churn} and {self.churn_noise}."
-            )
+    churn: NotNegative = 0.0
+    churn_min: NotNegative = 0.0
+    churn_max: NotNegative | None = None
+    churn_noise: NotNegative = 1.0
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -90,7 +83,7 @@ class Heun(_ODESolver):
             raise ConfigError("churn raises the noise level: it needs a model with a schedule.")
         now = torch.tensor(step.t, dtype=torch.float64)
         sigma = float(schedule.sigma(now))
-        if not self.churn_min <= sigma <= self.churn_max:
+        if sigma < self.churn_min or (self.churn_max is not None and sigma > self.churn_max):
             return x, step.t
         raised = sigma * (1 + min(self.churn / step.of, math.sqrt(2) - 1))
         time = schedule.time(torch.tensor(raised, dtype=torch.float64))
@@ -229,18 +222,15 @@ class AdaptiveODE(_ODESolver):
     """
 
     method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        super().__post_init__()
         if self.method not in ADAPTIVE:
             raise ConfigError(
                 f"no adaptive method is called '{self.method}': {nearest(self.method, ADAPTIVE)}."
-            )
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ConfigError(
-                f"tolerances must be positive, got rtol {self.rtol} and atol {self.atol}."
             )
 
     def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:

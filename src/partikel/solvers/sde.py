@@ -6,10 +6,11 @@ Without a diffusion each of them integrates the ODE.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, Positive, Range
 from partikel.solvers.base import Dynamics, Solver, Step
 from partikel.solvers.noise import motion
 
@@ -105,20 +106,16 @@ class PredictorCorrector(Solver):
     """
 
     predictor: Solver = field(default_factory=EulerMaruyama)
-    corrections: int = 1
-    snr: float = 0.16
+    corrections: Annotated[int, Range(0, 10**5)] = 1
+    snr: Positive = 0.16
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        super().__post_init__()
         if self.predictor.multistep:
             raise ConfigError(
                 f"{type(self.predictor).__name__} looks back at steps that a corrector disturbs: "
                 "choose a predictor of one step."
-            )
-        if self.corrections < 0 or not self.snr > 0:
-            raise ConfigError(
-                "a corrector needs corrections >= 0 and snr > 0, "
-                f"got {self.corrections} and {self.snr}."
             )
 
     @property

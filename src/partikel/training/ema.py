@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias, cast
+from typing import Annotated, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from partikel.errors import ConfigError
+from partikel.errors import Checked, ConfigError, Positive, Range, check
 
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
@@ -31,7 +31,7 @@ SETTLING = 200
 
 
 @dataclass(frozen=True)
-class EMA:
+class EMA(Checked):
     """How weights are averaged, where a plain decay does not say it; one of the two is given.
 
     Attributes:
@@ -40,24 +40,21 @@ class EMA:
             function average of Karras et al. 2024 (EDM2), whose memory grows with training.
     """
 
-    half_life: float | None = None
-    sigma_rel: float | None = None
+    half_life: Positive | None = None
+    sigma_rel: Annotated[float, Range(above=0, most=12**-0.5)] | None = None
 
-    def check(self) -> None:
-        """Check the ranges; not done earlier, where a parser would take it for a mistaken type.
-
-        Raises:
-            ConfigError: unless one of both is given, in its range.
-        """
+    def __post_init__(self) -> None:
+        """Check the ranges, and that one of both is given."""
+        super().__post_init__()
         if (self.half_life is None) == (self.sigma_rel is None):
             raise ConfigError(
                 "an average of the weights has either a half_life or a sigma_rel: give one of both "
                 "(or a plain decay, ema: 0.999)."
             )
-        if self.half_life is not None and not self.half_life > 0:
-            raise ConfigError(f"half_life counts iterations, so it is > 0, got {self.half_life}.")
-        if self.sigma_rel is not None and not 0 < self.sigma_rel <= 12**-0.5:
-            raise ConfigError(f"sigma_rel lies in (0, 0.288], got {self.sigma_rel}.")
+
+
+Decay = Annotated[float, Range(above=0, below=1)]
+"""d of a plain decay, θ̄ <- d θ̄ + (1-d) θ."""
 
 
 def decay_rule(ema: float | EMA) -> Callable[[float], float]:
@@ -68,13 +65,11 @@ def decay_rule(ema: float | EMA) -> Callable[[float], float]:
     iteration k by k^γ: d = (1 - 1/(n+1))^(γ+1) (EDM2 eq. 123).
 
     Raises:
-        ConfigError: for a decay outside of (0, 1), or an impossible :class:`EMA`.
+        ConfigError: for a decay outside of (0, 1).
     """
     if not isinstance(ema, EMA):
-        if not 0 < ema < 1:
-            raise ConfigError(f"the EMA's decay lies in (0, 1) (or is null), got {ema}.")
+        check(ema, Decay, "the EMA's decay")
         return lambda n: min(ema, (1 + n) / (10 + n))
-    ema.check()
     if ema.half_life is not None:
         half_life = ema.half_life
         return lambda n: 0.5 ** (1 / min(half_life, RAMP * n))

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
 from partikel.denoising import EDMDenoiser, PreconditionedLogit
-from partikel.errors import ConfigError, PartikelError
+from partikel.errors import Checked, ConfigError, Count, PartikelError
 from partikel.fields import DiscriminatorField, Field
 from partikel.files import locked
 from partikel.models import Carrier
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(Checked):
     """How training is computed; a run may be resumed with another engine.
 
     Attributes:
@@ -54,18 +54,9 @@ class Engine:
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = 1
+    accumulate: Count = 1
     compile: bool = False
     channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.precision not in ("fp32", *_HALF):
-            raise ConfigError(
-                f"engine.precision is 'fp32', 'bf16' or 'fp16', not '{self.precision}'."
-            )
-        if self.accumulate < 1:
-            raise ConfigError(f"engine.accumulate must be at least 1, got {self.accumulate}.")
 
     def share(self, batch: int, world: int, name: str) -> int:
         """Rows of a global batch that one of ``world`` processes works on.
@@ -174,7 +165,7 @@ def processes() -> PartialState:
     Raises:
         ConfigError: for a launcher that shards networks, which this loop cannot step.
     """
-    launched = int(os.environ.get("LOCAL_RANK", -1)) != -1
+    launched = os.environ.get("LOCAL_RANK", "-1") != "-1"
     accelerated = torch.cuda.is_available() or torch.xpu.is_available()
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     for strategy in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -183,7 +174,13 @@ def processes() -> PartialState:
                 f"every process holds whole networks here, so {strategy} cannot be used: start with "
                 "accelerate launch --multi_gpu (docs/cluster.md tells how to save memory)."
             )
-    return PartialState(cpu=on_cpu or (launched and not accelerated), timeout=PATIENCE)
+    try:
+        return PartialState(cpu=on_cpu or (launched and not accelerated), timeout=PATIENCE)
+    except ValueError as error:
+        raise ConfigError(
+            "a launcher's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR) do not fit together: unset "
+            f"them, or start with accelerate launch ({error})."
+        ) from error
 
 
 def accelerator_for(engine: Engine, **options: Any) -> Accelerator:

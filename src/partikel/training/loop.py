@@ -14,6 +14,7 @@ cloud of that size and keeps its share of it.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -249,8 +250,8 @@ class Trainer:
         if not torch.isfinite(metrics["loss"]):
             raise NumericsError(
                 f"the loss '{loss.name}' became {metrics['loss'].item()} at iteration "
-                f"{self.step + 1}: lower its learning rate, clip its gradients (optimizer.clip), or "
-                "check the data."
+                f"{self.step + 1}: lower {self._exploded(index)} learning rate, clip its gradients "
+                "(optimizer.clip), or check the data."
             )
         clip = self.phases[index].optimizer.clip
         if scaler is not None:
@@ -274,6 +275,20 @@ class Trainer:
                 "however it is scaled: train with engine.precision bf16."
             )
         return metrics
+
+    def _exploded(self, index: int) -> str:
+        """Whose weights are by far the largest where a phase's loss is not finite: its own, or another's."""
+        sizes = []
+        for optimizer in self.optimizers:
+            norms = [p.detach().abs().max() for p in optimizer.param_groups[0]["params"]]
+            size = float(torch.stack([norm.to("cpu", torch.float64) for norm in norms]).max())
+            sizes.append(size if math.isfinite(size) else math.inf)
+        worst = max(range(len(sizes)), key=lambda each: (sizes[each], each == index))
+        return (
+            f"the '{self.phases[worst].loss}' phase's"
+            if sizes[worst] > 1e3 * sizes[index]
+            else "its"
+        )
 
     def _reduced(self, parameters: list[nn.Parameter], metrics: dict[str, Tensor]) -> dict:
         """Means over all processes of gradients (in place) and metrics, by one all-reduce.

@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from partikel.errors import ConfigError
+from partikel.errors import Checked, Count, Part, Positive, Range, Size
 
 
 @dataclass(frozen=True)
-class AdamSettings:
+class AdamSettings(Checked):
     """Adam and what goes with it.
 
     Attributes:
         lr: learning rate, > 0.
         beta1: decay of the first moment, in [0, 1).
         beta2: decay of the second moment, in [0, 1).
-        eps: added to the denominator.
+        eps: added to the denominator, > 0.
         clip: largest norm of the gradient; None for no clipping.
         warmup: iterations of linear warm-up.
         decay: how the rate falls from its peak to 0 at the last iteration.
     """
 
-    lr: float = 2e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip: float | None = None
-    warmup: int = 0
+    lr: Positive = 2e-4
+    beta1: Part = 0.9
+    beta2: Part = 0.999
+    eps: Positive = 1e-8
+    clip: Positive | None = None
+    warmup: Annotated[int, Range(least=0)] = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not self.lr > 0:
-            raise ConfigError(f"a learning rate must be positive, got lr = {self.lr}.")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ConfigError(
-                f"Adam's beta1 and beta2 lie in [0, 1), got {self.beta1} and {self.beta2}."
-            )
-        if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"clip is a largest norm > 0 (or null), got {self.clip}.")
-        if self.warmup < 0:
-            raise ConfigError(f"warmup counts iterations, so it is >= 0, got {self.warmup}.")
 
     def rate(self, step: int, iterations: int) -> float:
         """Learning rate at an iteration of a run of ``iterations``."""
@@ -58,7 +45,7 @@ class AdamSettings:
 
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Checked):
     """One line of the alternating training.
 
     Attributes:
@@ -75,16 +62,8 @@ class Phase:
 
     loss: str
     optimizer: AdamSettings = field(default_factory=AdamSettings)
-    batch: int = 128
-    repeats: int = 1
-    reuse: int = 1
+    batch: Size = 128
+    repeats: Count = 1
+    reuse: Count = 1
     same: bool = False
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("batch", "repeats", "reuse", "every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"a phase's {name} must be at least 1, got {getattr(self, name)}."
-                )
+    every: Annotated[int, Range(least=1)] = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, Count, Level, NotNegative, checked
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.objectives import GradientPenalty, exact
 from partikel.schedules import NoiseLaw
@@ -59,25 +59,19 @@ class DeepMMDField(Field):
 
     requires = frozenset({"real", "particles"})
 
+    @checked
     def __init__(
         self,
         network: nn.Module,
         law: NoiseLaw | None = None,
         *,
-        levels: tuple[float, ...] = (),
-        groups: int = 8,
+        levels: tuple[Level, ...] = (),
+        groups: Count = 8,
         gradient_penalty: float = 1.0,
-        l2_penalty: float = 0.1,
+        l2_penalty: NotNegative = 0.1,
         name: str = "features",
     ) -> None:
         super().__init__()
-        if not all(0 < level < torch.inf for level in levels):
-            raise ConfigError(f"the noise levels of a deep MMD field are > 0, got {levels}.")
-        if groups < 1 or not l2_penalty >= 0:
-            raise ConfigError(
-                f"a deep MMD field needs at least 1 group and penalties >= 0, got groups={groups} and "
-                f"l2_penalty={l2_penalty}."
-            )
         self.network = network
         self.law = law
         self.levels = levels

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError, nearest
+from partikel.errors import ConfigError, Positive, checked, nearest
 from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 
@@ -47,12 +47,9 @@ class DriftField(Field):
 
     requires = frozenset({"real", "particles"})
 
-    def __init__(self, temperature: float, normalisation: Normalisation = "mean shift") -> None:
+    @checked
+    def __init__(self, temperature: Positive, normalisation: Normalisation = "mean shift") -> None:
         super().__init__()
-        if not 0 < temperature < torch.inf:
-            raise ConfigError(
-                f"the temperature of a drifting field is a length > 0, got {temperature}."
-            )
         if normalisation not in ("mean shift", "batch"):
             raise ConfigError(
                 f"there is no normalisation '{normalisation}' of a drifting field: "

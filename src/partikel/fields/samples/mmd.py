@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
-from partikel.fields.base import At, Field, Weight
+from partikel.errors import NotNegative, checked
+from partikel.fields.base import At, Field
 from partikel.kernels import Kernel
 from partikel.tensors import expand_like
 
@@ -37,10 +39,11 @@ class MMDField(Field):
 
     requires = frozenset({"real", "particles"})
 
-    def __init__(self, kernel: Kernel, *, noise: Weight = 0.0) -> None:
+    @checked
+    def __init__(
+        self, kernel: Kernel, *, noise: NotNegative | Callable[[Tensor], Tensor] = 0.0
+    ) -> None:
         super().__init__()
-        if not callable(noise) and not noise >= 0:
-            raise ConfigError(f"the injected noise of an MMD field is >= 0, got {noise}.")
         self.kernel = kernel
         self.noise = noise
         if callable(noise) or noise > 0:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import Count, NotNegative, Positive, checked
 from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 
@@ -42,12 +42,9 @@ class SlicedWassersteinField(Field):
 
     requires = frozenset({"real", "particles", "generator"})
 
-    def __init__(self, projections: int = 64) -> None:
+    @checked
+    def __init__(self, projections: Count = 64) -> None:
         super().__init__()
-        if projections < 1:
-            raise ConfigError(
-                f"a sliced field projects on at least 1 line, got projections={projections}."
-            )
         self.projections = projections
 
     def forward(self, x: Tensor, at: At) -> Tensor:
@@ -128,24 +125,18 @@ class SinkhornField(Field):
 
     requires = frozenset({"real", "particles"})
 
+    @checked
     def __init__(
         self,
-        blur: float,
+        blur: Positive,
         *,
-        iterations: int = 200,
-        tolerance: float = 1e-3,
+        iterations: Count = 200,
+        tolerance: NotNegative = 1e-3,
         halves: bool = False,
     ) -> None:
         super().__init__()
         if halves:
             self.requires = self.requires | {"generator"}
-        if not 0 < blur < torch.inf:
-            raise ConfigError(f"the blur of a Sinkhorn field is a length > 0, got {blur}.")
-        if iterations < 1 or not tolerance >= 0:
-            raise ConfigError(
-                f"a Sinkhorn field needs at least 1 iteration and a tolerance >= 0, got {iterations} "
-                f"and {tolerance}."
-            )
         self.blur = blur
         self.iterations = iterations
         self.tolerance = tolerance
