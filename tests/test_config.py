@@ -176,9 +176,9 @@ BOMB = "a: &a [1, 1]\n" + "".join(
         (b"recipe: gan\nmeasured: 3", "'measured' in"),
         (b"recipe: gan\nrecipe: edm", "line 2: the key 'recipe' stands there twice"),
         (b"recipe: gan\nsettings:\n  batch: 3\n  batch: 4", "line 4: the key 'batch'"),
-        (b"recipe: gan\nabout: caf\xe9", "line 2, is not UTF-8"),
-        (b"\xff\xfer\x00e", "not UTF-8|no configuration"),
-        (b"\x89PNG\r\n\x1a\n\x00", "not UTF-8|not valid YAML"),
+        (b"recipe: gan\nabout: caf\xe9", "no text in UTF-8 .line 2"),
+        (b"\xff\xfer\x00e", "no text in UTF-8|no configuration"),
+        (b"\x89PNG\r\n\x1a\n\x00", "no text in UTF-8|not valid YAML"),
         (b"recipe: gan\nsettings: !!int foo", "'settings' in|not valid YAML"),
         (b"recipe: gan\nsettings: !!python/object/apply:os.getcwd []", "not valid YAML, line 2"),
         (b"recipe: gan\nsettings: {latent: !!float x}", "not valid YAML, line 2: 'x' is no number"),
@@ -188,7 +188,7 @@ BOMB = "a: &a [1, 1]\n" + "".join(
         (b"recipe: gan\nsettings: " + b"{a: " * 1500, "nests more than"),
         (b"recipe: gan\nsettings: &x {a: *x}", "repeats itself without an end"),
         (BOMB.encode() + b"recipe: gan", "more than 20000 entries"),
-        (b"recipe: gan\n# " + b"x" * 10**6, "too long"),
+        (b"recipe: gan\n# " + b"x" * 10**6, "more than 200,000 bytes"),
         (b"recipe: gan\nsettings: {score: SELF}", "is its own score"),
         (b"recipe: gan\nsettings: {seed: 2001-99-99}", "'seed' must be a whole number"),
         (b"recipe: gan\nsettings: {seed: 0x_}", "'seed' must be a whole number"),
@@ -228,8 +228,13 @@ def test_marks_at_the_beginning_of_a_file(tmp_path: Path, encoding: str) -> None
 def test_files_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    for name in ("pipe.yaml", "folder.yaml", "missing.yaml"):
-        with pytest.raises(ConfigError, match="no configuration file"):
+    kinds = {
+        "pipe.yaml": "a pipe",
+        "folder.yaml": "a folder",
+        "missing.yaml": "no configuration file",
+    }
+    for name, said in kinds.items():
+        with pytest.raises(ConfigError, match=said):
             load_preset(tmp_path / name)
 
 

@@ -173,7 +173,7 @@ def test_texts_are_of_plain_files_in_a_named_encoding(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="more than 3 bytes"):
         read_text(path, DataError, most=3)
     path.unlink()
-    with pytest.raises(DataError, match="No such file.*check that it is there"):
+    with pytest.raises(DataError, match="cannot be read .No such file"):
         read_text(path, DataError)
     for make, kind in ((os.mkfifo, "a pipe"), (os.mkdir, "a folder")):
         made = tmp_path / kind

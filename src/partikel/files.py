@@ -108,15 +108,17 @@ def read_text(path: str | Path, error: type[PartikelError], most: int = TEXT) ->
         content = read_plain(path, most)
         encoding = next((e for mark, e in _MARKS.items() if content.startswith(mark)), "utf-8")
         text = content.decode(encoding)
+    except PermissionError as fault:
+        raise error(_forbidden(path, fault)) from fault
     except OSError as fault:
-        reason = fault.strerror or fault
-        raise error(
-            f"{path} cannot be read ({reason}): check that it is there and may be read"
-        ) from fault
+        raise error(f"{path} cannot be read ({fault.strerror or fault}).") from fault
     except UnicodeDecodeError as fault:
-        raise error(f"{path} is no text in UTF-8 ({fault.reason}): save it as UTF-8") from fault
+        line = fault.object[: fault.start].count(b"\n") + 1
+        raise error(
+            f"{path} is no text in UTF-8 (line {line}: {fault.reason}): save it as UTF-8."
+        ) from fault
     if "\0" in text:
-        raise error(f"{path} is no text in UTF-8 (it holds zero bytes): save it as UTF-8")
+        raise error(f"{path} is no text in UTF-8 (it holds zero bytes): save it as UTF-8.")
     return text.replace("\r\n", "\n")
 
 
@@ -251,12 +253,16 @@ def reading(
     try:
         yield
     except PermissionError as fault:
-        raise error(
-            f"{fault.filename or place} may not be read ({fault.strerror}), though nothing is wrong "
-            "with it: ask its owner for the permission, or give it to yourself (chmod u+rX)."
-        ) from fault
+        raise error(_forbidden(place, fault)) from fault
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
         raise error(f"{place} {what}") from fault
+
+
+def _forbidden(place: str | Path, fault: PermissionError) -> str:
+    return (
+        f"{fault.filename or place} may not be read ({fault.strerror}), though nothing is wrong with it: "
+        "ask its owner for the permission, or give it to yourself (chmod u+rX)."
+    )
 
 
 _held: set[tuple[int, ...]] = set()

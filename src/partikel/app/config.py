@@ -9,6 +9,7 @@ build on another one (``extends: preset``), and take the model of its data score
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from importlib import resources
@@ -114,6 +115,8 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
     """
     name = str(name)
     if _is_file(name):
+        if not os.path.exists(name):
+            raise ConfigError(f"there is no configuration file {name}.")
         text = read_text(Path(name), ConfigError, LONGEST_FILE)
     elif name in preset_names():
         text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")

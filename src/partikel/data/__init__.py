@@ -7,7 +7,6 @@ Small images are kept in memory; others are prepared once and memory-mapped (:mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
