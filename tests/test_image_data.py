@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 import threading
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -670,6 +671,7 @@ def test_threads_share_the_room_for_pixels() -> None:
             with lock:
                 inside.append(pixels)
                 most.append(sum(inside))
+            time.sleep(0.001)
             with lock:
                 inside.remove(pixels)
 
