@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import io
 import math
 import os
 import re
@@ -646,6 +647,24 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
             DataError, match=f"{name} cannot be read .it is {kind}, not a plain file"
         ):
             idx.read_idx(tmp_path / name, 1)
+
+
+def test_no_more_is_read_than_allowed() -> None:
+    class Endless(io.BytesIO):
+        given = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.given += size or 0
+            return bytes(size or 0)
+
+    stream = Endless()
+    with pytest.raises(OSError, match="more than the 5,000 bytes of a.setting"):
+        files.read_whole(stream, 5000, "a.setting", step=100)
+    assert stream.given == 5001
+    with pytest.raises(OSError, match="more than 10 bytes"):
+        files.read_whole(stream, 10, said=11)
+    assert stream.given == 5001
+    assert files.read_whole(io.BytesIO(b"words"), 5) == b"words"
 
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from partikel.files import (
     kept_json,
     plain,
     read_text,
-    read_whole,
     replacing,
     write_json,
     write_whole,
@@ -140,24 +138,6 @@ def test_values_that_json_has_not_are_refused(value: Any) -> None:
 
 
 # --- reading
-
-
-def test_no_more_is_read_than_allowed() -> None:
-    class Endless(io.RawIOBase):
-        given = 0
-
-        def read(self, size: int = -1, /) -> bytes:
-            self.given += size
-            return bytes(size)
-
-    stream = Endless()
-    with pytest.raises(OSError, match="more than the 5,000 bytes of a.setting"):
-        read_whole(stream, 5000, "a.setting", step=100)
-    assert stream.given == 5001
-    with pytest.raises(OSError, match="more than 10 bytes"):
-        read_whole(stream, 10, said=11)
-    assert stream.given == 5001
-    assert read_whole(io.BytesIO(b"words"), 5) == b"words"
 
 
 def test_texts_are_of_plain_files_in_a_named_encoding(tmp_path: Path) -> None:

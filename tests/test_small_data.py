@@ -203,7 +203,7 @@ def test_few_pictures_train_and_get_their_page(
     if count == 40:
         return
     capsys.readouterr()
-    main(["compare", "run", "run", "--out", "both"])
+    main(["compare", "run", "--out", "both"])
     assert Path("both/index.html").exists()
     assert "data vs data" in capsys.readouterr().out
     main(["sample", "run", "-n", "8"])

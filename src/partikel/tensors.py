@@ -25,8 +25,9 @@ def check_memory(n: int, shape: tuple[int, ...], width: int = 4) -> None:
     """
     each = math.prod(shape) * width
     if n * each > MOST:
+        size = min(n * each, 10**21) / 1e9  # whole numbers are larger than any float
         raise ConfigError(
-            f"{n:,} samples take {n * each / 1e9:.1f} GB, more than the {MOST / 1e9:.1f} GB that are "
+            f"{n:,} samples take {size:.1f} GB, more than the {MOST / 1e9:.1f} GB that are "
             f"drawn at a time: ask for at most {MOST // each:,}, and for more with other seeds."
         )
 

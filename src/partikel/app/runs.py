@@ -691,9 +691,9 @@ def fit_batches(
             say(f"{prefix}batch: {most} instead of {batch}, as that is larger than {sentence}")
         changed["batch"] = most
     score = getattr(recipe, "score", None)
-    if isinstance(score, Recipe):
-        named = [settings.get("score") for settings in given or ()]
-        chosen = None if given is None else [each for each in named if isinstance(each, Mapping)]
+    if isinstance(score, Recipe) and given is not None:  # else checked where it is trained
+        named = [settings.get("score") for settings in given]
+        chosen = [each for each in named if isinstance(each, Mapping)]
         changed["score"] = fit_batches(score, dataset, chosen, say, "score.")
     return dataclasses.replace(recipe, **changed)
 

@@ -272,6 +272,8 @@ def opened(path: Path, limits: Limits) -> Iterator[tuple[list[str], Callable[[st
             entry = entries[name]
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise BrokenPicture("it is a link or a device, not a plain file")
+            if entry.flag_bits & 1:
+                raise BrokenPicture("it is encrypted")
             # Of other methods than these two, Python unpacks all that a step reads.
             simple = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
             with lock, archive.open(entry) as file:

@@ -29,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from partikel.data.files import user_path
 from partikel.errors import CheckpointError, ConfigError, nearest
+from partikel.files import plain_file
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"
 """What ``dinov2`` stands for."""
@@ -229,6 +230,7 @@ def _inception(argument: str) -> PhotographFeatures:
     )
     with _reading("inception", "name torch-fidelity's file of weights" if argument else mend):
         if argument:  # what torch-fidelity reads without this check may hold code
+            plain_file(user_path(argument))
             torch.load(user_path(argument), map_location="cpu", weights_only=True)
         path = str(user_path(argument)) if argument else None
         network = FeatureExtractorInceptionV3(
