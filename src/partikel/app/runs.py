@@ -175,7 +175,7 @@ class Run:
             ConfigError: for a label that the model does not have, or an n that cannot be shared, or
                 for which memory should not hold samples.
         """
-        check_memory(n, self.dataset.shape)
+        check_memory(n, self.data.shape)
         if label is None:
             return self.model.labels(n, generator=generator)
         classes = classes_in(self.model, label)
