@@ -106,7 +106,7 @@ VALUES = [None, -1, 1e999, "x", [], {}, True, 10**30, 0.5, [[[[]]]]]
 def edited(file: Path, dice: random.Random) -> None:
     """One edit: a bit, an end, a value, a line."""
     content = file.read_bytes()
-    kinds = ["bit", "bit", "cut", "empty", "junk"]
+    kinds = ["bit", "bit", "cut", "empty", "junk", "pipe", "missing"]
     if file.suffix == ".json":
         kinds = ["bit", "cut", "value", "value", "value", "gone", "gone", "deep", "latin"]
     if file.suffix in (".yaml", ".jsonl"):
@@ -119,6 +119,10 @@ def edited(file: Path, dice: random.Random) -> None:
         )
     elif kind == "cut":
         file.write_bytes(content[: dice.randrange(len(content))])
+    elif kind in ("pipe", "missing"):
+        file.unlink()
+        if kind == "pipe":
+            os.mkfifo(file)
     elif kind == "empty":
         file.write_bytes(b"")
     elif kind == "junk":

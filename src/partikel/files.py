@@ -253,17 +253,18 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: where another one holds it.
         CheckpointError: where it cannot be made.
     """
-    handle = None
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    handles: list[int] = []
     with writing_to(folder):
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         if (key := _key(folder)) not in _held:
-            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    if handle is None:
+            handles.append(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666))
+            handles.append(os.open(folder, os.O_RDONLY))  # so that no other folder gets its number
+    if not handles:
         yield
         return
     try:
-        _lock(handle, folder)
+        _lock(handles[0], folder)
         _held.add(key)
         yield
     finally:
@@ -274,7 +275,8 @@ def locked(folder: Path) -> Iterator[None]:
                     (folder / _LOCK).unlink()
                 for each in missing:
                     each.rmdir()  # where nothing came of it
-        os.close(handle)
+        for handle in handles:
+            os.close(handle)
 
 
 def check_held(folder: Path) -> None:

@@ -553,7 +553,7 @@ def likelihood(
     loaded = _load(run)
     if labels and loaded.model.label_weights is None:
         raise ConfigError("this model was trained without labels: leave out --labels.")
-    points = len(loaded.dataset.shape) == 1
+    points = len(loaded.data.shape) == 1
     dtype = torch.float64 if points else torch.float32
     model = loaded.model.to(dtype)
     integrator = Integrator(solver, tolerance, steps)
@@ -563,7 +563,7 @@ def likelihood(
     asked: Any = flow
     if method == "elbo":
         at = getattr(loaded.recipe, "flow", None)
-        asked = generative_sde(model, at, sigma_data=loaded.dataset.sigma_data)
+        asked = generative_sde(model, at, sigma_data=loaded.data.sigma_data)
     elif method == "map":
         asked = model
     with Progress(console=_console(), transient=True) as shown:

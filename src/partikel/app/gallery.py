@@ -143,7 +143,7 @@ def curve_run(
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
-    images = len(run.dataset.shape) > 1
+    images = len(run.data.shape) > 1
     measure = "frechet" if images else "energy"
     if measure in result.left_out:
         raise DataError(f"there is no curve of the {measure}, which {result.left_out[measure]}.")

@@ -53,6 +53,7 @@ from partikel.fields.base import Weight
 from partikel.files import (
     clear_parts,
     fingerprint,
+    plain_file,
     read_json,
     reading,
     replacing,
@@ -642,6 +643,7 @@ def _differences(
 def _check_classes(model: Carrier, dataset: Dataset, checkpoint: Path) -> None:
     """Refuse data whose classes are not as many as those that a checkpoint was trained on."""
     try:
+        plain_file(checkpoint / "model.safetensors")
         with safe_open(checkpoint / "model.safetensors", "pt") as file:
             names = set(file.keys())
             known = file.get_slice("label_weights").get_shape() if "label_weights" in names else []

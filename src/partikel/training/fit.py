@@ -23,7 +23,7 @@ from accelerate import Accelerator
 
 from partikel.data import Dataset
 from partikel.errors import PartikelError
-from partikel.files import check_held, write_whole, writing_to
+from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
 from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -221,7 +221,10 @@ def read_lines(path: Path) -> list[Any]:
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(line)
 
-    return [value(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    plain_file(path)
+    return [value(line) for line in path.read_bytes().splitlines()]
 
 
 def _step_of(line: Any) -> int:

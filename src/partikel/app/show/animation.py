@@ -45,7 +45,7 @@ from partikel.fields import (
     ScoreField,
     Sum,
 )
-from partikel.files import replacing
+from partikel.files import plain_file, replacing
 from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.solvers import State
 
@@ -240,6 +240,7 @@ def load_frame(path: str | Path) -> Frame:
         CheckpointError: where the file is missing, truncated or of another kind.
     """
     try:
+        plain_file(path)
         with np.load(path, allow_pickle=False) as arrays:
             if str(arrays["format"]) != _FORMAT:
                 raise ValueError
