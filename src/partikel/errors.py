@@ -115,15 +115,14 @@ class Range:
         low = self.above if self.above > -math.inf else self.least
         high = self.below if self.below < math.inf else self.most
         if math.inf not in (high, -low) and not isinstance(self.most, int):
-            left, right = "[(", "])"
-            ends = left[self.above > -math.inf], right[self.below < math.inf]
-            return f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
-        said = ["even"] * self.even
-        said += [f"of at least {self.least}"] * (self.least > -math.inf)
-        said += [f"above {self.above:g}"] * (self.above > -math.inf)
-        said += [f"at most {self.most}"] * (self.most < math.inf)
-        said += [f"below {self.below:g}"] * (self.below < math.inf)
-        return " and ".join(said)
+            left, right = "[("[self.above > -math.inf], "])"[self.below < math.inf]
+            return f"in {left}{low:g}, {high:g}{right}"
+        ends = (self.least, self.above, self.most, self.below)
+        names = ("of at least", "above", "at most", "below")
+        said = [
+            f"{name} {end}" for name, end in zip(names, ends, strict=True) if abs(end) < math.inf
+        ]
+        return " and ".join(["even"] * self.even + said)
 
 
 Positive = Annotated[float, Range(above=0)]
