@@ -633,7 +633,7 @@ def test_each_class_is_a_row_of_the_picture(
         ("edm", ["--label", "cat"], "got cat"),
         ("edm", ["--label", "all", "-n", "7"], "7 samples cannot be shared equally by 5 labels"),
         ("edm", ["--label", "1", "-n", "0"], "at least 1"),
-        ("edm", ["--guidance", "much"], "wrong value"),
+        ("edm", ["--guidance", "much"], "must be a finite number"),
         ("plain", ["--label", "1"], "trained without labels: leave out label"),
         ("plain", ["--guidance", "2"], "trained without labels: leave guidance out"),
         ("careless", ["--guidance", "2"], "label_dropout above 0"),

@@ -304,7 +304,7 @@ SCORE = ExactScoreField(GAUSSIAN)
         (lambda: {"points": []}, "no places"),
         (lambda: {"points": [(1.0, 0.0)], "score": SCORE}, "of that place is needed"),
         (lambda: {"samples": 20}, "samples >= 100"),
-        (lambda: {"points": [(2.0, 1.0)], "steps": 0}, "at least 1 step"),
+        (lambda: {"points": [(2.0, 1.0)], "steps": 0}, "of at least 1"),
         (lambda: {"points": [(2.0, 0.0)], "steps": 12, "samples": 100}, "take more than 12 steps"),
     ],
 )

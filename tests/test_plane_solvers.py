@@ -809,7 +809,7 @@ def test_adaptive_settings_that_make_no_sense() -> None:
     with pytest.raises(ConfigError, match="did you mean 'dopri5'"):
         AdaptiveODE("dopri55")
     for rtol, atol in ((0.0, 1e-5), (1e-5, -1.0)):
-        with pytest.raises(ConfigError, match="positive"):
+        with pytest.raises(ConfigError, match="above 0"):
             AdaptiveODE(rtol=rtol, atol=atol)
 
 

@@ -78,10 +78,6 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     return f"valid: {', '.join(some)} and {len(valid) - len(some)} more"
 
 
-LARGEST = 3.4e38
-"""Of single precision: beyond it a number is infinite where it is computed with."""
-SMALLEST = 1.2e-38
-"""Of single precision: below it a number may be 0 where it is computed with."""
 LONGEST = 1000
 """Entries of a list among settings."""
 
@@ -107,7 +103,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         if not (self.least <= value <= self.most and self.above < value < self.below):
             return False
-        return not (self.even and value % 2) and (self.above != 0 or value >= SMALLEST)
+        return not (self.even and value % 2) and (self.above != 0 or value >= 1.2e-38)
 
     @property
     def words(self) -> str:
@@ -115,15 +111,14 @@ class Range:
         low = self.above if self.above > -math.inf else self.least
         high = self.below if self.below < math.inf else self.most
         if math.inf not in (high, -low) and not isinstance(self.most, int):
-            left, right = "[(", "])"
-            ends = left[self.above > -math.inf], right[self.below < math.inf]
-            return f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
-        said = ["even"] * self.even
-        said += [f"of at least {self.least}"] * (self.least > -math.inf)
-        said += [f"above {self.above:g}"] * (self.above > -math.inf)
-        said += [f"at most {self.most}"] * (self.most < math.inf)
-        said += [f"below {self.below:g}"] * (self.below < math.inf)
-        return " and ".join(said)
+            left, right = "[("[self.above > -math.inf], "])"[self.below < math.inf]
+            return f"in {left}{low:g}, {high:g}{right}"
+        ends = (self.least, self.above, self.most, self.below)
+        names = ("of at least", "above", "at most", "below")
+        said = [
+            f"{name} {end}" for name, end in zip(names, ends, strict=True) if abs(end) < math.inf
+        ]
+        return " and ".join(["even"] * self.even + said)
 
 
 Positive = Annotated[float, Range(above=0)]
@@ -144,8 +139,8 @@ Width = Annotated[int, Range(1, 2**16)]
 Depth = Annotated[int, Range(1, 1000)]
 Seed = Annotated[int, Range(-(2**63), 2**63 - 1)]
 
-_EVERY_INT = Range(-(2**63), 2**63 - 1)
-_EVERY_FLOAT = Range(-LARGEST, LARGEST)
+# single precision is infinite beyond 3.4e38, and 0 below 1.2e-38
+_LIMITS = {int: Range(-(2**63), 2**63 - 1), float: Range(-3.4e38, 3.4e38)}
 _WORDS = {
     int: "a whole number",
     float: "a finite number",
@@ -179,16 +174,13 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
             return False
-        number = cast(float, value)  # whole ones stay exact
-        limits = _EVERY_INT if kind is int else _EVERY_FLOAT
+        limits, number = _LIMITS[kind], cast(float, value)  # whole ones stay exact
         return number in limits and (span is None or number in span)
     if origin is typing.Literal:
         return any(value == each and type(value) is type(each) for each in typing.get_args(kind))
     if origin in (tuple, list):
         inner = typing.get_args(kind)
-        if not isinstance(value, (tuple, list)) or len(value) > LONGEST:
-            return False
-        if span is not None and len(value) not in span:
+        if not isinstance(value, (tuple, list)) or len(value) not in (span or Range(most=LONGEST)):
             return False
         if origin is list or (len(inner) == 2 and inner[1] is Ellipsis):
             return all(fits(each, inner[0]) for each in value)
@@ -233,10 +225,10 @@ def words_of(hint: Any) -> str:
 
 def shown(value: Any, longest: int = 60) -> str:
     """A value in a sentence, cut where it is long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a very long {type(value).__name__}"
+    huge = (
+        isinstance(value, int) and abs(value) > 10**longest
+    )  # Python refuses to write the longest
+    text = f"{type(value).__name__} of very many digits" if huge else repr(value)
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
@@ -288,12 +280,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def asked(*args: P.args, **kwargs: P.kwargs) -> T:
-        given = signature.bind(*args, **kwargs).arguments
-        owner = type(given["self"]).__name__
-        for name, value in given.items():
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
             hint = types_of(function).get(name)
             if hint is not None and _has_number(hint):
-                check(value, hint, f"{name} of {owner}")
+                check(value, hint, f"{name} of {type(args[0]).__name__}")
         return function(*args, **kwargs)
 
     return asked

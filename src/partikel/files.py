@@ -22,7 +22,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
 
@@ -60,6 +60,38 @@ def plain_file(path: str | Path) -> os.stat_result:
     return found
 
 
+def read_whole(
+    stream: IO[bytes], most: int, setting: str = "", *, said: int = 0, step: int = 2**20
+) -> bytes:
+    """All that a stream gives, which may unpack to more than it holds, a piece at a time.
+
+    Args:
+        stream: read from where it stands.
+        most: bytes.
+        setting: what the user can set ``most`` with.
+        said: bytes that it says it has; if these are too many, nothing is read.
+        step: bytes of a piece.
+
+    Raises:
+        OSError: as soon as there are more.
+    """
+    content = bytearray()
+    while said <= most and (chunk := stream.read(min(step, most + 1 - len(content)))):
+        content += chunk
+        said = len(content)
+    if said > most:
+        allowed = f"the {most:,} bytes of {setting}" if setting else f"{most:,} bytes"
+        raise OSError(errno.EFBIG, f"it has more than {allowed}")
+    return bytes(content)
+
+
+def read_plain(path: str | Path, most: int, setting: str = "") -> bytes:
+    """The content of a plain file; see :func:`plain_file` and :func:`read_whole`."""
+    size = plain_file(path).st_size
+    with Path(path).open("rb") as file:
+        return read_whole(file, most, setting, said=size)
+
+
 def read_text(path: str | Path, error: type[PartikelError], most: int = TEXT) -> str:
     """The text of a plain file: UTF-8, or what a byte order mark says. All texts are read by this.
 
@@ -73,9 +105,7 @@ def read_text(path: str | Path, error: type[PartikelError], most: int = TEXT) ->
             another encoding.
     """
     try:
-        if plain_file(path).st_size > most:
-            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
-        content = Path(path).read_bytes()
+        content = read_plain(path, most)
         encoding = next((e for mark, e in _MARKS.items() if content.startswith(mark)), "utf-8")
         text = content.decode(encoding)
     except PermissionError as fault:

@@ -15,16 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from partikel.errors import (
-    Checked,
-    ConfigError,
-    Exponent,
-    Level,
-    NotNegative,
-    Part,
-    Positive,
-    Range,
-)
+from partikel.errors import Checked, ConfigError, Exponent, Level, NotNegative, Positive, Range
 from partikel.tensors import expand_like
 
 LogLevel = Annotated[float, Range(-20.0, 20.0)]
@@ -225,7 +216,7 @@ class VPSchedule(Schedule):
 
     beta_min: Positive = 0.1
     beta_max: Annotated[float, Range(above=0, most=80.0)] = 20.0
-    epsilon: Part = 1e-3
+    epsilon: Annotated[float, Range(least=0, below=1)] = 1e-3
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import urllib.error
@@ -12,10 +11,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from partikel.errors import DataError
-from partikel.files import plain_file, write_whole
+from partikel.files import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
+
+
+_SETTING = "data.max_bytes"
 
 
 class ContentError(Exception):
@@ -30,31 +32,6 @@ class _TransferError(Exception):
         self.again = again
 
 
-def read_whole(
-    stream: IO[bytes], most: int, setting: str = "", *, said: int = 0, step: int = 2**20
-) -> bytes:
-    """All that a stream gives, which may unpack to more than it holds, a piece at a time.
-
-    Args:
-        stream: read from where it stands.
-        most: bytes.
-        setting: what the user can set ``most`` with.
-        said: bytes that it says it has; if these are too many, nothing is read.
-        step: bytes of a piece.
-
-    Raises:
-        OSError: as soon as there are more.
-    """
-    content = bytearray()
-    while said <= most and (chunk := stream.read(min(step, most + 1 - len(content)))):
-        content += chunk
-        said = len(content)
-    if said > most:
-        allowed = f"the {most:,} bytes of {setting}" if setting else f"{most:,} bytes"
-        raise OSError(errno.EFBIG, f"it has more than {allowed}")
-    return bytes(content)
-
-
 class Limits(NamedTuple):
     """What is read at most of what others made: files unpack to far more than they hold."""
 
@@ -65,13 +42,11 @@ class Limits(NamedTuple):
 
     def whole(self, stream: IO[bytes], **how: int) -> bytes:
         """All that a stream gives, see :func:`read_whole`."""
-        return read_whole(stream, self.bytes, "data.max_bytes", **how)
+        return read_whole(stream, self.bytes, _SETTING, **how)
 
     def plain(self, path: Path) -> bytes:
         """The content of a plain file."""
-        size = plain_file(path).st_size
-        with path.open("rb") as file:
-            return self.whole(file, said=size)
+        return read_plain(path, self.bytes, _SETTING)
 
 
 def user_path(path: str) -> Path:

@@ -177,10 +177,8 @@ def processes() -> PartialState:
     try:
         return PartialState(cpu=on_cpu or (launched and not accelerated), timeout=PATIENCE)
     except ValueError as error:
-        raise ConfigError(
-            "a launcher's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR) do not fit together: unset "
-            f"them, or start with accelerate launch ({error})."
-        ) from error
+        said = "a launcher's variables do not fit: unset them (RANK, LOCAL_RANK), or use accelerate launch"
+        raise ConfigError(f"{said} ({error}).") from error
 
 
 def accelerator_for(engine: Engine, **options: Any) -> Accelerator:

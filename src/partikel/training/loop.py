@@ -280,8 +280,7 @@ class Trainer:
         """Whose weights are by far the largest where a phase's loss is not finite: its own, or another's."""
         sizes = []
         for optimizer in self.optimizers:
-            norms = [p.detach().abs().max() for p in optimizer.param_groups[0]["params"]]
-            size = float(torch.stack([norm.to("cpu", torch.float64) for norm in norms]).max())
+            size = sum(float(p.detach().abs().max()) for p in optimizer.param_groups[0]["params"])
             sizes.append(size if math.isfinite(size) else math.inf)
         worst = max(range(len(sizes)), key=lambda each: (sizes[each], each == index))
         return (
