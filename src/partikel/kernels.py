@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
+from partikel.checks import Checked, checked
 from partikel.errors import ConfigError, DataError
 
 Bandwidth: TypeAlias = float | Literal["median"]
@@ -37,7 +38,7 @@ _PASS = 4096  # points that go through a network together
 _FEW = 4  # coordinates up to which differences are both faster and more exact than products
 
 
-class Kernel(nn.Module, ABC):
+class Kernel(Checked, nn.Module, ABC):
     """A symmetric function k of two points.
 
     Points are (n, ...), of any shape; all results have their dtype and device.
@@ -363,6 +364,7 @@ Output: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 """(weights, points (n, ...)) -> what a network makes of them, (n, ...)."""
 
 
+@checked
 def pulled_back(
     output: Output, weights: dict[str, Tensor], x: Tensor, values: Tensor, chunk: int = _PASS
 ) -> dict[str, Tensor]:
@@ -375,6 +377,7 @@ def pulled_back(
     return total
 
 
+@checked
 def pushed_forward(
     output: Output,
     weights: dict[str, Tensor],
@@ -391,6 +394,7 @@ def pushed_forward(
     )
 
 
+@checked
 def weight_jacobian(output: Output, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """J_w f, (n · entries of f(x), number of weights): for small sizes."""
     rows = vmap(jacrev(lambda w, point: output(w, point[None])[0].flatten()), in_dims=(None, 0))(
@@ -399,6 +403,7 @@ def weight_jacobian(output: Output, weights: dict[str, Tensor], x: Tensor) -> Te
     return torch.cat([part.flatten(2) for part in rows.values()], 2).flatten(0, 1)
 
 
+@checked
 def median_distance(*clouds: Tensor) -> float:
     """The median heuristic: the median distance of the points of all clouds together.
 
@@ -420,6 +425,7 @@ def median_distance(*clouds: Tensor) -> float:
     return median
 
 
+@checked
 def squared_distances(x: Tensor, y: Tensor, *, exact: bool = True) -> Tensor:
     """‖x_i - y_j‖²: (n, D), (m, D) -> (n, m), new memory, differentiable.
 

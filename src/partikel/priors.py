@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from partikel.checks import Checked, Natural
 from partikel.errors import ConfigError
 from partikel.tensors import flat_sum
 
 
-class GaussianPrior:
+class GaussianPrior(Checked):
     """N(0, std² I): the particle prior π, or the latent law p_z.
 
     Args:
@@ -22,15 +23,15 @@ class GaussianPrior:
         ConfigError: where ``std`` is not positive.
     """
 
-    def __init__(self, shape: tuple[int, ...], std: float = 1.0) -> None:
-        if not std > 0:
+    def __init__(self, shape: tuple[Natural, ...], std: float = 1.0) -> None:
+        if not 0 < std < math.inf:
             raise ConfigError(f"the standard deviation of a prior must be positive, got {std}.")
         self.shape = tuple(shape)
         self.std = float(std)
 
     def sample(
         self,
-        n: int,
+        n: Natural,
         *,
         generator: torch.Generator,
         dtype: torch.dtype | None = None,

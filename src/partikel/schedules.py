@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from partikel.checks import Checked, Natural
 from partikel.errors import ConfigError
 from partikel.tensors import expand_like
 
 
-class Schedule(ABC):
+class Schedule(Checked, ABC):
     """A path of noise levels σ(t), falling with generation time, and scales u(t).
 
     Particles at t are compared with (x + σε)/u, the data as the path shows them: u X ~ p_σ. The path is
@@ -324,11 +325,11 @@ class SubVPSchedule(VPSchedule):
         return -self.beta_vp(t) * torch.expm1(-2 * self._exponent(t))
 
 
-class NoiseLaw(ABC):
+class NoiseLaw(Checked, ABC):
     """A law of noise levels σ > 0 to train on."""
 
     @abstractmethod
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels on the generator's device."""
 
 
@@ -339,7 +340,7 @@ class LogNormalLaw(NoiseLaw):
     mean: float = -1.2
     std: float = 1.2
 
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
         normal = torch.randn(n, generator=generator, dtype=dtype, device=generator.device)
         return torch.exp(self.mean + self.std * normal)
@@ -356,7 +357,7 @@ class LogUniformLaw(NoiseLaw):
         """Check the range."""
         _check_levels(self.sigma_min, self.sigma_max)
 
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
         place = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
         return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * place).exp()
@@ -381,13 +382,13 @@ class KarrasLaw(NoiseLaw):
         _check_levels(self.sigma_min, self.sigma_max)
         _check_exponent(self.rho)
 
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
         u = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
         return karras_level(u, self.sigma_min, self.sigma_max, self.rho)
 
 
-class TimeGrid(ABC):
+class TimeGrid(Checked, ABC):
     """Where a sampler's nodes lie in generation time."""
 
     @abstractmethod

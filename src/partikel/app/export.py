@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from partikel.app.config import settings_of
 from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
+from partikel.checks import checked
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import Linear
 from partikel.files import replacing, write_json, write_whole
@@ -136,6 +137,7 @@ def export_run(run: Run, out: Path | str) -> Path:
     return out
 
 
+@checked
 def load_generator(path: Path | str) -> OneStepGenerator:
     """Load an exported generator; no code is run, and the run is not needed.
 

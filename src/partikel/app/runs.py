@@ -35,6 +35,7 @@ from partikel.app.config import dump_config, load_preset, make_recipe, settings_
 from partikel.app.show.animation import save_frame, training_frame
 from partikel.app.show.plots import save_picture
 from partikel.app.show.progress import progress_bar
+from partikel.checks import Checked, checked
 from partikel.data import Dataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import Perturbed
@@ -63,7 +64,7 @@ Labels: TypeAlias = int | Sequence[int] | str
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Checked):
     """A trained run, ready to use.
 
     Attributes:
@@ -244,6 +245,7 @@ def context_for(model: Carrier, dataset: Dataset, seed: int = 0) -> Tensor | Non
     return dataset.draw(n, "train", generator=generator, device=device).x
 
 
+@checked
 def train_run(
     recipe: Recipe, out: Path | str, *, preset: str = "", console: Console | None = None
 ) -> Run:
@@ -302,6 +304,7 @@ def train_run(
     return load(out)
 
 
+@checked
 def load(path: Path | str) -> Run:
     """Load a run's newest checkpoint.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from partikel.checks import checked
 from partikel.data import synthetic
 from partikel.data.base import (
     SPLITS,
@@ -192,6 +193,7 @@ DATASETS: dict[str, Entry] = {
 """Every data set that can be opened by name."""
 
 
+@checked
 def open_dataset(settings: DataSettings) -> Dataset:
     """Open the data set that the settings name.
 

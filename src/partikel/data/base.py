@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from partikel.checks import Checked, Natural
 from partikel.errors import CheckpointError, DataError
 from partikel.targets import Target
 
@@ -89,7 +90,7 @@ class BatchStream(ABC, Iterator[Batch]):
         """
 
 
-class Dataset(ABC):
+class Dataset(Checked, ABC):
     """A named source of points."""
 
     name: str
@@ -114,7 +115,7 @@ class Dataset(ABC):
 
     def draw(
         self,
-        n: int,
+        n: Natural,
         split: str = "train",
         *,
         generator: torch.Generator,

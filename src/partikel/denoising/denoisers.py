@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from partikel.checks import check_network
 from partikel.errors import ConfigError
 from partikel.tensors import expand_like
 
@@ -45,6 +46,7 @@ class EDMDenoiser(nn.Module):
         super().__init__()
         if not sigma_data > 0:
             raise ConfigError(f"sigma_data must be positive, got {sigma_data}.")
+        check_network(network, "network(x, c, cond)")
         self.network = network
         self.sigma_data = sigma_data
         self.timed = timed
@@ -64,6 +66,11 @@ class EDMDenoiser(nn.Module):
             (B, ...) the estimate of E[clean | x].
         """
         level = expand_like(sigma, x)
+        if not (level > 0).all():
+            raise ValueError(
+                "a denoiser is asked at noise levels sigma > 0: its score has no limit at 0 (stop at the "
+                "lowest level of training, or ask an ExactScoreField)."
+            )
         data = self.sigma_data
         total = level**2 + data**2
         conditions = [sigma.to(x.dtype).log() / 4]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from partikel.checks import checked
 from partikel.errors import ConfigError
 from partikel.likelihood.flow import ProbabilityFlow
 from partikel.likelihood.ode import Integrator, decode
@@ -36,6 +37,7 @@ class Agreement:
         return self.distance <= self.quantile
 
 
+@checked
 def agreement(
     flow: ProbabilityFlow,
     own: Tensor,

@@ -21,6 +21,7 @@ import torch
 from scipy.integrate import cumulative_simpson
 from torch import Tensor
 
+from partikel.checks import checked
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, nearest
 from partikel.fields import At, AtScale, Field, Loss, LossValue, ScoreField, TrainingBatch
@@ -156,6 +157,7 @@ class GenerativeSDE:
         return self.drift(x, t, cond) - expand_like(self.flow.coefficients(t).f, x) * x
 
 
+@checked
 def generative_sde(
     model: Carrier,
     flow: DiffFlow | None = None,
@@ -211,6 +213,7 @@ class Bound:
     protocol: dict[str, Any]
 
 
+@checked
 def elbo(
     sde: GenerativeSDE,
     x: Tensor,
@@ -271,6 +274,7 @@ def elbo(
     return Bound(mean, error, draws * (1 if inference == "linear" else steps), protocol)
 
 
+@checked
 def elbo_loss(
     sde: GenerativeSDE,
     x: Tensor,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partikel.checks import checked
 from partikel.data import Dataset, FiniteDataset
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.files import write_whole, writing_to
@@ -61,6 +62,7 @@ class Report:
         return asdict(self)
 
 
+@checked
 def dataset_likelihood(
     model: ProbabilityFlow | GenerativeSDE | Carrier,
     dataset: Dataset,

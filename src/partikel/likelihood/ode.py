@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from partikel.checks import checked
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative, divergence
 from partikel.solvers import (
@@ -146,6 +147,7 @@ class LogLikelihood:
     protocol: dict[str, Any]
 
 
+@checked
 def log_likelihood(
     flow: ProbabilityFlow,
     x: Tensor,
@@ -231,6 +233,7 @@ def log_likelihood(
     return LogLikelihood(log_prob, standard, error, latent, count[0], converged, protocol)
 
 
+@checked
 def encode(
     flow: ProbabilityFlow,
     x: Tensor,
@@ -242,6 +245,7 @@ def encode(
     return _transport(flow, x, cond, integrator, backwards=True)
 
 
+@checked
 def decode(
     flow: ProbabilityFlow,
     z: Tensor,
@@ -253,6 +257,7 @@ def decode(
     return _transport(flow, z, cond, integrator, backwards=False)
 
 
+@checked
 def reconstruction_error(
     flow: ProbabilityFlow,
     x: Tensor,

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from partikel.checks import checked
 from partikel.errors import ConfigError, nearest
 from partikel.metrics import pretrained
 from partikel.metrics.classifier import NETWORKS, ClassifierFeatures
@@ -101,6 +102,7 @@ class EnlargedFeatures(nn.Module):
         return large
 
 
+@checked
 def feature_network(
     name: str, shape: tuple[int, ...] | None = None, device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
@@ -138,6 +140,7 @@ def feature_network(
     )
 
 
+@checked
 def default_feature_network(
     dataset_name: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
@@ -160,6 +163,7 @@ def default_feature_network(
     return PixelFeatures(shape)
 
 
+@checked
 def default_classifier(
     dataset_name: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> Classifier | None:

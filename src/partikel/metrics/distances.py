@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from partikel.checks import checked
+
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """σ of the RBF kernels over which :func:`mmd2` averages."""
 
@@ -36,6 +38,7 @@ class PairwiseReport(NamedTuple):
     """Unbiased energy distance, see :func:`energy_distance`."""
 
 
+@checked
 def pairwise_distances_report(
     x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS
 ) -> PairwiseReport:
@@ -53,6 +56,7 @@ def pairwise_distances_report(
     return PairwiseReport(kernel, -energy)
 
 
+@checked
 def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:
     """Squared maximum mean discrepancy E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased.
 
@@ -69,6 +73,7 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> floa
     return _u_statistics(x, y, bandwidths, energy=False)[1]
 
 
+@checked
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased.
 
@@ -84,6 +89,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return -_u_statistics(x, y, None, energy=True)[0]
 
 
+@checked
 def sliced_wasserstein2(x: Tensor, y: Tensor, projections: int = 512, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance: root of the mean of W2² over random lines.
 
@@ -116,6 +122,7 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, projections: int = 512, seed: int 
     return math.sqrt(total.item() / projections)
 
 
+@checked
 def wasserstein2(x: Tensor, y: Tensor) -> float:
     """Wasserstein-2 distance between the two clouds, exact: root of the cost of the best transport.
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from partikel.checks import Checked, checked
 from partikel.errors import ConfigError, DataError
 from partikel.files import write_whole
 from partikel.metrics.distances import squared_distances
@@ -45,6 +46,7 @@ class FeatureNetwork(Protocol):
 
 
 @torch.no_grad()
+@checked
 def extract_features(network: FeatureNetwork, images: Tensor, chunk: int = 500) -> Tensor:
     """Features of many images, without gradients, a chunk at a time.
 
@@ -163,7 +165,7 @@ KEPT = 10_000
 """Features of a set that are kept for what statistics cannot tell: KID, precision and recall."""
 
 
-class FeatureSet:
+class FeatureSet(Checked):
     """Features of a set of images: statistics of all of them, and the first ones themselves.
 
     Args:
@@ -251,6 +253,7 @@ def _read(
         ) from error
 
 
+@checked
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½): the squared W2 between two fitted Gaussians.
 
@@ -287,6 +290,7 @@ class KernelDistance(NamedTuple):
     """Standard deviation between subsets (not the standard error of the mean)."""
 
 
+@checked
 def kid(
     x: Tensor,
     y: Tensor,
@@ -347,6 +351,7 @@ class PRDC(NamedTuple):
     """Share of real images whose neighbourhood holds a generated one."""
 
 
+@checked
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
     """Precision, recall, density and coverage.
 

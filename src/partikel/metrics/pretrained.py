@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from partikel.checks import checked
 from partikel.errors import CheckpointError, ConfigError, nearest
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"
@@ -132,6 +133,7 @@ def digest(network: nn.Module) -> str:
     return total.hexdigest()[:8]
 
 
+@checked
 def photograph_network(name: str, device: torch.device | str = "cpu") -> PhotographFeatures:
     """A feature network trained on photographs, by name; draws no global random numbers.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from partikel.checks import Asking, check_network, checked
 from partikel.errors import ConfigError
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
@@ -17,6 +18,7 @@ from partikel.streams import Streams
 from partikel.tensors import flat_sum
 
 
+@checked
 def surrogate_loss(x: Tensor, velocity: Tensor) -> Tensor:
     """-⟨g_θ(z), stopgrad ∇h(g_θ(z))⟩ for each sample: its gradient is -J_θ g(z)ᵀ ∇h (GPM eq. 11).
 
@@ -30,9 +32,10 @@ def surrogate_loss(x: Tensor, velocity: Tensor) -> Tensor:
     return -flat_sum(x * velocity.detach())
 
 
+@checked
 def generate(generator: nn.Module, z: Tensor, cond: Tensor | None = None) -> Tensor:
     """g(z), without gradients."""
-    with torch.no_grad():
+    with torch.no_grad(), Asking(generator, z, cond=cond):
         return generator(z, None, cond)
 
 
@@ -77,6 +80,7 @@ class GeneratorModel(Carrier):
         if eta is not None and not eta > 0:
             raise ConfigError(f"outputs are moved by a step eta > 0 (or null), got {eta}.")
         self.eta = eta
+        check_network(generator, "generator(z, None, cond)")
         self.generator = generator
         self.horizon = horizon
         self.annealing = annealing

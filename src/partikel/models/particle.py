@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from partikel.checks import checked
 from partikel.errors import ConfigError
 from partikel.fields import At, Context, Field, Guided
 from partikel.fields.base import Weight
@@ -171,7 +172,9 @@ class ParticleModel(Carrier):
             ConfigError: for guidance of a model without labels.
             NumericsError: if particles leave the finite numbers.
         """
-        return self._states(x, cond, Context(real=real, generator=generator), Sampling(**options))
+        cond = None if cond is None else self._labels(len(x), cond, generator)
+        context = Context(real=real, generator=generator)
+        return self._states(self._begun(x), cond, context, Sampling(**options))
 
     def _states(
         self, x: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
@@ -280,6 +283,7 @@ class ParticleModel(Carrier):
         return At(t, None if self.schedule is None else self.schedule.sigma(t), cond)
 
 
+@checked
 def free_particles(model: Carrier, otherwise: str) -> ParticleModel:
     """The model itself, if a velocity moves its particles.
 

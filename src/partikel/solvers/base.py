@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from partikel.checks import Checked
 from partikel.errors import ConfigError, NumericsError
 from partikel.schedules import Schedule
 from partikel.solvers.noise import Brownian, brownian_increments
@@ -107,7 +108,7 @@ class Step(NamedTuple):
         return self.t_next - self.t
 
 
-class Solver(ABC):
+class Solver(Checked, ABC):
     """Base of all solvers; it owns the loop. A solver is a setting and remembers nothing.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from partikel.checks import checked
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.schedules import Schedule
 from partikel.solvers.base import Dynamics, Solver, Step
@@ -251,6 +252,7 @@ class AdaptiveODE(_ODESolver):
         )
 
 
+@checked
 def solve_adaptively(
     rate: Callable[[Integrated, float], Integrated],
     state: Integrated,

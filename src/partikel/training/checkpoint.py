@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from partikel.checks import checked
 from partikel.errors import CheckpointError, NumericsError
 from partikel.files import clear_parts, replacing, write_json
 from partikel.training.engine import on_main
@@ -33,6 +34,7 @@ _STATE = "state.json"
 _SCALE = ("scale", "_growth_tracker")  # of loss scaling
 
 
+@checked
 def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
     """Write a checkpoint and remove older ones once it is whole; called by all processes at once.
 
@@ -99,12 +101,14 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
     return target
 
 
+@checked
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a folder, or None."""
     found = _checkpoints(folder)
     return found[-1] if found else None
 
 
+@checked
 def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
     """Put a trainer exactly where :func:`save_checkpoint` left another one.
 

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from partikel.checks import Checked, Natural
 from partikel.data import Batch, BatchStream, Dataset
 from partikel.errors import ConfigError, DataError, NumericsError, nearest
 from partikel.fields import Loss, TrainingBatch
@@ -51,7 +52,7 @@ class Iteration:
     metrics: dict[str, Tensor]
 
 
-class Trainer:
+class Trainer(Checked):
     """State of a training run: model, optimisers, average, random streams, counter.
 
     The one counter of progress is ``step``, the number of iterations done; an iteration runs every
@@ -79,7 +80,7 @@ class Trainer:
         dataset: Dataset,
         phases: Sequence[Phase],
         *,
-        iterations: int,
+        iterations: Natural,
         seed: int = 0,
         ema: float | EMA | None = None,
         engine: Engine | None = None,

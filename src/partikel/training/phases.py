@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from partikel.checks import checked
 from partikel.errors import ConfigError
 
 
@@ -57,6 +58,7 @@ class AdamSettings:
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@checked
 @dataclass(frozen=True)
 class Phase:
     """One line of the alternating training.
