@@ -21,6 +21,7 @@ from conftest import (
     seeded,
     slope,
     tensor,
+    Recorder,
 )
 from partikel.data import Batch
 from partikel.data.synthetic import gaussians
@@ -278,12 +279,13 @@ def test_the_discriminator_trains_by_its_own_loss() -> None:
 def test_ratios_that_are_none() -> None:
     with pytest.raises(ConfigError, match="relativistic.*no log-ratio"):
         FDivergenceField(DiscriminatorField(Quadratic(2), "relativistic"), "kl")
-    with pytest.raises(ConfigError, match="ExactScoreField has no log r"):
+    with pytest.raises(TypeError, match="takes a DiscriminatorField or a RatioField"):
         FDivergenceField(ExactScoreField(P), "kl")  # type: ignore[arg-type]
-    denoiser = ScoreField(EDMDenoiser(nn.Identity()))
-    for wrong in (denoiser, object()):
-        with pytest.raises(ConfigError, match="density and score are known"):
-            DensityRatioField(GAUSSIAN, wrong)  # type: ignore[arg-type]
+    denoiser = ScoreField(EDMDenoiser(Recorder()))
+    with pytest.raises(ConfigError, match="density and score are known"):
+        DensityRatioField(GAUSSIAN, denoiser)
+    with pytest.raises(TypeError, match="takes a Target or a Field"):
+        DensityRatioField(GAUSSIAN, object())  # type: ignore[arg-type]
     for clip in (0.0, -1.0, 100.0, float("nan")):
         with pytest.raises(ConfigError, match="clip"):
             FDivergenceField(DensityRatioField(P, RHO), "kl", clip=clip)
@@ -337,7 +339,7 @@ def test_f_distill(name: str) -> None:
 
 def test_all_parts_are_trained_once() -> None:
     law = KarrasLaw(0.1, 2.0)
-    s_rho = ScoreField(EDMDenoiser(nn.Identity()), law, of="particles", name="own score")
+    s_rho = ScoreField(EDMDenoiser(Recorder()), law, of="particles", name="own score")
     critic = DiscriminatorField(Quadratic(2), conditions=("log sigma",))
     h = Perturbed(FDivergenceField(critic, gradient=ExactScoreField(MIXTURE) - s_rho), law)
     assert [loss.name for loss in h.losses()] == ["discriminator", "own score"]

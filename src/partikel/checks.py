@@ -38,7 +38,7 @@ def checked(made: Made) -> Made:
     Raises:
         TypeError: (from a call) for an argument of another type.
         ValueError: for a whole number that is smaller than its annotation allows.
-        ConfigError: for nan, or a word that is none of those that a ``Literal`` lists.
+        ConfigError: for a word that is none of those that a ``Literal`` lists.
     """
     if isinstance(made, type):
         made.__init__ = checked(made.__init__)  # type: ignore[misc]
@@ -142,8 +142,8 @@ class _Rule:
         self.members = get_args(wanted) if _is_union(wanted) else (wanted,)
         least = [get_args(part)[1] for part in self.members if get_origin(part) is Annotated]
         self.least = least[0] if least else math.inf
-        # of numbers, words and sequences the type does not tell all
-        self._by_value = {float, Annotated, Literal, tuple, Sequence}
+        # of counts, words and sequences the type does not tell all
+        self._by_value = {Annotated, Literal, tuple, Sequence}
 
     def check(self, value: object) -> None:
         """Raise unless the value fits."""
@@ -168,8 +168,6 @@ class _Rule:
             if isinstance(value, str) and isinstance(part, type):
                 like = [k for k in _kinds(part) if k.lower() == value.replace("_", "").lower()]
                 takes += f": give an object, {like[0]}(...), not its name" if like else ""
-            if part is float and value != value:
-                raise ConfigError(f"{takes}.")
             if get_origin(part) is Annotated and _fits(value, int):
                 raise ValueError(f"{takes}.")
         raise TypeError(f"{takes}.")
@@ -200,7 +198,7 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, (str, int, float, type(None))) and value in parts
     if annotation in (int, float):
         number = isinstance(value, Real) and not isinstance(value, bool)
-        return number and (isinstance(value, Integral) if annotation is int else value == value)
+        return number and (annotation is float or isinstance(value, Integral))
     if origin in (tuple, Sequence):
         kinds = repeat(parts[0]) if origin is Sequence or parts[-1] is ... else parts
         several = isinstance(value, (Sequence if origin is Sequence else (tuple, list)))

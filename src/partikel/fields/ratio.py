@@ -165,11 +165,6 @@ class FDivergenceField(Field):
         clip: float = CLIP,
     ) -> None:
         super().__init__()
-        if not isinstance(ratio, (DiscriminatorField, RatioField)):
-            raise ConfigError(
-                f"a {type(ratio).__name__} has no log r to weigh by: give an f-divergence a "
-                "DiscriminatorField or a DensityRatioField, and other fields as its gradient."
-            )
         if isinstance(ratio, DiscriminatorField) and not ratio.objective.is_log_ratio:
             raise ConfigError(
                 f"the objective '{objective_name(ratio.objective)}' has no log-ratio at its optimum: "

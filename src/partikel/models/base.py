@@ -219,8 +219,6 @@ class Carrier(Checked, nn.Module, ABC):
         """Labels to sample: those given, if they are the model's, or drawn."""
         if cond is None:
             return self.labels(n, generator=generator)
-        if not self.conditional:
-            raise ConfigError("this model was trained without labels: leave out cond.")
         if len(cond) != n:
             raise ValueError(f"{n} samples have {n} labels, got {len(cond)}.")
         if self.label_weights is not None:
