@@ -72,8 +72,13 @@ class Checked:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, method in [*vars(cls).items()]:
-            public = name == "__init__" or not (name.startswith("_") or name in cls.unchecked)
-            if public and isinstance(method, FunctionType) and cls.__module__[:9] == "partikel.":
+            public = name == "__init__" or not name.startswith("_")
+            if (
+                public
+                and name not in cls.unchecked
+                and isinstance(method, FunctionType)
+                and cls.__module__[:9] == "partikel."
+            ):
                 setattr(cls, name, checked(method))
 
 

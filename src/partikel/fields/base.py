@@ -459,7 +459,7 @@ def check_cloud(cloud: Tensor) -> None:
 def _check_real(real: Tensor | None) -> None:
     if real is None or not len(real):
         raise ConfigError(
-            "this field compares particles with real samples, and has none: pass some, as "
+            "this field compares particles with real samples: pass some, as "
             "model.sample(..., real=X) or field.bind(Context(real=X))."
         )
     if not torch.isfinite(real).all():

@@ -49,6 +49,8 @@ class KernelScoreField(Field):
         ConfigError: for another bandwidth or law.
     """
 
+    unchecked = Field.unchecked | {"__init__"}  # which checks its arguments itself
+
     def __init__(
         self,
         bandwidth: float,

@@ -71,7 +71,7 @@ class SlicedWassersteinField(Field):
             if self.context.particles is None:
                 ways = torch.empty_like(ways).scatter_(1, order, ways)
             else:
-                ways = _interpolated(some @ flat.T, places, ways)
+                ways = _interpolated(some @ flat.T, places, _shared(places, ways))
             velocity.addmm_(ways.T, some)
         return (velocity / self.projections).view_as(x)
 
@@ -235,6 +235,15 @@ def _quantile_means(ordered: Tensor, n: int) -> Tensor:
     after = ordered.double()[:, whole.clamp(max=m - 1)]
     integral = integral[:, whole] + part * after
     return (integral.diff(dim=1) * (n / m)).to(ordered.dtype)
+
+
+def _shared(places: Tensor, ways: Tensor) -> Tensor:
+    """Displacements (p, n) of sorted places, those of places that coincide replaced by their mean."""
+    if not (places.diff(dim=1) == 0).any():
+        return ways
+    first, last = (torch.searchsorted(places, places, right=right) for right in (False, True))
+    total = torch.nn.functional.pad(ways.double().cumsum(1), (1, 0))
+    return ((total.gather(1, last) - total.gather(1, first)) / (last - first)).to(ways)
 
 
 def _interpolated(points: Tensor, places: Tensor, ways: Tensor) -> Tensor:
