@@ -15,6 +15,9 @@ from partikel.kernels import squared_distances
 PAIRS = 2**22
 """Most numbers held at once: values on lines, or pairs of points."""
 
+CACHED = 2**18
+"""Pairs of points that stay in a processor's cache."""
+
 ANNEALING = 4.0
 """Ratio of successive ε while Sinkhorn's iterations approach the one asked for."""
 
@@ -270,16 +273,25 @@ def _sorted(values: Tensor) -> Tensor:
 
 def _softmin(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Tensor:
     """-ε log E_y exp((potential(y) - ½‖x - y‖²)/ε) at every x: (n, D), (m, D), (m,) -> (n,)."""
-    sums = [logits.logsumexp(1) for logits in _logits(x, y, potential, eps)]
+    sums = [plan.sum(1).log_().add_(peak[:, 0]) for plan, peak in _plans(x, y, potential, eps)]
     shift = torch.tensor(len(y), dtype=x.dtype, device=x.device).log()
     return -eps * (torch.cat(sums) - shift)
 
 
 def _barycentres(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Tensor:
     """Where the entropic plan sends each x, on average: (n, D)."""
-    return torch.cat([logits.softmax(1) @ y for logits in _logits(x, y, potential, eps)])
+    centre = y.mean(0)
+    parts = [(p @ (y - centre)) / p.sum(1, keepdim=True) for p, _ in _plans(x, y, potential, eps)]
+    return torch.cat(parts) + centre
 
 
-def _logits(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Iterator[Tensor]:
-    for rows in x.split(max(1, PAIRS // len(y))):
-        yield squared_distances(rows, y).mul_(-0.5).add_(potential).div_(eps)
+def _plans(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of exp((potential(y) - ½‖x - y‖²)/ε - peak) and their peaks, (n, m) and (n, 1)."""
+    centre = y.mean(0)  # which leaves less to round
+    x, y, potential = x - centre, y - centre, potential / eps
+    pairs = min(PAIRS, CACHED) if x.device.type == "cpu" else PAIRS
+    for rows in x.split(max(1, pairs // len(y))):
+        logits = squared_distances(rows, y, exact=False).mul_(-0.5 / eps).add_(potential)
+        peak = logits.amax(1, keepdim=True)
+        # what is below e^-80 of the peak counts for nothing, and processors are slow at it
+        yield logits.sub_(peak).clamp_(min=-80).exp_(), peak
