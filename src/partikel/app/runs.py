@@ -32,9 +32,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
-from partikel.app.show.animation import save_frame, training_frame
-from partikel.app.show.plots import save_picture
-from partikel.app.show.progress import progress_bar
 from partikel.checks import Checked, checked
 from partikel.data import Dataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError
@@ -264,6 +261,8 @@ def train_run(
         ConfigError: if the folder holds a run of other settings, or the settings cannot work.
         DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
     """
+    from partikel.app.show.progress import progress_bar
+
     out = Path(out)
     recipe, required_path = _with_required(recipe, out)
     text = dump_config(recipe, preset)
@@ -362,6 +361,8 @@ class _Watch:
         self._stride = max(1, recipe.iterations // every // FRAMES)
 
     def __call__(self, model: Carrier, step: int) -> dict[str, float]:
+        from partikel.app.show.plots import save_picture  # it brings matplotlib, which load needs not
+
         recipe, dataset = self._recipe, self._dataset
         real = context_for(model, dataset)  # now, since training has moved the model to its device
 
@@ -389,6 +390,8 @@ class _Watch:
         self, model: Carrier, z: Tensor, cond: Tensor | None, step: int, data: Tensor
     ) -> None:
         """Keep what an animation of the training needs, for points of the plane and images."""
+        from partikel.app.show.animation import save_frame, training_frame
+
         if data.ndim == 2 and data.shape[1] != 2:
             return
         frames: dict[str, float | None] = {"step": None}

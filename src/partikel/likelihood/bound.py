@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from scipy.integrate import cumulative_simpson
 from torch import Tensor
 
 from partikel.checks import checked
@@ -69,6 +68,8 @@ class Inference:
 
     @staticmethod
     def _integral(values: Tensor, q: Tensor) -> Tensor:
+        from scipy.integrate import cumulative_simpson  # half a second to import
+
         return torch.from_numpy(cumulative_simpson(values.numpy(), x=q.numpy(), initial=0))
 
     def at(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

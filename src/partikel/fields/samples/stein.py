@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
 from partikel.fields.base import At, Field
 from partikel.kernels import Kernel
 
