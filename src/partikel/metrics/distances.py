@@ -146,11 +146,15 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
     import ot  # slow to import, and only needed here
 
     x, y = x.cpu().double(), y.cpu().double()
-    costs = squared_distances(x - y.mean(0), y - y.mean(0))
+    if x.shape[1] <= _FEW:
+        costs = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+    else:
+        costs = squared_distances(x - y.mean(0), y - y.mean(0))
     if not costs.isfinite().all():
         return math.nan
-    cost = torch.as_tensor(ot.emd2([], [], costs.numpy(), numItermax=10**9), dtype=torch.float64)
-    return math.sqrt(max(0.0, cost.item()))
+    plan = torch.as_tensor(ot.emd([], [], costs.numpy(), numItermax=10**9))
+    rows, columns = plan.nonzero(as_tuple=True)  # and what they cost, without cancellation
+    return math.sqrt(plan[rows, columns] @ (x[rows] - y[columns]).square().sum(1))
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -228,6 +232,9 @@ def _pair_sums(x: Tensor, y: Tensor | None, bandwidths: Sequence[float], *, ener
         totals[1] -= len(x) * len(rates)  # k(x_i, x_i) = 1
     return totals
 
+
+_FEW = 32
+"""Coordinates up to which exact transport sums squared differences one by one."""
 
 _DIRECT = 8
 """Coordinates up to which squared distances are summed one by one, without cancellation."""
