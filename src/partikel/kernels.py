@@ -111,10 +111,12 @@ class RadialKernel(Kernel):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The matrix k(x_i, y_j)."""
+        _alike(x, y)
         return self.profile(squared_distances(x.flatten(1), y.flatten(1), exact=not self.smooth))
 
     def mean(self, x: Tensor, y: Tensor, values: Tensor | None = None) -> Tensor:
         """E_y[k(x, y) v(y)], in tiles."""
+        _alike(x, y)
         weights = _weights(y, values)
         total = x.new_zeros(weights.shape[1], len(x))
         with torch.no_grad():
@@ -124,6 +126,7 @@ class RadialKernel(Kernel):
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """E_y[w (x - y)], in tiles: two sums, of w and of w y."""
+        _alike(x, y)
         flat, others = x.flatten(1), y.flatten(1)
         with torch.no_grad():
             centre = others.mean(0)  # cancels in x - y, and leaves less to round
@@ -449,6 +452,15 @@ def squared_distances(x: Tensor, y: Tensor, *, exact: bool = True) -> Tensor:
     left = torch.cat([-2 * x, x.square().sum(1, keepdim=True), ones(x[:, :1])], 1)
     right = torch.cat([y, ones(y[:, :1]), y.square().sum(1, keepdim=True)], 1)
     return (left @ right.T).clamp_(min=0)
+
+
+def _alike(x: Tensor, y: Tensor) -> None:
+    """Refuse clouds of unlike points (ValueError)."""
+    if x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
+        raise ValueError(
+            f"a kernel compares points of one shape and dtype, not {tuple(x.shape)} of {x.dtype} and "
+            f"{tuple(y.shape)} of {y.dtype}"
+        )
 
 
 def _root(squared: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ class GaussianPrior(Checked):
 
     def log_density(self, x: Tensor) -> Tensor:
         """Natural logarithm of the density: (B, *shape) -> (B,)."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"this prior is of points (B, *{self.shape}), got {tuple(x.shape)}")
         entries = math.prod(self.shape)
         return -0.5 * (
             flat_sum((x / self.std) ** 2) + entries * math.log(2 * math.pi * self.std**2)

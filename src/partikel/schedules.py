@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from partikel.checks import Checked, Natural
+from partikel.checks import Checked, Natural, checked
 from partikel.errors import ConfigError
 from partikel.tensors import expand_like
 
@@ -363,6 +363,7 @@ class LogUniformLaw(NoiseLaw):
         return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * place).exp()
 
 
+@checked
 def karras_level(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """(σ_max^{1/ρ} + u (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ (GPM eq. 28): u = 0 is σ_max, u = 1 σ_min."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)

@@ -717,7 +717,7 @@ def _run(tokens: list[str]) -> None:
 def _parse(name: str, tokens: list[str]) -> dict[str, Any]:
     command = COMMANDS[name]
     if name == "presets" and not "".join(tokens).startswith("-") and len(tokens) < 2:
-        return {"name": each for each in tokens}  # a parser of types takes seconds to import
+        return {"name": tokens[0] if tokens else None}  # a parser of types takes seconds to import
     from jsonargparse import ArgumentParser
 
     parameters = inspect.signature(command).parameters

@@ -162,6 +162,7 @@ def draw_samples(
     real: Tensor | None = None,
     *,
     cond: Tensor | None = None,
+    start: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """(n, ...) samples in chunks, so that memory does not grow with n.
@@ -172,6 +173,7 @@ def draw_samples(
         generator: source of all randomness.
         real: samples of the data, for a field that compares with them.
         cond: (n,) labels; those of a conditional model are drawn unless given.
+        start: (n, ...) where they start, instead of draws of the prior.
         options: of the sampler, as in :meth:`ParticleModel.sample`.
 
     Raises:
@@ -182,17 +184,21 @@ def draw_samples(
         raise ConfigError(f"the number of samples must be at least 1, got {n}.")
     if cond is None:
         cond = model.labels(n, generator=generator)
+    for given, what in ((cond, "labels"), (start, "starts")):
+        if given is not None and len(given) != n:
+            raise ValueError(f"{n} samples have {n} {what}, got {len(given)}.")
     # a generator's latents do not tell the size of its outputs
     chunk = 1000 if model.shape is None else chunk_size(model.shape)
     parts = [
         model.sample(
-            min(chunk, n - start),
+            min(chunk, n - first),
             generator=generator,
-            cond=None if cond is None else cond[start : start + chunk],
+            cond=None if cond is None else cond[first : first + chunk],
+            start=None if start is None else start[first : first + chunk],
             real=real,
             **options,
         )
-        for start in range(0, n, chunk)
+        for first in range(0, n, chunk)
     ]
     return torch.cat(parts)
 
@@ -361,7 +367,9 @@ class _Watch:
         self._stride = max(1, recipe.iterations // every // FRAMES)
 
     def __call__(self, model: Carrier, step: int) -> dict[str, float]:
-        from partikel.app.show.plots import save_picture  # it brings matplotlib, which load needs not
+        from partikel.app.show.plots import (
+            save_picture,
+        )  # it brings matplotlib, which load needs not
 
         recipe, dataset = self._recipe, self._dataset
         real = context_for(model, dataset)  # now, since training has moved the model to its device

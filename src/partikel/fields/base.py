@@ -141,7 +141,7 @@ class Field(Checked, nn.Module, ABC):
         if not (isinstance(x, Tensor) and isinstance(at.t, Tensor) and x.is_floating_point()):
             raise TypeError(
                 f"a field is asked at points (B, ...) and times, () or (B,), floating-point tensors: "
-                f"got a {type(x).__name__} and a {type(at.t).__name__} (torch.as_tensor makes one)."
+                f"got {getattr(x, 'dtype', x)!r:.60} and {getattr(at.t, 'dtype', at.t)!r:.60}."
             )
         with Asking(self, x, t=at.t, sigma=at.sigma, cond=at.cond):
             velocity = super().__call__(x, at)

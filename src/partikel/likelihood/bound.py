@@ -36,6 +36,7 @@ NODES = 4097
 Trace = Literal["free", "exact", "rademacher"]
 
 
+@checked
 class Inference:
     """The linear inference process: Y_s | x ~ N(m x, V I), and a law of times for importance sampling.
 

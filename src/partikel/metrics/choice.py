@@ -35,6 +35,7 @@ class Classifier(FeatureNetwork, Protocol):
         ...
 
 
+@checked
 class PixelFeatures:
     """Pixels as features, of images shrunk to at most :data:`PIXELS` numbers.
 
@@ -63,6 +64,7 @@ class PixelFeatures:
         return images.flatten(1)
 
 
+@checked
 class EnlargedFeatures(nn.Module):
     """A feature network that sees small images enlarged, undoing averages over squares of pixels.
 

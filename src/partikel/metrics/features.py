@@ -61,6 +61,7 @@ def extract_features(network: FeatureNetwork, images: Tensor, chunk: int = 500) 
     return torch.cat([network(some) for some in images.split(chunk)])
 
 
+@checked
 @dataclass
 class FeatureStatistics:
     """Mean and covariance of features, gathered batch by batch in float64 and constant memory.
@@ -258,7 +259,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½): the squared W2 between two fitted Gaussians.
 
     Dowson & Landau 1982; Heusel et al. 2017. tr (C_a C_b)^½ is the sum of the singular values of
-    C_a^½ C_b^½: with roots of symmetric matrices only, singular covariances do no harm. Biased
+    F_aᵀ F_b, C = F Fᵀ: with factors of the matrices only, singular covariances do no harm. Biased
     upwards by the finite number of images, the more the fewer there are. NaN where a feature was
     not finite.
 
@@ -270,16 +271,16 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     of_a, of_b = a.covariance, b.covariance
     if not (of_a.isfinite().all() and of_b.isfinite().all()):
         return torch.nan
-    overlap = torch.linalg.svdvals(_root(of_a) @ _root(of_b)).sum()
+    overlap = torch.linalg.svdvals(_factor(of_a).T @ _factor(of_b)).sum()
     distance = (a.mean - b.mean).square().sum() + of_a.trace() + of_b.trace() - 2 * overlap
     return max(0.0, distance.item())
 
 
-def _root(matrix: Tensor) -> Tensor:
-    """Symmetric root of a positive semi-definite matrix."""
+def _factor(matrix: Tensor) -> Tensor:
+    """F with F Fᵀ = C, a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     # Rounding makes eigenvalues that are zero slightly negative.
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return vectors * values.clamp(min=0).sqrt()
 
 
 class KernelDistance(NamedTuple):

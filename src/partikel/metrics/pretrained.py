@@ -48,6 +48,7 @@ BATCH = {"cuda": 250}
 """Images in a call of the network, by device: large enough to be fast, small enough for memory."""
 
 
+@checked
 class PhotographFeatures(nn.Module):
     """A network for photographs, asked for the features of images of any size.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -75,8 +76,10 @@ class ParticleModel(Carrier):
             raise ConfigError(f"a particle model needs at least 1 step, got {steps}.")
         if temperature > 0 and eta < 0:
             raise ConfigError(f"noise needs a field of strength eta >= 0, got {eta}.")
-        if temperature < 0:
-            raise ConfigError(f"the temperature must be >= 0, got {temperature}.")
+        if not (0 <= temperature < math.inf and math.isfinite(eta)):
+            raise ConfigError(
+                f"the temperature must be >= 0 and eta finite, got {temperature} and {eta}."
+            )
         if temperature > 0 and diffusion is not None:
             raise ConfigError("give either a temperature or a diffusion, not both.")
         if not 1 <= times_per_path <= steps:

@@ -89,6 +89,11 @@ class Trainer(Checked):
         self.engine = engine or Engine()
         self.accelerator = accelerator or accelerator_for(self.engine)
         self.model = model.to(self.accelerator.device)
+        if model.shape not in (None, tuple(dataset.shape)):
+            raise ConfigError(
+                f"the model is of points {model.shape}, the data '{dataset.name}' of "
+                f"{tuple(dataset.shape)}: give its prior their shape."
+            )
         self.dataset = dataset
         self.phases = tuple(phases)
         self.iterations = iterations
