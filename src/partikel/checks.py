@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from numbers import Integral, Real
 from types import FunctionType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
 from partikel.errors import ConfigError, nearest
 
@@ -42,7 +42,7 @@ def checked(made: Made) -> Made:
     """
     if isinstance(made, type):
         made.__init__ = checked(made.__init__)  # type: ignore[misc]
-        return made
+        return cast(Made, made)
     rules: dict[str, _Rule] = {}
     places: list[_Rule] = []
 
@@ -220,5 +220,5 @@ def _fits(value: Any, annotation: Any) -> bool:
     )
 
 
-def _kinds(wanted: type) -> list[str]:
+def _kinds(wanted: Any) -> list[str]:
     return [name for each in wanted.__subclasses__() for name in [each.__name__, *_kinds(each)]]

@@ -307,7 +307,8 @@ def _all_finite(gradients: list[Tensor]) -> bool:
     if not gradients:
         return True
     found = gradients[0].new_zeros((), dtype=torch.float32)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+    ask = torch._amp_foreach_non_finite_check_and_unscale_  # type: ignore[attr-defined]  # pyright: ignore
+    ask(gradients, found, torch.ones_like(found))
     return not found.item()
 
 
