@@ -18,7 +18,7 @@ from conftest import GAUSSIAN, Recorder, randn, seeded
 from partikel.checks import Count, Natural, checked
 from partikel.data import FiniteDataset, SyntheticDataset
 from partikel.denoising import EDMDenoiser
-from partikel.errors import PartikelError
+from partikel.errors import NumericsError, PartikelError
 from partikel.fields import (
     At,
     Context,
@@ -35,7 +35,7 @@ from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasLaw, UniformGrid
 from partikel.solvers import Dynamics, Euler
-from partikel.training import Phase, Trainer, fit
+from partikel.training import AdamSettings, Phase, Trainer, fit
 
 REFUSALS = (TypeError, ValueError, PartikelError)
 ROOMS = (
@@ -312,3 +312,18 @@ def test_real_samples_are_asked_for_where_samples_are() -> None:
     with pytest.raises(PartikelError, match=r"sample\(..., real=X\)"):
         OWN.sample(3, generator=seeded())
     assert OWN.sample(3, generator=seeded(), real=randn(5, 2).float()).shape == (3, 2)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_changes_no_weight(clip: float | None, bad: float) -> None:
+    """The loss is finite and its gradient is not: nothing is stepped."""
+    denoiser = EDMDenoiser(network("denoiser", 1))
+    weight = next(denoiser.parameters())
+    weight.register_hook(lambda gradient: torch.full_like(gradient, bad))
+    model = ParticleModel(ScoreField(denoiser, KarrasLaw()), PRIOR, steps=2)
+    before = [p.detach().clone() for p in denoiser.parameters()]
+    phase = Phase("score", AdamSettings(clip=clip), batch=4)
+    with pytest.raises(NumericsError, match="gradient of 'score' became infinite or nan"):
+        fit(model, DATA, [phase], iterations=3)
+    assert all(map(torch.equal, before, denoiser.parameters()))

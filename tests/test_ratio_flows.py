@@ -15,13 +15,13 @@ from conftest import (
     MIXTURE,
     OTHER,
     Quadratic,
+    Recorder,
     assert_mean,
     assert_moments,
     randn,
     seeded,
     slope,
     tensor,
-    Recorder,
 )
 from partikel.data import Batch
 from partikel.data.synthetic import gaussians
