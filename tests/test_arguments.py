@@ -235,8 +235,12 @@ BAD: dict[str, Callable[[], object]] = {
     "temperature=nan": lambda: ParticleModel(SCORE, PRIOR, steps=2, temperature=math.nan),
     "eta=nan": lambda: ParticleModel(SCORE, PRIOR, steps=2, eta=math.nan),
     "steps=True": lambda: ParticleModel(SCORE, PRIOR, steps=True),
-    "a network of z only": lambda: GeneratorModel(SCORE, nn.Linear(2, 2), PRIOR),
-    "a critic of x only": lambda: DiscriminatorField(nn.Sequential(nn.Linear(2, 1))),
+    "a network of z only": lambda: GeneratorModel(SCORE, nn.Linear(2, 2), PRIOR).sample(
+        2, generator=seeded()
+    ),
+    "a critic of x only": lambda: DiscriminatorField(nn.Sequential(nn.Linear(2, 1)))(
+        points(3, 2), At(T)
+    ),
     "no real samples": lambda: OWN.sample(3, generator=seeded()),
     "real samples of another shape": lambda: OWN.sample(3, generator=seeded(), real=randn(3, 4)),
     "no real samples for MMD": lambda: ParticleModel(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import GAUSSIAN, MIXTURE, Recorder, randn, seeded, slope, tensor
+from conftest import GAUSSIAN, MIXTURE, randn, seeded, slope, tensor
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields import At, AtScale, DiscriminatorField, ExactScoreField, Field, WhiteNoise
@@ -280,7 +280,7 @@ def test_a_field_without_derivative_is_refused() -> None:
 
 def test_models_without_a_velocity_are_refused() -> None:
     field = ExactScoreField(GAUSSIAN)
-    gan = GeneratorModel(field, Recorder(), GaussianPrior((2,)))
+    gan = GeneratorModel(field, nn.Linear(2, 2), GaussianPrior((2,)))
     with pytest.raises(ConfigError, match="partikel evaluate"):
         probability_flow(gan)
     noisy = ParticleModel(field, GaussianPrior((2,)), steps=5, temperature=0.1)

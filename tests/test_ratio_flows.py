@@ -15,7 +15,6 @@ from conftest import (
     MIXTURE,
     OTHER,
     Quadratic,
-    Recorder,
     assert_mean,
     assert_moments,
     randn,
@@ -281,7 +280,7 @@ def test_ratios_that_are_none() -> None:
         FDivergenceField(DiscriminatorField(Quadratic(2), "relativistic"), "kl")
     with pytest.raises(TypeError, match="takes a DiscriminatorField or a RatioField"):
         FDivergenceField(ExactScoreField(P), "kl")  # type: ignore[arg-type]
-    denoiser = ScoreField(EDMDenoiser(Recorder()))
+    denoiser = ScoreField(EDMDenoiser(nn.Identity()))
     with pytest.raises(ConfigError, match="density and score are known"):
         DensityRatioField(GAUSSIAN, denoiser)
     with pytest.raises(TypeError, match="takes a Target or a Field"):
@@ -339,7 +338,7 @@ def test_f_distill(name: str) -> None:
 
 def test_all_parts_are_trained_once() -> None:
     law = KarrasLaw(0.1, 2.0)
-    s_rho = ScoreField(EDMDenoiser(Recorder()), law, of="particles", name="own score")
+    s_rho = ScoreField(EDMDenoiser(nn.Identity()), law, of="particles", name="own score")
     critic = DiscriminatorField(Quadratic(2), conditions=("log sigma",))
     h = Perturbed(FDivergenceField(critic, gradient=ExactScoreField(MIXTURE) - s_rho), law)
     assert [loss.name for loss in h.losses()] == ["discriminator", "own score"]

@@ -82,17 +82,6 @@ class Checked:
                 setattr(cls, name, checked(method))
 
 
-def check_network(network: object, call: str) -> None:
-    """Refuse a network whose forward does not take three arguments, as in ``call`` (TypeError)."""
-    try:
-        inspect.signature(getattr(network, "forward", network)).bind(*[None] * 3)  # type: ignore
-    except TypeError as error:
-        raise TypeError(
-            f"a {type(network).__name__} is called as {call}, which its forward does not take: wrap "
-            "it in a module with forward(self, x, c=None, cond=None)."
-        ) from error
-
-
 class Asking:
     """A block that asks a module about points; what does not fit ends in one sentence, at no cost.
 
@@ -102,7 +91,7 @@ class Asking:
         others: what else it is told, by name.
 
     Raises:
-        TypeError: where the points are of another dtype than the weights.
+        TypeError: for points of another dtype than the weights, or a network of fewer arguments.
         ValueError: where PyTorch says that shapes, or labels, do not fit.
     """
 
@@ -114,6 +103,11 @@ class Asking:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         """Say what does not fit; running out of memory is not of that kind."""
+        if kind is TypeError and "positional argument" in str(error):
+            raise TypeError(
+                f"a {type(self._module).__name__} is called as network(x, c, cond), all three: wrap "
+                "what takes fewer in a module with forward(self, x, c=None, cond=None)."
+            ) from error
         if kind not in (RuntimeError, IndexError):
             return
         x, cond = self._x, self._others.get("cond")

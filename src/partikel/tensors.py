@@ -24,7 +24,7 @@ def expand_like(values: Tensor, x: Tensor) -> Tensor:
             f"times and noise levels are tensors, () or (B,), not a {type(values).__name__}: "
             "torch.as_tensor makes one."
         )
-    if values.ndim and values.numel() not in (1, len(x)):
+    if values.ndim and values.numel() not in (1, len(x)) and len(x) != 1:
         raise ValueError(
             f"times and noise levels are () or (B,), got {tuple(values.shape)} for points "
             f"{tuple(x.shape)}."

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from partikel.checks import check_network
 from partikel.errors import ConfigError
 from partikel.tensors import expand_like
 
@@ -46,7 +45,6 @@ class EDMDenoiser(nn.Module):
         super().__init__()
         if not sigma_data > 0:
             raise ConfigError(f"sigma_data must be positive, got {sigma_data}.")
-        check_network(network, "network(x, c, cond)")
         self.network = network
         self.sigma_data = sigma_data
         self.timed = timed

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from partikel.checks import check_network
 from partikel.errors import ConfigError
 from partikel.fields.augmentation import Augmentation
 from partikel.fields.base import Along, At, Field, Loss, LossValue, TrainingBatch, ascent
@@ -62,7 +61,6 @@ class DiscriminatorField(Field):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        check_network(network, "network(x, c, cond)")
         self.network = network
         self.objective = get_objective(objective) if isinstance(objective, str) else objective
         self.conditions = conditions

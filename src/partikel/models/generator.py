@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from partikel.checks import Asking, check_network, checked
+from partikel.checks import Asking, checked
 from partikel.errors import ConfigError
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
@@ -35,7 +35,12 @@ def surrogate_loss(x: Tensor, velocity: Tensor) -> Tensor:
 @checked
 def generate(generator: nn.Module, z: Tensor, cond: Tensor | None = None) -> Tensor:
     """g(z), without gradients."""
-    with torch.no_grad(), Asking(generator, z, cond=cond):
+    with torch.no_grad():
+        return _called(generator, z, cond)
+
+
+def _called(generator: nn.Module, z: Tensor, cond: Tensor | None) -> Tensor:
+    with Asking(generator, z, cond=cond):
         return generator(z, None, cond)
 
 
@@ -80,7 +85,6 @@ class GeneratorModel(Carrier):
         if eta is not None and not eta > 0:
             raise ConfigError(f"outputs are moved by a step eta > 0 (or null), got {eta}.")
         self.eta = eta
-        check_network(generator, "generator(z, None, cond)")
         self.generator = generator
         self.horizon = horizon
         self.annealing = annealing
@@ -134,7 +138,7 @@ class GeneratorModel(Carrier):
         z = self.start(batch.size, batch.streams.latent)
         real = batch.real
         cond = None if real is None else real.cond
-        x = self.generator(z, None, cond)
+        x = _called(self.generator, z, cond)
         field = self.field.bind(
             Context(real=None if real is None else real.x, generator=batch.streams.noise)
         )
@@ -157,7 +161,7 @@ class GeneratorModel(Carrier):
         assert particles is not None
         assert particles.latent is not None
         assert particles.moved is not None
-        x = self.generator(particles.latent, None, particles.cond)
+        x = _called(self.generator, particles.latent, particles.cond)
         return LossValue(flat_sum((x - particles.moved).square()) / 2)
 
     def _time(self, x: Tensor) -> Tensor:
