@@ -95,6 +95,8 @@ class Asking:
         ValueError: where PyTorch says that shapes, or labels, do not fit.
     """
 
+    __slots__ = ("_module", "_others", "_x")
+
     def __init__(self, module: Any, x: Any, **others: Any) -> None:
         self._module, self._x, self._others = module, x, others
 

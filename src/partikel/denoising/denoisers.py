@@ -64,7 +64,7 @@ class EDMDenoiser(nn.Module):
             (B, ...) the estimate of E[clean | x].
         """
         level = expand_like(sigma, x)
-        if not (level > 0).all():
+        if not (sigma.amin() if sigma.ndim else sigma).item() > 0:
             raise ValueError(
                 "a denoiser is asked at noise levels sigma > 0: its score has no limit at 0 (stop at the "
                 "lowest level of training, or ask an ExactScoreField)."
