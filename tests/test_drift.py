@@ -153,3 +153,20 @@ def test_impossible_temperatures(temperature: float) -> None:
 def test_misspelt_normalisation() -> None:
     with pytest.raises(ConfigError, match="did you mean 'batch'"):
         DriftField(1.0, "bacth")  # type: ignore[arg-type]
+
+
+def test_a_collapsed_cloud_is_driven_as_its_other_points_say() -> None:
+    """Of points that coincide each leaves out itself, not all: Algorithm 2 with a mask by index."""
+    tau, real = 0.5, randn(7, 2, seed=1)
+    x = torch.cat([torch.full((6, 2), 3.0, dtype=torch.float64), randn(2, 2)])
+    k = tensor([[kernel(p, y, tau) for y in torch.cat([real, x])] for p in x])
+    k[torch.arange(8), 7 + torch.arange(8)] = 0
+    a = k / (k.sum(1, keepdim=True) * k.sum(0)).sqrt()
+    attract, repel = a[:, :7], a[:, 7:]
+    expected = repel.sum(1, keepdim=True) * (attract @ real) - attract.sum(1, keepdim=True) * (
+        repel @ x
+    )
+    for cloud in (None, x):
+        assert_close(velocity(DriftField(tau, "batch"), x, real, cloud), expected)
+    collapsed = velocity(DriftField(tau, "batch"), x[:6], real)
+    assert collapsed.norm(dim=1).min() > 1e-3  # it does not stay

@@ -180,7 +180,7 @@ def test_the_median_heuristic() -> None:
 @pytest.mark.parametrize("cls", [RBFKernel, MultiRBFKernel, LaplaceKernel, IMQKernel])
 @pytest.mark.parametrize("bandwidth", [0, -1.0, math.nan, math.inf, "mean"])
 def test_impossible_bandwidths(cls: type[RadialKernel], bandwidth: object) -> None:
-    with pytest.raises(ConfigError, match="must be a finite number above 0"):
+    with pytest.raises(ConfigError, match="takes a finite number above 0|'median'"):
         cls(bandwidth)  # type: ignore[call-arg]
 
 

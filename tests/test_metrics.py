@@ -728,3 +728,14 @@ def test_damaged_weights_are_refused(
         (tmp_path / "digits_features.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read"):
         metrics.DigitsFeatures.pretrained()
+
+
+@pytest.mark.parametrize("dim", [2, 100])
+def test_exact_transport_between_clouds_that_nearly_agree(dim: int) -> None:
+    """The distance of a shift by far less than the spacing is the shift's, to its own digits."""
+    generator = torch.Generator().manual_seed(0)
+    x, shift = (torch.randn(60, dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    for size in (1e-8, 1e-3):
+        moved = x + size * shift
+        expected = (moved - x).square().sum(1).mean().sqrt().item()
+        assert metrics.wasserstein2(x, moved) == pytest.approx(expected, rel=1e-9)

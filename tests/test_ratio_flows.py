@@ -278,12 +278,13 @@ def test_the_discriminator_trains_by_its_own_loss() -> None:
 def test_ratios_that_are_none() -> None:
     with pytest.raises(ConfigError, match="relativistic.*no log-ratio"):
         FDivergenceField(DiscriminatorField(Quadratic(2), "relativistic"), "kl")
-    with pytest.raises(ConfigError, match="ExactScoreField has no log r"):
+    with pytest.raises(TypeError, match="takes a DiscriminatorField or a RatioField"):
         FDivergenceField(ExactScoreField(P), "kl")  # type: ignore[arg-type]
     denoiser = ScoreField(EDMDenoiser(nn.Identity()))
-    for wrong in (denoiser, object()):
-        with pytest.raises(ConfigError, match="density and score are known"):
-            DensityRatioField(GAUSSIAN, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="density and score are known"):
+        DensityRatioField(GAUSSIAN, denoiser)
+    with pytest.raises(TypeError, match="takes a Target or a Field"):
+        DensityRatioField(GAUSSIAN, object())  # type: ignore[arg-type]
     for clip in (0.0, -1.0, 100.0, float("nan")):
         with pytest.raises(ConfigError, match="clip"):
             FDivergenceField(DensityRatioField(P, RHO), "kl", clip=clip)

@@ -35,6 +35,7 @@ from partikel.schedules import (
 )
 from partikel.solvers import (
     RK4,
+    AdaptiveODE,
     DPMSolver2M,
     Dynamics,
     Euler,
@@ -370,3 +371,15 @@ def test_churn_needs_a_schedule_and_sensible_numbers() -> None:
     for build in (lambda: Heun(churn=-1.0), lambda: Heun(churn_noise=-1.0)):
         with pytest.raises(ConfigError, match="churn"):
             build()
+
+
+@pytest.mark.parametrize("drift", [lambda x, t: -20 * x.sign(), lambda x, t: -1e8 * x])
+def test_adaptive_steps_are_bounded(
+    drift: Callable[[Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field that jumps, or is very steep, ends in a sentence."""
+    monkeypatch.setattr("partikel.solvers.ode.MOST_STEPS", 100)
+    counted = Dynamics(drift)
+    with pytest.raises(NumericsError, match="in 100 steps or at all.*fixed steps"):
+        AdaptiveODE().solve(counted, randn(5, 2), tensor([0.0, 1.0]))
+    assert counted.evaluations < 1000

@@ -268,7 +268,7 @@ def test_kl_broadcasts_over_leading_dimensions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"means": [0.0, 1.0], "std": 1.0}, "means must be"),
+        ({"means": [0.0, 1.0], "std": 1.0}, "means="),
         ({"means": [[0.0, 1.0]]}, "either"),
         ({"means": [[0.0]], "std": 1.0, "covariances": [[[1.0]]]}, "either"),
         ({"means": [[0.0, 1.0]], "std": 0.0}, "std must be"),
@@ -282,7 +282,7 @@ def test_kl_broadcasts_over_leading_dimensions() -> None:
     ],
 )
 def test_laws_that_do_not_exist(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         GaussianMixture(**arguments)
 
 
@@ -307,5 +307,5 @@ def test_prior_draws_from_the_generator_alone() -> None:
 
 
 def test_prior_needs_a_positive_std() -> None:
-    with pytest.raises(ConfigError, match="positive"):
+    with pytest.raises(ConfigError, match="GaussianPrior.std=...."):
         GaussianPrior((2,), std=0.0)

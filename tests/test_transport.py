@@ -323,3 +323,26 @@ def test_errors() -> None:
         SinkhornField(1.0, iterations=0)
     with pytest.raises(ConfigError, match="tolerance"):
         SinkhornField(1.0, tolerance=-1.0)
+
+
+def test_a_collapsed_cloud_is_moved_as_one_where_it_is_bound() -> None:
+    """Points that coincide go to the mean of where each of them would go."""
+    x, real = torch.zeros(6, 2, dtype=torch.float64) + 3, randn(9, 2)
+    apart, together = (
+        SlicedWassersteinField(16).bind(Context(real=real, particles=cloud, generator=seeded()))(
+            x, At(tensor(0.5))
+        )
+        for cloud in (None, x)
+    )
+    assert_close(together, apart.mean(0).expand(6, 2))
+    assert (apart - apart.mean(0)).abs().max() > 0.1  # and, unbound, they part
+
+
+def test_sinkhorn_passes_keep_the_digits_of_float32() -> None:
+    """Far from and near to the samples of the plan, next to float64."""
+    for dim in (2, 30):
+        x, real = randn(60, dim), randn(50, dim, seed=1) + 3
+        field = SinkhornField(0.2 * dim**0.5, iterations=20)
+        exact = field.bind(Context(real=real))(x, At(tensor(0.0)))
+        single = field.bind(Context(real=real.float()))(x.float(), At(tensor(0.0).float()))
+        assert_close(single.double(), exact, atol=1e-4, rtol=1e-4)

@@ -14,6 +14,7 @@ kernel).
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
-from partikel.errors import ConfigError, DataError, Positive, Range, check, checked
+from partikel.errors import ConfigError, DataError
+from partikel.errors.checks import Checked, Positive, Range, check, checked
 
 Bandwidth: TypeAlias = Positive | Literal["median"]
 """A length, or the median distance of the points that the kernel is fitted to."""
@@ -39,7 +41,7 @@ _PASS = 4096  # points that go through a network together
 _FEW = 4  # coordinates up to which differences are both faster and more exact than products
 
 
-class Kernel(nn.Module, ABC):
+class Kernel(Checked, nn.Module, ABC):
     """A symmetric function k of two points.
 
     Points are (n, ...), of any shape; all results have their dtype and device.
@@ -112,10 +114,12 @@ class RadialKernel(Kernel):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The matrix k(x_i, y_j)."""
+        _alike(x, y)
         return self.profile(squared_distances(*_centred(x, y), exact=not self.smooth))
 
     def mean(self, x: Tensor, y: Tensor, values: Tensor | None = None) -> Tensor:
         """E_y[k(x, y) v(y)], in tiles."""
+        _alike(x, y)
         weights = _weights(y, values)
         total = x.new_zeros(weights.shape[1], len(x))
         with torch.no_grad():
@@ -125,6 +129,7 @@ class RadialKernel(Kernel):
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """E_y[w (x - y)], in tiles: two sums, of w and of w y."""
+        _alike(x, y)
         with torch.no_grad():
             flat, others = _centred(x, y)
             factors = torch.cat([others, torch.ones_like(others[:, :1])], 1).T.contiguous()
@@ -160,7 +165,6 @@ class ScaledKernel(RadialKernel):
         ConfigError: for another bandwidth.
     """
 
-    @checked
     def __init__(self, bandwidth: Bandwidth = "median") -> None:
         super().__init__()
         self.bandwidth: Bandwidth = bandwidth
@@ -227,19 +231,27 @@ class MultiRBFKernel(ScaledKernel):
 
     def profile(self, squared: Tensor) -> Tensor:
         """E_h exp(-‖x - y‖²/2h²)."""
-        kernels = [(squared * (-0.5 / h**2)).exp() for h in self._lengths]
-        return torch.stack(kernels).mean(0)
+        return torch.stack([kernel for _, kernel in self._kernels(squared)]).mean(0)
 
     def slope(self, squared: Tensor) -> Tensor:
         """-E_h k_h/h²."""
         total = torch.zeros_like(squared)
-        for h in self._lengths:
-            total.add_((squared * (-0.5 / h**2)).exp_(), alpha=-1 / h**2 / len(self.factors))
+        for h, kernel in self._kernels(squared):
+            total.add_(kernel, alpha=-1 / h**2 / len(self.factors))
         return total
 
-    @property
-    def _lengths(self) -> list[float]:
-        return [factor * self.length for factor in self.factors]
+    def _kernels(self, squared: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Each bandwidth h with its kernel, the widest first."""
+        kernel, wider, climbed = squared, math.inf, 0
+        for factor in sorted(self.factors, reverse=True):
+            # at half the bandwidth it is the fourth power, cheaper than an exponential; each climb
+            # multiplies the rounding error by four, so few in a row
+            if factor == wider / 2 and climbed < 2:
+                kernel, climbed = kernel.square().square(), climbed + 1
+            else:
+                kernel, climbed = (squared * (-0.5 / (factor * self.length) ** 2)).exp(), 0
+            yield factor * self.length, kernel
+            wider = factor
 
 
 class LaplaceKernel(ScaledKernel):
@@ -287,7 +299,6 @@ class RieszKernel(RadialKernel):
 
     smooth = False
 
-    @checked
     def __init__(self, power: Annotated[float, Range(above=0, below=2)] = 1.0) -> None:
         super().__init__()
         self.power = power
@@ -355,6 +366,7 @@ Output: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 """(weights, points (n, ...)) -> what a network makes of them, (n, ...)."""
 
 
+@checked
 def pulled_back(
     output: Output, weights: dict[str, Tensor], x: Tensor, values: Tensor, chunk: int = _PASS
 ) -> dict[str, Tensor]:
@@ -367,6 +379,7 @@ def pulled_back(
     return total
 
 
+@checked
 def pushed_forward(
     output: Output,
     weights: dict[str, Tensor],
@@ -383,6 +396,7 @@ def pushed_forward(
     )
 
 
+@checked
 def weight_jacobian(output: Output, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """J_w f, (n · entries of f(x), number of weights): for small sizes."""
     rows = vmap(jacrev(lambda w, point: output(w, point[None])[0].flatten()), in_dims=(None, 0))(
@@ -391,6 +405,7 @@ def weight_jacobian(output: Output, weights: dict[str, Tensor], x: Tensor) -> Te
     return torch.cat([part.flatten(2) for part in rows.values()], 2).flatten(0, 1)
 
 
+@checked
 def median_distance(*clouds: Tensor) -> float:
     """The median heuristic: the median distance of the points of all clouds together.
 
@@ -412,6 +427,7 @@ def median_distance(*clouds: Tensor) -> float:
     return median
 
 
+@checked
 def squared_distances(x: Tensor, y: Tensor, *, exact: bool = True) -> Tensor:
     """‖x_i - y_j‖²: (n, D), (m, D) -> (n, m), new memory, differentiable.
 
@@ -435,6 +451,15 @@ def squared_distances(x: Tensor, y: Tensor, *, exact: bool = True) -> Tensor:
     left = torch.cat([-2 * x, x.square().sum(1, keepdim=True), ones(x[:, :1])], 1)
     right = torch.cat([y, ones(y[:, :1]), y.square().sum(1, keepdim=True)], 1)
     return (left @ right.T).clamp_(min=0)
+
+
+def _alike(x: Tensor, y: Tensor) -> None:
+    """Refuse clouds of unlike points (ValueError)."""
+    if x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
+        raise ValueError(
+            f"a kernel compares points of one shape and dtype, not {tuple(x.shape)} of {x.dtype} and "
+            f"{tuple(y.shape)} of {y.dtype}"
+        )
 
 
 def _root(squared: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from partikel.errors import Checked, ConfigError, NotNegative, nearest
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import Checked, NotNegative
 from partikel.tensors import flat_sum
 
 

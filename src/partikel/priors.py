@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from partikel.errors import Level, checked
+from partikel.errors.checks import Checked, Level, Natural
 from partikel.tensors import flat_sum
 
 
-class GaussianPrior:
+class GaussianPrior(Checked):
     """N(0, std² I): the particle prior π, or the latent law p_z.
 
     Args:
@@ -23,14 +23,13 @@ class GaussianPrior:
         ConfigError: where ``std`` is not positive.
     """
 
-    @checked
-    def __init__(self, shape: Sequence[int], std: Level = 1.0) -> None:
+    def __init__(self, shape: Sequence[Natural], std: Level = 1.0) -> None:
         self.shape = tuple(shape)
         self.std = float(std)
 
     def sample(
         self,
-        n: int,
+        n: Natural,
         *,
         generator: torch.Generator,
         dtype: torch.dtype | None = None,
@@ -54,6 +53,8 @@ class GaussianPrior:
 
     def log_density(self, x: Tensor) -> Tensor:
         """Natural logarithm of the density: (B, *shape) -> (B,)."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"this prior is of points (B, *{self.shape}), got {tuple(x.shape)}")
         entries = math.prod(self.shape)
         return -0.5 * (
             flat_sum((x / self.std) ** 2) + entries * math.log(2 * math.pi * self.std**2)

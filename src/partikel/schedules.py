@@ -15,7 +15,17 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from partikel.errors import Checked, ConfigError, Exponent, Level, NotNegative, Positive, Range
+from partikel.errors import ConfigError
+from partikel.errors.checks import (
+    Checked,
+    Exponent,
+    Level,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    checked,
+)
 from partikel.tensors import expand_like
 
 LogLevel = Annotated[float, Range(-20.0, 20.0)]
@@ -327,7 +337,7 @@ class NoiseLaw(Checked, ABC):
     """A law of noise levels σ > 0 to train on."""
 
     @abstractmethod
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels on the generator's device."""
 
 
@@ -338,7 +348,7 @@ class LogNormalLaw(NoiseLaw):
     mean: LogLevel = -1.2
     std: LogSpread = 1.2
 
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
         normal = torch.randn(n, generator=generator, dtype=dtype, device=generator.device)
         return torch.exp(self.mean + self.std * normal)
@@ -356,12 +366,13 @@ class LogUniformLaw(NoiseLaw):
         super().__post_init__()
         _check_levels(self.sigma_min, self.sigma_max)
 
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
         place = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
         return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * place).exp()
 
 
+@checked
 def karras_level(u: Tensor, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """(σ_max^{1/ρ} + u (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ (GPM eq. 28): u = 0 is σ_max, u = 1 σ_min."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -381,7 +392,7 @@ class KarrasLaw(NoiseLaw):
         super().__post_init__()
         _check_levels(self.sigma_min, self.sigma_max)
 
-    def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
         u = torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
         return karras_level(u, self.sigma_min, self.sigma_max, self.rho)

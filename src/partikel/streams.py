@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import Checked
+
 NAMES = ("data", "latent", "noise", "time", "dropout")
 
 
@@ -29,7 +31,7 @@ def seeded(seed: int, *path: object, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(derive_seed(seed, *path))
 
 
-class Streams:
+class Streams(Checked):
     """One ``torch.Generator`` for each purpose of training.
 
     Args:

@@ -19,10 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import Checked, Natural, checked
 from partikel.tensors import expand_like
 
 
-class Target(ABC):
+class Target(Checked, ABC):
     """A law on R^D that is known exactly.
 
     Results follow the dtype and the device of ``x``; ``sigma`` is (B,), one noise level a sample,
@@ -39,7 +40,7 @@ class Target(ABC):
     @abstractmethod
     def sample(
         self,
-        n: int,
+        n: Natural,
         *,
         generator: torch.Generator,
         dtype: torch.dtype | None = None,
@@ -191,7 +192,7 @@ class GaussianMixture(Target):
 
     def sample(
         self,
-        n: int,
+        n: Natural,
         *,
         generator: torch.Generator,
         dtype: torch.dtype | None = None,
@@ -202,7 +203,7 @@ class GaussianMixture(Target):
 
     def sample_labelled(
         self,
-        n: int,
+        n: Natural,
         *,
         generator: torch.Generator,
         dtype: torch.dtype | None = None,
@@ -270,6 +271,8 @@ class GaussianMixture(Target):
 
     def _whiten(self, x: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
         """Offsets of x from each mean along its axes, and the variances of p_σ there: (B, K, D)."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"this law is of points (B, {self.dim}), got {tuple(x.shape)}")
         own = self._on(x.dtype, x.device)
         offsets = x[:, None] - own.means
         if own.axes is not None:
@@ -322,6 +325,7 @@ class Gaussian(GaussianMixture):
         return gaussian_kl(self.mean, self.covariance, other.mean, other.covariance)
 
 
+@checked
 def gaussian_kl(mean: Tensor, covariance: Tensor, to_mean: Tensor, to_covariance: Tensor) -> Tensor:
     """KL( N(mean, covariance) ‖ N(to_mean, to_covariance) ) in nats.
 

@@ -12,22 +12,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
 from partikel.app.terminal import degrade
-from partikel.errors import (
-    ConfigError,
+from partikel.errors import ConfigError, DataError, PartikelError, nearest
+from partikel.errors.checks import (
     Count,
-    DataError,
-    PartikelError,
     Positive,
     Range,
     Seed,
     Size,
     check,
     fits,
-    nearest,
     shown,
     types_of,
     words_of,
@@ -372,10 +370,15 @@ def presets(name: str | None = None) -> None:
     Args:
         name: a preset to show, or a part of those to list (mnist, score-gan, paper).
     """
-    from partikel.app.config import dump_config, load_preset, make_recipe, preset_names
+    import yaml
 
-    listed = [each for each in preset_names() if name is None or name in each]
+    # the list is read by itself, as recipes take seconds to import
+    files = resources.files("partikel") / "recipes" / "presets"
+    shipped = sorted(file.name[:-5] for file in files.iterdir() if file.name.endswith(".yaml"))
+    listed = [each for each in shipped if name is None or name in each]
     if name is not None and (name in listed or not listed):
+        from partikel.app.config import dump_config, load_preset, make_recipe
+
         loaded = load_preset(name)
         print(f"# {loaded.about}")
         print(dump_config(make_recipe(loaded.recipe, loaded.settings), loaded.name), end="")
@@ -384,8 +387,8 @@ def presets(name: str | None = None) -> None:
         return
     rows = []
     for each in listed:
-        loaded = load_preset(each)
-        rows.append([loaded.name, _measured(loaded.measured), loaded.about])
+        loaded = yaml.safe_load((files / f"{each}.yaml").read_text(encoding="utf-8"))
+        rows.append([each, _measured(loaded.get("measured") or {}), loaded.get("about", "")])
     _table("presets", ["name", "measured", "about"], rows, cut=True)
 
 

@@ -20,7 +20,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from partikel.app.reading import LONGEST_FILE, given, listed, load_yaml, typed
-from partikel.errors import ConfigError, check, fits, nearest, options_of, types_of, words_of
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import check, fits, options_of, types_of, words_of
 from partikel.files import read_text
 from partikel.recipes import RECIPES, Recipe
 

@@ -24,6 +24,7 @@ from partikel.app.config import settings_of
 from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
 from partikel.errors import CheckpointError, ConfigError
+from partikel.errors.checks import checked
 from partikel.fields import Linear
 from partikel.files import (
     read_json,
@@ -136,6 +137,7 @@ def export_run(run: Run, out: Path | str) -> Path:
     return out
 
 
+@checked
 def load_generator(path: Path | str) -> OneStepGenerator:
     """Load an exported generator; no code is run, and the run is not needed.
 

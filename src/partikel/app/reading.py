@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import yaml
 
-from partikel.errors import ConfigError, fits, options_of, parts_of, shown
+from partikel.errors import ConfigError
+from partikel.errors.checks import fits, options_of, parts_of, shown
 
 LONGEST_FILE = 200_000
 """Bytes of a configuration."""

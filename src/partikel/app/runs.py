@@ -41,13 +41,11 @@ from partikel.app.config import (
     read_configuration,
     settings_of,
 )
-from partikel.app.show.animation import save_frame, training_frame
-from partikel.app.show.plots import save_picture
-from partikel.app.show.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.data.folder import find
 from partikel.data.known import KnownData
 from partikel.errors import CheckpointError, ConfigError, DataError
+from partikel.errors.checks import Checked, checked
 from partikel.fields import Perturbed
 from partikel.fields.base import Weight
 from partikel.files import (
@@ -90,7 +88,7 @@ Labels: TypeAlias = int | Sequence[int] | str
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Checked):
     """A trained run, ready to use.
 
     Attributes:
@@ -226,6 +224,7 @@ def draw_samples(
     real: Tensor | None = None,
     *,
     cond: Tensor | None = None,
+    start: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """(n, ...) samples, drawn in chunks, so that only they themselves fill more memory with n.
@@ -236,6 +235,7 @@ def draw_samples(
         generator: source of all randomness.
         real: samples of the data, for a field that compares with them.
         cond: (n,) labels; those of a conditional model are drawn unless given.
+        start: (n, ...) where they start, instead of draws of the prior.
         options: of the sampler, as in :meth:`ParticleModel.sample`.
 
     Raises:
@@ -248,21 +248,25 @@ def draw_samples(
     check_memory(n, model.shape or (2,))  # a label takes as much as a point of the plane
     if cond is None:
         cond = model.labels(n, generator=generator)
+    for given, what in ((cond, "labels"), (start, "starts")):
+        if given is not None and len(given) != n:
+            raise ValueError(f"{n} samples have {n} {what}, got {len(given)}.")
     # a generator's latents do not tell the size of its outputs
     chunk = 1000 if model.shape is None else chunk_size(model.shape)
     samples = None
-    for start in range(0, n, chunk):
+    for first in range(0, n, chunk):
         some = model.sample(
-            min(chunk, n - start),
+            min(chunk, n - first),
             generator=generator,
-            cond=None if cond is None else cond[start : start + chunk],
+            cond=None if cond is None else cond[first : first + chunk],
+            start=None if start is None else start[first : first + chunk],
             real=real,
             **options,
         )
         if samples is None:
             check_memory(n, some.shape[1:], some.itemsize)
             samples = some.new_empty(n, *some.shape[1:])
-        samples[start : start + chunk] = some
+        samples[first : first + chunk] = some
     assert samples is not None
     return samples
 
@@ -317,6 +321,7 @@ def shown_data(dataset: Dataset, n: int, generator: torch.Generator) -> Tensor:
     return dataset.draw(dataset.at_most(n, split), split, generator=generator).x
 
 
+@checked
 def train_run(
     recipe: Recipe,
     out: Path | str,
@@ -342,6 +347,8 @@ def train_run(
         ConfigError: if the folder holds a run of other settings, or the settings cannot work.
         DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
     """
+    from partikel.app.show.progress import progress_bar
+
     out = Path(out)
     if out.is_file():
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
@@ -386,6 +393,7 @@ def train_run(
         return load(out)
 
 
+@checked
 def load(path: Path | str) -> Run:
     """Load a run's newest checkpoint.
 
@@ -458,6 +466,10 @@ class _Watch:
         self._stride = max(1, recipe.iterations // every // FRAMES)
 
     def __call__(self, model: Carrier, step: int) -> dict[str, float]:
+        from partikel.app.show.plots import (
+            save_picture,
+        )  # it brings matplotlib, which load needs not
+
         recipe, dataset = self._recipe, self._dataset
         real = context_for(model, dataset)  # now, since training has moved the model to its device
 
@@ -485,6 +497,8 @@ class _Watch:
         self, model: Carrier, z: Tensor, cond: Tensor | None, step: int, data: Tensor
     ) -> None:
         """Keep what an animation of the training needs, for points of the plane and images."""
+        from partikel.app.show.animation import save_frame, training_frame
+
         if data.ndim == 2 and data.shape[1] != 2:
             return
         frames: dict[str, float | None] = {"step": None}

@@ -28,7 +28,8 @@ from partikel.data.folder import find, folder
 from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
 from partikel.data.prepared import MappedDataset, Source, prepare
-from partikel.errors import Checked, ConfigError, Range, Width, nearest
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import Checked, Range, Width, checked
 
 __all__ = [
     "DATASETS",
@@ -207,6 +208,7 @@ DATASETS: dict[str, Entry] = {
 """Every data set that can be opened by name."""
 
 
+@checked
 def open_dataset(settings: DataSettings) -> Dataset:
     """Open the data set that the settings name.
 

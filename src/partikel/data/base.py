@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import CheckpointError, DataError
+from partikel.errors.checks import Checked, Natural
 from partikel.targets import Target
 from partikel.tensors import check_memory
 
@@ -90,7 +91,7 @@ class BatchStream(ABC, Iterator[Batch]):
         """
 
 
-class Dataset(ABC):
+class Dataset(Checked, ABC):
     """A named source of points."""
 
     name: str
@@ -124,7 +125,7 @@ class Dataset(ABC):
 
     def draw(
         self,
-        n: int,
+        n: Natural,
         split: str = "train",
         *,
         generator: torch.Generator,
@@ -145,7 +146,7 @@ class Dataset(ABC):
             DataError: where the split has fewer than ``n`` points.
             ValueError: where ``split`` is not one of :data:`SPLITS`.
         """
-        _check(split)
+        _check(split, dtype=dtype)
         return self._draw(n, Draws(split, generator, device or generator.device, dtype))
 
     def batches(
@@ -180,7 +181,7 @@ class Dataset(ABC):
             ValueError: where ``split`` is not one of :data:`SPLITS`, ``n`` is less than 1, or there
                 is no such shard.
         """
-        _check(split, n, shard)
+        _check(split, n, shard, dtype)
         draws = Draws(split, generator, device or generator.device, dtype)
         return self._stream(n * shard[1], slice(shard[0] * n, (shard[0] + 1) * n), draws)
 
@@ -204,7 +205,12 @@ class Dataset(ABC):
         """
 
 
-def _check(split: str, n: int = 1, shard: tuple[int, int] = (0, 1)) -> None:
+def _check(
+    split: str,
+    n: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    dtype: torch.dtype = torch.float32,
+) -> None:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     if n < 1:
@@ -212,6 +218,8 @@ def _check(split: str, n: int = 1, shard: tuple[int, int] = (0, 1)) -> None:
     rank, world = shard
     if not 0 <= rank < world:
         raise ValueError(f"the shards of {world} processes are 0 to {world - 1}, not {rank}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"points are floating-point numbers, not {dtype}")
 
 
 class SyntheticDataset(Dataset):
@@ -316,6 +324,14 @@ class FiniteDataset(Dataset):
         flip: bool = False,
         sigma_data: float | None = None,
     ) -> None:
+        for split in SPLITS:
+            rows, number = points.get(split), (labels or {}).get(split)
+            if rows is None or rows.dtype != torch.uint8 or rows.ndim < 2:
+                raise ValueError(
+                    f"points are bytes (N, ...) of each split: not so those of '{split}'"
+                )
+            if labels is not None and (number is None or len(number) != len(rows)):
+                raise ValueError(f"the points of '{split}' have another number of labels")
         self.name = name
         self.shape = tuple(points["train"].shape[1:])
         self.classes = classes
@@ -385,7 +401,12 @@ class FiniteDataset(Dataset):
 
     def _gather(self, index: Tensor, split: str, device: torch.device) -> Pair:
         """Copies of some points and labels, as they are stored, on a device."""
-        return each(*self.stored(split, device), lambda rows: select(rows, index))
+        try:
+            return each(*self.stored(split, device), lambda rows: select(rows, index))
+        except IndexError as error:
+            raise ValueError(
+                f"the {split} split of '{self.name}' has no such point: {error}"
+            ) from error
 
     def _draw(self, n: int, draws: Draws) -> Batch:
         size = self.size(draws.split)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from partikel.errors import DataError
-from partikel.files import write_whole
+from partikel.files import read_plain, read_whole, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import Level, checked
+from partikel.errors.checks import Level, checked
 from partikel.tensors import expand_like
 
 Weighting = Literal["edm", "none", "likelihood"]
@@ -63,6 +63,11 @@ class EDMDenoiser(nn.Module):
             (B, ...) the estimate of E[clean | x].
         """
         level = expand_like(sigma, x)
+        if not (sigma.amin() if sigma.ndim else sigma).item() > 0:
+            raise ValueError(
+                "a denoiser is asked at noise levels sigma > 0: its score has no limit at 0 (stop at the "
+                "lowest level of training, or ask an ExactScoreField)."
+            )
         data = self.sigma_data
         total = level**2 + data**2
         conditions = [sigma.to(x.dtype).log() / 4]

@@ -15,7 +15,8 @@ from typing import Annotated, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import Checked, ConfigError, Positive, Range, Share, nearest
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import Checked, Positive, Range, Share
 
 Transformation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 """(images (B, C, H, W), generator) -> images, each transformed at random by itself."""

@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from partikel.data import Batch
 from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.errors.checks import Asking, Checked, checked
 from partikel.fields.particles import At, Particles
 from partikel.objectives import exact
 from partikel.schedules import Schedule
@@ -35,6 +36,7 @@ Weight: TypeAlias = float | Callable[[Tensor], Tensor]
 """A number, or a function of generation times, () or (B,), shaped like them."""
 
 
+@checked
 @dataclass(frozen=True)
 class Context:
     """What a context-dependent field is bound to.
@@ -112,7 +114,7 @@ class Loss:
     whole: Callable[[TrainingBatch], TrainingBatch] | None = None
 
 
-class Field(nn.Module, ABC):
+class Field(Checked, nn.Module, ABC):
     """What moves particles: a velocity at points of the path, ``field(x, At(t, sigma, cond))``.
 
     A subclass writes ``__init__`` and ``forward``, and says what it ``requires``; what was bound it asks
@@ -129,6 +131,7 @@ class Field(nn.Module, ABC):
 
     requires: frozenset[str] = frozenset()
     context: Context = Context()
+    unchecked = frozenset({"forward"})  # as it is asked through a call
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse the signature of earlier versions, (x, t, sigma, cond), where a field is defined."""
@@ -145,10 +148,22 @@ class Field(nn.Module, ABC):
         self._frozen = False
 
     def __call__(self, x: Tensor, at: At, *earlier: object) -> Tensor:
-        """See :meth:`forward`."""
+        """See :meth:`forward`; what does not fit together is a TypeError or a ValueError."""
         if earlier or not isinstance(at, At):
             raise TypeError("a field is asked as field(x, At(t, sigma, cond)), with one record.")
-        return super().__call__(x, at)
+        if not (isinstance(x, Tensor) and isinstance(at.t, Tensor) and x.is_floating_point()):
+            raise TypeError(
+                f"a field is asked at points (B, ...) and times, () or (B,), floating-point tensors: "
+                f"got {getattr(x, 'dtype', x)!r:.60} and {getattr(at.t, 'dtype', at.t)!r:.60}."
+            )
+        with Asking(self, x, t=at.t, sigma=at.sigma, cond=at.cond):
+            velocity = super().__call__(x, at)
+        if velocity.shape != x.shape:
+            raise ValueError(
+                f"a {type(self).__name__} answered {tuple(velocity.shape)} at points of shape "
+                f"{tuple(x.shape)}: points and velocities have one shape, (B, ...)."
+            )
+        return velocity
 
     @abstractmethod
     def forward(self, x: Tensor, at: At) -> Tensor:
@@ -457,7 +472,8 @@ def check_cloud(cloud: Tensor) -> None:
 def _check_real(real: Tensor | None) -> None:
     if real is None or not len(real):
         raise ConfigError(
-            "this field compares particles with real samples: pass some (Context(real=...))."
+            "this field compares particles with real samples: pass some, as "
+            "model.sample(..., real=X) or field.bind(Context(real=X))."
         )
     if not torch.isfinite(real).all():
         raise DataError("real samples must be finite numbers: look for NaN or inf in the data.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Batch
-from partikel.errors import Count, Part, checked
+from partikel.errors.checks import Count, Part
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch, Weight, check_weight
 from partikel.fields.particles import Particles
 from partikel.tensors import expand_like
@@ -75,7 +75,6 @@ class LabelDropout(Field):
         ConfigError: for a share out of range.
     """
 
-    @checked
     def __init__(self, field: Field, classes: Count, rate: Part = 0.1) -> None:
         super().__init__()
         self.field = field

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from partikel.divergences import CLIP, DivergenceLike, get_divergence, weight
-from partikel.errors import ConfigError, Level, Range, checked
+from partikel.errors import ConfigError
+from partikel.errors.checks import Level, Range
 from partikel.fields.base import At, Field
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.score import ExactScoreField
@@ -49,15 +50,12 @@ class KernelScoreField(Field):
         ConfigError: for another bandwidth or law.
     """
 
-    @checked
     def __init__(
         self,
         bandwidth: Level,
         of: Literal["data", "particles"] = "particles",
     ) -> None:
         super().__init__()
-        if of not in ("data", "particles"):
-            raise ConfigError(f"a kernel density is of 'data' or of 'particles', not '{of}'.")
         self.bandwidth = float(bandwidth)
         self.of: Literal["data", "particles"] = of
         self.requires = frozenset({"real" if of == "data" else "particles"})
@@ -153,7 +151,6 @@ class FDivergenceField(Field):
         ConfigError: for a ratio, a divergence or a clip that cannot be.
     """
 
-    @checked
     def __init__(
         self,
         ratio: DiscriminatorField | RatioField,
@@ -163,11 +160,6 @@ class FDivergenceField(Field):
         clip: Annotated[float, Range(above=0, most=80.0)] = CLIP,
     ) -> None:
         super().__init__()
-        if not isinstance(ratio, (DiscriminatorField, RatioField)):
-            raise ConfigError(
-                f"a {type(ratio).__name__} has no log r to weigh by: give an f-divergence a "
-                "DiscriminatorField or a DensityRatioField, and other fields as its gradient."
-            )
         if isinstance(ratio, DiscriminatorField) and not ratio.objective.is_log_ratio:
             raise ConfigError(
                 f"the objective '{objective_name(ratio.objective)}' has no log-ratio at its optimum: "

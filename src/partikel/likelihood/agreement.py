@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
+from partikel.errors.checks import checked
 from partikel.likelihood.flow import ProbabilityFlow
 from partikel.likelihood.ode import Integrator, decode
 from partikel.metrics import energy_distance
@@ -36,6 +37,7 @@ class Agreement:
         return self.distance <= self.quantile
 
 
+@checked
 def agreement(
     flow: ProbabilityFlow,
     own: Tensor,

@@ -18,11 +18,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from scipy.integrate import cumulative_simpson
 from torch import Tensor
 
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import checked
 from partikel.fields import At, AtScale, Field, Loss, LossValue, ScoreField, TrainingBatch
 from partikel.fields.guidance import hiding_labels_of
 from partikel.likelihood.flow import Law, divergence, log_ratio_in, sample_time
@@ -37,6 +37,7 @@ NODES = 4097
 Trace = Literal["free", "exact", "rademacher"]
 
 
+@checked
 class Inference:
     """The linear inference process: Y_s | x ~ N(m x, V I), and a law of times for importance sampling.
 
@@ -69,6 +70,8 @@ class Inference:
 
     @staticmethod
     def _integral(values: Tensor, q: Tensor) -> Tensor:
+        from scipy.integrate import cumulative_simpson  # half a second to import
+
         return torch.from_numpy(cumulative_simpson(values.numpy(), x=q.numpy(), initial=0))
 
     def at(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -157,6 +160,7 @@ class GenerativeSDE:
         return self.drift(x, t, cond) - expand_like(self.flow.coefficients(t).f, x) * x
 
 
+@checked
 def generative_sde(
     model: Carrier,
     flow: DiffFlow | None = None,
@@ -212,6 +216,7 @@ class Bound:
     protocol: dict[str, Any]
 
 
+@checked
 def elbo(
     sde: GenerativeSDE,
     x: Tensor,
@@ -272,6 +277,7 @@ def elbo(
     return Bound(mean, error, draws * (1 if inference == "linear" else steps), protocol)
 
 
+@checked
 def elbo_loss(
     sde: GenerativeSDE,
     x: Tensor,

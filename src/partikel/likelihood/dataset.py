@@ -16,6 +16,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.errors.checks import checked
 from partikel.files import read_text, write_whole, writing_to
 from partikel.likelihood.bound import GenerativeSDE, Trace, elbo
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative
@@ -61,6 +62,7 @@ class Report:
         return asdict(self)
 
 
+@checked
 def dataset_likelihood(
     model: ProbabilityFlow | GenerativeSDE | Carrier,
     dataset: Dataset,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
+from partikel.errors.checks import checked
 from partikel.fields import At, Context, LogRatioField
 from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.schedules import ConstantSchedule, Schedule
@@ -106,6 +107,7 @@ class ProbabilityFlow:
             raise ConfigError("a likelihood is of finite points: leave out those with nan or inf.")
 
 
+@checked
 def probability_flow(
     model: Carrier,
     *,
@@ -187,6 +189,7 @@ def sample_time(schedule: Schedule, sigma_min: float | None, lowest: float | Non
     return float(schedule.time(torch.tensor(sigma_min, dtype=torch.float64)))
 
 
+@checked
 def log_ratio_in(model: Carrier) -> LogRatioField | None:
     """The discriminator's part of a DiffFlow model, if it has one."""
     found = [part for part in model.field.modules() if isinstance(part, LogRatioField)]
@@ -270,6 +273,7 @@ def _follows_its_path(model: ParticleModel, velocity: Velocity) -> bool:
     return True
 
 
+@checked
 def divergence(
     velocity: Velocity,
     x: Tensor,
@@ -317,6 +321,7 @@ def divergence(
         return v.detach(), torch.stack(parts, 1)
 
 
+@checked
 def check_derivative(
     flow: ProbabilityFlow,
     x: Tensor,

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from partikel.errors import DataError
+from partikel.errors.checks import checked
 
 
+@checked
 def dequantised(x: Tensor, width: float, *, generator: torch.Generator) -> Tensor:
     """Images (B, ...) at levels ``width`` apart, plus uniform noise in [-width/2, width/2).
 
@@ -35,11 +37,13 @@ def dequantised(x: Tensor, width: float, *, generator: torch.Generator) -> Tenso
     return (x.double() + width * (u.to(x.device) - 0.5)).to(x.dtype)
 
 
+@checked
 def bits_per_dim(log_prob: Tensor, dim: int, width: float) -> Tensor:
     """Bits per dimension of bytes from log-densities (nats) of dequantised points in [-1, 1]."""
     return -(log_prob / dim + math.log(width)) / math.log(2)
 
 
+@checked
 def check_dequantised(x: Tensor, width: float) -> None:
     """Refuse images without dequantisation noise, whose densities have no upper bound.
 
@@ -55,6 +59,7 @@ def check_dequantised(x: Tensor, width: float) -> None:
         )
 
 
+@checked
 def byte_width(top: int) -> float:
     """Distance of two levels of bytes 0, ..., ``top`` scaled to [-1, 1]."""
     return 2 / top

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
+from partikel.errors.checks import checked
 from partikel.fields import Context
 from partikel.likelihood.flow import probability_flow
 from partikel.models import Carrier, ParticleModel, free_particles
@@ -48,6 +49,7 @@ class MapDensity:
         return float(self.invertible.double().mean())
 
 
+@checked
 def map_density(
     model: Carrier,
     x: Tensor,
@@ -117,6 +119,7 @@ def map_density(
     return MapDensity(torch.where(found, log_prob, torch.nan), good, residual, after)
 
 
+@checked
 def map_samples(
     model: Carrier,
     n: int,

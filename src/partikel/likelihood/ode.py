@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from partikel.errors import Checked, ConfigError, Count, NumericsError, Positive, nearest
+from partikel.errors import ConfigError, NumericsError, nearest
+from partikel.errors.checks import Checked, Count, Positive, checked
 from partikel.likelihood.flow import ProbabilityFlow, check_derivative, divergence
 from partikel.solvers import (
     ADAPTIVE,
@@ -143,6 +144,7 @@ class LogLikelihood:
     protocol: dict[str, Any]
 
 
+@checked
 def log_likelihood(
     flow: ProbabilityFlow,
     x: Tensor,
@@ -228,6 +230,7 @@ def log_likelihood(
     return LogLikelihood(log_prob, standard, error, latent, count[0], converged, protocol)
 
 
+@checked
 def encode(
     flow: ProbabilityFlow,
     x: Tensor,
@@ -239,6 +242,7 @@ def encode(
     return _transport(flow, x, cond, integrator, backwards=True)
 
 
+@checked
 def decode(
     flow: ProbabilityFlow,
     z: Tensor,
@@ -250,6 +254,7 @@ def decode(
     return _transport(flow, z, cond, integrator, backwards=False)
 
 
+@checked
 def reconstruction_error(
     flow: ProbabilityFlow,
     x: Tensor,

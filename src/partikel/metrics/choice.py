@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import checked
 from partikel.metrics import pretrained
 from partikel.metrics.classifier import NETWORKS, ClassifierFeatures
 from partikel.metrics.features import FeatureNetwork
@@ -34,6 +35,7 @@ class Classifier(FeatureNetwork, Protocol):
         ...
 
 
+@checked
 class PixelFeatures:
     """Pixels as features, of images shrunk to at most :data:`PIXELS` numbers.
 
@@ -62,6 +64,7 @@ class PixelFeatures:
         return images.flatten(1)
 
 
+@checked
 class EnlargedFeatures(nn.Module):
     """A feature network that sees small images enlarged, undoing averages over squares of pixels.
 
@@ -101,6 +104,7 @@ class EnlargedFeatures(nn.Module):
         return large
 
 
+@checked
 def feature_network(
     name: str, shape: tuple[int, ...] | None = None, device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
@@ -138,6 +142,7 @@ def feature_network(
     )
 
 
+@checked
 def default_feature_network(
     dataset_name: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> FeatureNetwork:
@@ -160,6 +165,7 @@ def default_feature_network(
     return PixelFeatures(shape)
 
 
+@checked
 def default_classifier(
     dataset_name: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> Classifier | None:

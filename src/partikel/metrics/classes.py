@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import checked
+
 HELD_SHARE = 0.1
 """A class counts as held from this part of its fair share of samples on."""
 
@@ -32,6 +34,7 @@ class ClassStatistics:
     classes: int
 
 
+@checked
 def class_statistics(
     labels: Tensor, classes: int, weights: Tensor | Sequence[float] | None = None
 ) -> ClassStatistics:
@@ -62,6 +65,7 @@ def class_statistics(
     )
 
 
+@checked
 def entropy(shares: Tensor | Sequence[float]) -> float:
     """-Σ q log q of shares, in nats, with 0 log 0 = 0.
 

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import checked
+
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """σ of the RBF kernels over which :func:`mmd2` averages."""
 
@@ -39,6 +41,7 @@ class PairwiseReport(NamedTuple):
     """Unbiased energy distance, see :func:`energy_distance`."""
 
 
+@checked
 def pairwise_distances_report(
     x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS
 ) -> PairwiseReport:
@@ -56,6 +59,7 @@ def pairwise_distances_report(
     return PairwiseReport(kernel, -energy)
 
 
+@checked
 def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:
     """Squared maximum mean discrepancy E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased.
 
@@ -72,6 +76,7 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> floa
     return _u_statistics(x, y, bandwidths, energy=False)[1]
 
 
+@checked
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased.
 
@@ -87,6 +92,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return -_u_statistics(x, y, None, energy=True)[0]
 
 
+@checked
 def sliced_wasserstein2(x: Tensor, y: Tensor, projections: int = 512, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance: root of the mean of W2² over random lines.
 
@@ -119,6 +125,7 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, projections: int = 512, seed: int 
     return math.sqrt(total.item() / projections)
 
 
+@checked
 def wasserstein2(x: Tensor, y: Tensor) -> float:
     """Wasserstein-2 distance between the two clouds, exact: root of the cost of the best transport.
 
@@ -148,8 +155,9 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
         costs = squared_distances(x - y.mean(0), y - y.mean(0))
     if not costs.isfinite().all():
         return math.nan
-    cost = torch.as_tensor(ot.emd2([], [], costs.numpy(), numItermax=10**9), dtype=torch.float64)
-    return math.sqrt(max(0.0, cost.item()))
+    plan = torch.as_tensor(ot.emd([], [], costs.numpy(), numItermax=10**9))
+    rows, columns = plan.nonzero(as_tuple=True)  # and what they cost, without cancellation
+    return math.sqrt(plan[rows, columns] @ (x[rows] - y[columns]).square().sum(1))
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -227,6 +235,9 @@ def _pair_sums(x: Tensor, y: Tensor | None, bandwidths: Sequence[float], *, ener
         totals[1] -= len(x) * len(rates)  # k(x_i, x_i) = 1
     return totals
 
+
+_FEW = 32
+"""Coordinates up to which exact transport sums squared differences one by one."""
 
 _DIRECT = 8
 """Coordinates up to which squared distances are summed one by one, without cancellation."""

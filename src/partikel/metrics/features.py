@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError, DataError
+from partikel.errors.checks import Checked, checked
 from partikel.files import reading, replacing
 from partikel.metrics.distances import squared_distances
 from partikel.networks.weights import read_tensors, write_tensors
@@ -44,6 +45,7 @@ class FeatureNetwork(Protocol):
 
 
 @torch.no_grad()
+@checked
 def extract_features(network: FeatureNetwork, images: Tensor, chunk: int = 500) -> Tensor:
     """Features of many images, without gradients, a chunk at a time.
 
@@ -58,6 +60,7 @@ def extract_features(network: FeatureNetwork, images: Tensor, chunk: int = 500) 
     return torch.cat([network(some) for some in images.split(chunk)])
 
 
+@checked
 @dataclass
 class FeatureStatistics:
     """Mean and covariance of features, gathered batch by batch in float64 and constant memory.
@@ -167,7 +170,7 @@ KEPT = 10_000
 """Features of a set that are kept for what statistics cannot tell: KID, precision and recall."""
 
 
-class FeatureSet:
+class FeatureSet(Checked):
     """Features of a set of images: statistics of all of them, and the first ones themselves.
 
     Args:
@@ -258,11 +261,12 @@ def _read(
     return {name: tensors[name] for name in names}, metadata
 
 
+@checked
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½): the squared W2 between two fitted Gaussians.
 
     Dowson & Landau 1982; Heusel et al. 2017. tr (C_a C_b)^½ is the sum of the singular values of
-    C_a^½ C_b^½: with roots of symmetric matrices only, singular covariances do no harm. Biased
+    F_aᵀ F_b, C = F Fᵀ: with factors of the matrices only, singular covariances do no harm. Biased
     upwards by the finite number of images, the more the fewer there are. NaN where a feature was
     not finite.
 
@@ -274,16 +278,16 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     of_a, of_b = a.covariance, b.covariance
     if not (of_a.isfinite().all() and of_b.isfinite().all()):
         return torch.nan
-    overlap = torch.linalg.svdvals(_root(of_a) @ _root(of_b)).sum()
+    overlap = torch.linalg.svdvals(_factor(of_a).T @ _factor(of_b)).sum()
     distance = (a.mean - b.mean).square().sum() + of_a.trace() + of_b.trace() - 2 * overlap
     return max(0.0, distance.item())
 
 
-def _root(matrix: Tensor) -> Tensor:
-    """Symmetric root of a positive semi-definite matrix."""
+def _factor(matrix: Tensor) -> Tensor:
+    """F with F Fᵀ = C, a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     # Rounding makes eigenvalues that are zero slightly negative.
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return vectors * values.clamp(min=0).sqrt()
 
 
 class KernelDistance(NamedTuple):
@@ -294,6 +298,7 @@ class KernelDistance(NamedTuple):
     """Standard deviation between subsets (not the standard error of the mean)."""
 
 
+@checked
 def kid(
     x: Tensor,
     y: Tensor,
@@ -354,6 +359,7 @@ class PRDC(NamedTuple):
     """Share of real images whose neighbourhood holds a generated one."""
 
 
+@checked
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
     """Precision, recall, density and coverage.
 

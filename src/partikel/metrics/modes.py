@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import checked
+
 COVERED_SHARE = 0.2
 """A mode counts as covered from this part of its fair share of points on."""
 
@@ -41,6 +43,7 @@ class ModeStatistics:
     shares: tuple[float, ...]
 
 
+@checked
 def mode_statistics(
     x: Tensor,
     means: Tensor,
@@ -92,6 +95,7 @@ def mode_statistics(
     )
 
 
+@checked
 def negative_log_likelihood(x: Tensor, target: HasLogDensity) -> float:
     """Mean of -log p(x) over samples, in nats: their cross-entropy under the exact density p.
 

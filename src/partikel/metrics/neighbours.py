@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import checked
 from partikel.metrics.distances import squared_distances
 
 RATIO = 1 / 3
@@ -24,6 +25,7 @@ class Neighbours(NamedTuple):
     """(n, k) int64: which references."""
 
 
+@checked
 def nearest_neighbours(points: Tensor, references: Tensor, k: int) -> Neighbours:
     """The nearest references of each point, by Euclidean distances in float64.
 
@@ -57,6 +59,7 @@ def nearest_neighbours(points: Tensor, references: Tensor, k: int) -> Neighbours
     return Neighbours(squared.sqrt(), indices)
 
 
+@checked
 def memorised(distances: Tensor, exact: float = 0.0) -> Tensor:
     """Which points are copies of a training point rather than new ones.
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from partikel.errors.checks import checked
+
 
 @dataclass(frozen=True)
 class PathSmoothness:
@@ -26,6 +28,7 @@ class PathSmoothness:
     largest: float
 
 
+@checked
 def path_smoothness(features: Tensor, real: Tensor) -> PathSmoothness:
     """Measure paths in the space of features.
 
@@ -60,6 +63,7 @@ def path_smoothness(features: Tensor, real: Tensor) -> PathSmoothness:
     )
 
 
+@checked
 def class_changes(labels: Tensor) -> float:
     """How often the class changes from one point to the next, mean over paths.
 

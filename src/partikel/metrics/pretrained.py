@@ -29,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from partikel.data.files import user_path
 from partikel.errors import CheckpointError, ConfigError, nearest
+from partikel.errors.checks import checked
 from partikel.files import plain_file
 
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"
@@ -48,6 +49,7 @@ BATCH = {"cuda": 250}
 """Images in a call of the network, by device: large enough to be fast, small enough for memory."""
 
 
+@checked
 class PhotographFeatures(nn.Module):
     """A network for photographs, asked for the features of images of any size.
 
@@ -133,6 +135,7 @@ def digest(network: nn.Module) -> str:
     return total.hexdigest()[:8]
 
 
+@checked
 def photograph_network(name: str, device: torch.device | str = "cpu") -> PhotographFeatures:
     """A feature network trained on photographs, by name; draws no global random numbers.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from partikel.data import Batch
 from partikel.errors import ConfigError, NumericsError
+from partikel.errors.checks import Checked, Natural, checked
 from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
@@ -19,6 +20,7 @@ from partikel.solvers import Solver
 from partikel.streams import Streams
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """How samples are drawn, where not as the model says.
@@ -32,7 +34,7 @@ class Sampling:
     """
 
     steps: int | None = None
-    stop: int | None = None
+    stop: Natural | None = None
     solver: Solver | None = None
     guidance: Weight | None = None
 
@@ -48,7 +50,7 @@ class Sampling:
         return {**self.given, **named}
 
 
-class Carrier(nn.Module, ABC):
+class Carrier(Checked, nn.Module, ABC):
     """What a field moves.
 
     Nothing outside of this folder asks which class a carrier is: it asks for what it needs.
@@ -94,6 +96,11 @@ class Carrier(nn.Module, ABC):
         self.field = field
         self.prior = prior
         self.conditional = conditional or label_weights is not None
+        shares = label_weights
+        if shares is not None and not (
+            shares.ndim == 1 and (shares >= 0).all() and shares.sum() > 0
+        ):
+            raise ConfigError("label_weights are the shares of the classes, (K,) numbers >= 0.")
         # saved with the weights: samples keep the shares of the data that the model was trained on
         self.register_buffer("label_weights", label_weights)
 
@@ -136,7 +143,7 @@ class Carrier(nn.Module, ABC):
 
     def sample(
         self,
-        n: int,
+        n: Natural,
         *,
         generator: torch.Generator,
         start: Tensor | None = None,
@@ -160,9 +167,10 @@ class Carrier(nn.Module, ABC):
         Raises:
             ConfigError: for labels that the model does not know, or options that it does not have.
             NumericsError: if samples leave the finite numbers.
+            ValueError: for other numbers of starts or labels than n.
         """
         sampling, cond = Sampling(**options), self._labels(n, cond, generator)
-        start = self.start(n, generator) if start is None else start
+        start = self.start(n, generator) if start is None else self._begun(start, n)
         x = self._sampled(start, cond, Context(real=real, generator=generator), sampling)
         if not x.isfinite().all():
             raise NumericsError(
@@ -214,10 +222,22 @@ class Carrier(nn.Module, ABC):
         dtype = torch.get_default_dtype() if like is None else like.dtype
         return self.prior.sample(n, generator=generator, dtype=dtype)
 
+    def _begun(self, start: Tensor, n: int | None = None) -> Tensor:
+        """Where samples are told to start, if samples of this model can."""
+        shape = (len(start) if n is None else n, *self.prior.shape)
+        if tuple(start.shape) != shape:
+            raise ValueError(f"samples start at points {shape}, got {tuple(start.shape)}.")
+        dtype = next(self.sampled.parameters(), start).dtype
+        if start.dtype != dtype:
+            raise TypeError(f"this model's weights are {dtype}: start at start.to({dtype}).")
+        return start
+
     def _labels(self, n: int, cond: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Labels to sample: those given, if they are the model's, or drawn."""
         if cond is None:
             return self.labels(n, generator=generator)
+        if len(cond) != n:
+            raise ValueError(f"{n} samples have {n} labels, got {len(cond)}.")
         if self.label_weights is not None:
             count = len(self.label_weights)
             wrong = cond[(cond < 0) | (cond > count)]  # the null label, K, is one of the networks'

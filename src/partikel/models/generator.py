@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from partikel.data import Batch
-from partikel.errors import ConfigError, NotNegative, Positive, Range, checked
+from partikel.errors import ConfigError
+from partikel.errors.checks import Asking, NotNegative, Positive, Range, checked
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
 from partikel.fields.particles import Particles
@@ -19,6 +20,7 @@ from partikel.streams import Streams
 from partikel.tensors import flat_sum
 
 
+@checked
 def surrogate_loss(x: Tensor, velocity: Tensor) -> Tensor:
     """-⟨g_θ(z), stopgrad ∇h(g_θ(z))⟩ for each sample: its gradient is -J_θ g(z)ᵀ ∇h (GPM eq. 11).
 
@@ -32,9 +34,15 @@ def surrogate_loss(x: Tensor, velocity: Tensor) -> Tensor:
     return -flat_sum(x * velocity.detach())
 
 
+@checked
 def generate(generator: nn.Module, z: Tensor, cond: Tensor | None = None) -> Tensor:
     """g(z), without gradients."""
     with torch.no_grad():
+        return _called(generator, z, cond)
+
+
+def _called(generator: nn.Module, z: Tensor, cond: Tensor | None) -> Tensor:
+    with Asking(generator, z, cond=cond):
         return generator(z, None, cond)
 
 
@@ -62,7 +70,6 @@ class GeneratorModel(Carrier):
     shared_calls = True
     draws: Tensor
 
-    @checked
     def __init__(
         self,
         field: Field,
@@ -131,12 +138,13 @@ class GeneratorModel(Carrier):
     def _surrogate(self, batch: TrainingBatch) -> LossValue:
         if batch.particles is None:
             cond = batch.labels
-            x = self.generator(self.start(batch.size, batch.streams.latent), None, cond)
+            x = _called(self.generator, self.start(batch.size, batch.streams.latent), cond)
             at = At(self._time(x), None, cond)
             velocity = self._velocity(x.detach(), at, batch.real, batch.streams)
         else:
-            x = self.generator(batch.particles.latent, None, batch.particles.cond)
+            assert batch.particles.latent is not None
             assert batch.particles.velocity is not None
+            x = _called(self.generator, batch.particles.latent, batch.particles.cond)
             velocity = batch.particles.velocity
         rms = velocity.square().mean().sqrt()
         return LossValue(surrogate_loss(x, velocity), {"field_rms": rms})
@@ -201,7 +209,7 @@ class GeneratorModel(Carrier):
         assert particles is not None
         assert particles.latent is not None
         assert particles.moved is not None
-        x = self.generator(particles.latent, None, particles.cond)
+        x = _called(self.generator, particles.latent, particles.cond)
         return LossValue(flat_sum((x - particles.moved).square()) / 2)
 
     def _time(self, x: Tensor) -> Tensor:

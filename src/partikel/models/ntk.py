@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from partikel.errors import ConfigError
+from partikel.errors.checks import checked
 from partikel.kernels import Kernel, Output, pulled_back, pushed_forward, weight_jacobian
 
 MOST_ENTRIES = 2**27
 """Entries of the largest Jacobian that is built."""
 
 
+@checked
 def ntk_operator(
     generator: nn.Module,
     z: Tensor,
@@ -49,6 +51,7 @@ def ntk_operator(
     return pushed_forward(output, weights, z if at is None else at, direction, size).detach()
 
 
+@checked
 def kernel_operator(
     kernel: Kernel, z: Tensor, velocity: Tensor, *, at: Tensor | None = None
 ) -> Tensor:
@@ -70,6 +73,7 @@ def kernel_operator(
     return kernel.mean(z if at is None else at, z, velocity)
 
 
+@checked
 def ntk_matrix(generator: nn.Module, z: Tensor, other: Tensor | None = None) -> Tensor:
     """K(z, z') = J_θ g(z) J_θ g(z')ᵀ as a matrix, through both Jacobians: for small sizes.
 
@@ -88,6 +92,7 @@ def ntk_matrix(generator: nn.Module, z: Tensor, other: Tensor | None = None) -> 
     return jacobian @ (jacobian if other is None else _jacobian(generator, other)).T
 
 
+@checked
 def ntk_spectrum(generator: nn.Module, z: Tensor) -> Tensor:
     """Eigenvalues of A_θ on fields given at g(z), in descending order: (B D,), >= 0.
 

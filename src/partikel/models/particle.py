@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError, Count, NotNegative, checked
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, NotNegative, checked
 from partikel.fields import At, Context, Field, Guided
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
@@ -52,7 +53,6 @@ class ParticleModel(Carrier):
 
     kind = "particles"
 
-    @checked
     def __init__(
         self,
         field: Field,
@@ -175,7 +175,9 @@ class ParticleModel(Carrier):
             ConfigError: for guidance of a model without labels.
             NumericsError: if particles leave the finite numbers.
         """
-        return self._states(x, cond, Context(real=real, generator=generator), Sampling(**options))
+        cond = None if cond is None else self._labels(len(x), cond, generator)
+        context = Context(real=real, generator=generator)
+        return self._states(self._begun(x), cond, context, Sampling(**options))
 
     def _states(
         self, x: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
@@ -292,6 +294,7 @@ def depends_on_cloud(field: Field) -> bool:
     )
 
 
+@checked
 def free_particles(model: Carrier, otherwise: str) -> ParticleModel:
     """The model itself, if a velocity moves its particles.
 

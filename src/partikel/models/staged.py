@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError, Range, Size, checked
+from partikel.errors import ConfigError
+from partikel.errors.checks import Range, Size
 from partikel.fields import Context, Field
 from partikel.fields.particles import Particles
 from partikel.models.particle import ParticleModel
@@ -40,7 +41,6 @@ class StagedParticleModel(ParticleModel):
     stage: Tensor
     draws: Tensor
 
-    @checked
     def __init__(
         self,
         field: Field,

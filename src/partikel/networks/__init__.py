@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from partikel.errors import Checked, ConfigError, Depth, Part, Positive, Range, Width, nearest
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import Checked, Depth, Part, Positive, Range, Width
 from partikel.networks.activations import ACTIVATIONS
 from partikel.networks.bank import Bank
 from partikel.networks.conv import (

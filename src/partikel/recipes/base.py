@@ -15,7 +15,8 @@ from torch import Tensor
 
 from partikel.data import Dataset, DataSettings, FiniteDataset
 from partikel.data.known import KnownData
-from partikel.errors import Checked, ConfigError, Range, Seed, Size
+from partikel.errors import ConfigError
+from partikel.errors.checks import Checked, Range, Seed, Size
 from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
 from partikel.models import Carrier
 from partikel.networks import NetworkSettings

@@ -10,16 +10,8 @@ from torch import nn
 from partikel.data import Dataset
 from partikel.denoising import PreconditionedLogit
 from partikel.diffflow import DiffFlow
-from partikel.errors import (
-    ConfigError,
-    Count,
-    Exponent,
-    Level,
-    NotNegative,
-    Part,
-    Positive,
-    Size,
-)
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, Exponent, Level, NotNegative, Part, Positive, Size
 from partikel.fields import AtScale, DiscriminatorField, LogRatioField
 from partikel.fields.terms import Potential
 from partikel.likelihood import GenerativeSDE, MaximumLikelihood

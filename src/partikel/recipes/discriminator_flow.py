@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from partikel.data import Dataset
-from partikel.errors import Count, Level, NotNegative, Part, Size
+from partikel.errors.checks import Count, Level, NotNegative, Part, Size
 from partikel.fields import DiscriminatorField
 from partikel.fields.augmentation import Augmentation, AugmentSettings
 from partikel.models import Carrier, ParticleModel

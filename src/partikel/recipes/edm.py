@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser
-from partikel.errors import ConfigError, Count, Exponent, Level, NotNegative, Part, Size
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, Exponent, Level, NotNegative, Part, Size
 from partikel.fields import ScoreField
 from partikel.models import Carrier, ParticleModel
 from partikel.networks import NetworkSettings, build_network

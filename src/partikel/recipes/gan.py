@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from partikel.data import Dataset
-from partikel.errors import Count, NotNegative, Range, Size, Width
+from partikel.errors.checks import Count, NotNegative, Range, Size, Width
 from partikel.fields import DiscriminatorField
 from partikel.fields.augmentation import Augmentation, AugmentSettings
 from partikel.models import Carrier, GeneratorModel

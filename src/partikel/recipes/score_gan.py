@@ -19,17 +19,8 @@ from typing import ClassVar
 from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser, Weighting
 from partikel.denoising.diffusers import load_diffusers
-from partikel.errors import (
-    ConfigError,
-    Count,
-    Exponent,
-    Level,
-    NotNegative,
-    Part,
-    Share,
-    Size,
-    Width,
-)
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, Exponent, Level, NotNegative, Part, Share, Size, Width
 from partikel.fields import Field, Guided, Perturbed, ScoreField, WhiteNoise
 from partikel.models import Carrier, GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from partikel.errors import Checked, ConfigError, NumericsError
+from partikel.errors import ConfigError, NumericsError
+from partikel.errors.checks import Checked, checked
 from partikel.schedules import Schedule
 from partikel.solvers.noise import Brownian, brownian_increments
 from partikel.tensors import expand_like
@@ -19,6 +20,7 @@ from partikel.tensors import expand_like
 Drift = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 @dataclass
 class Dynamics:
     """What is integrated; all particles stand at one time t, ().
@@ -171,6 +173,11 @@ class Solver(Checked, ABC):
                 solver cannot integrate.
             NumericsError: if particles leave the finite numbers.
         """
+        if not (x.is_floating_point() and times.ndim == 1 and times.isfinite().all()):
+            raise ValueError(
+                "particles are floating-point numbers and times finite ones, (N + 1,): got "
+                f"{x.dtype} and times {tuple(times.shape)}."
+            )
         nodes = times.tolist()
         of = len(nodes) - 1
         stop = of if stop is None else stop

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
+from partikel.errors.checks import Checked, checked
 from partikel.streams import derive_seed
 
 Brownian = Callable[[Tensor, float, float], Tensor]
 """(x, t, t_next) -> W(t_next) - W(t), shaped like x: all that Euler-Maruyama asks for."""
 
 
-class BrownianMotion(ABC):
+class BrownianMotion(Checked, ABC):
     """All the noise that solvers ask for: increments, the areas under them, and kicks."""
 
     @abstractmethod
@@ -42,6 +43,7 @@ class BrownianMotion(ABC):
         """
 
 
+@checked
 def brownian_increments(generator: torch.Generator) -> BrownianMotion:
     """Independent increments N(0, (t_next - t) I), drawn in the order in which they are asked for."""
     return _FreshNoise(generator)

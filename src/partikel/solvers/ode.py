@@ -10,13 +10,17 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError, NotNegative, NumericsError, Positive, nearest
+from partikel.errors import ConfigError, NumericsError, nearest
+from partikel.errors.checks import NotNegative, Positive, checked
 from partikel.schedules import Schedule
 from partikel.solvers.base import Dynamics, Solver, Step
 from partikel.solvers.noise import motion
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """Methods of torchdiffeq whose steps follow the error."""
+
+MOST_STEPS = 2**12
+"""Steps of an interval, tried or taken, after which an adaptive method gives up."""
 
 Integrated = TypeVar("Integrated", Tensor, tuple[Tensor, Tensor])
 
@@ -243,6 +247,7 @@ class AdaptiveODE(_ODESolver):
         )
 
 
+@checked
 def solve_adaptively(
     rate: Callable[[Integrated, float], Integrated],
     state: Integrated,
@@ -263,7 +268,7 @@ def solve_adaptively(
         atol: absolute tolerance.
 
     Raises:
-        NumericsError: where the tolerance cannot be reached.
+        NumericsError: where the tolerance cannot be reached, in :data:`MOST_STEPS` steps at least.
     """
     from torchdiffeq import odeint  # it brings scipy's integrators along
 
@@ -275,14 +280,14 @@ def solve_adaptively(
         # The search for a first step may look beyond the interval, and so beyond the path.
         return rate(state, min(max(float(time), low), high))
 
+    options = {"step_t": ends[1:], "max_num_steps": MOST_STEPS}
     try:
-        path = odeint(
-            at, state, ends, rtol=rtol, atol=atol, method=method, options={"step_t": ends[1:]}
-        )
-    except AssertionError as failure:  # its steps shrank to nothing
+        path = odeint(at, state, ends, rtol=rtol, atol=atol, method=method, options=options)
+    except AssertionError as failure:  # its steps shrank to nothing, or were too many
         raise NumericsError(
-            f"the adaptive solver cannot keep its tolerance after t = {step.t:.4g}: raise rtol and "
-            "atol, compute in float64, or choose a solver of fixed steps (heun, rk4)."
+            f"the adaptive solver cannot keep its tolerance after t = {step.t:.4g}, in {MOST_STEPS} "
+            "steps or at all (a field that jumps, or is very steep): raise rtol and atol, compute in "
+            "float64, or choose a solver of fixed steps (heun, rk4)."
         ) from failure
     ended = path[-1] if isinstance(path, Tensor) else tuple(part[-1] for part in path)
     return cast(Integrated, ended)

@@ -10,7 +10,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from partikel.errors import ConfigError, Positive, Range
+from partikel.errors import ConfigError
+from partikel.errors.checks import Positive, Range
 from partikel.solvers.base import Dynamics, Solver, Step
 from partikel.solvers.noise import motion
 

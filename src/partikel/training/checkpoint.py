@@ -26,6 +26,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError, NumericsError
+from partikel.errors.checks import checked
 from partikel.files import (
     clear_parts,
     read_json,
@@ -48,6 +49,7 @@ _MEND = (
 _SCALE = ("scale", "_growth_tracker")  # of loss scaling
 
 
+@checked
 def save_checkpoint(trainer: Trainer, folder: Path, keep: int = 2) -> Path:
     """Write a checkpoint and remove older ones once it is whole; called by all processes at once.
 
@@ -118,6 +120,7 @@ def _check_finite(trainer: Trainer, parts: Mapping[str, Mapping[str, Tensor]]) -
         )
 
 
+@checked
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a folder, or None.
 
@@ -128,6 +131,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+@checked
 def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
     """Put a trainer exactly where :func:`save_checkpoint` left another one.
 

@@ -16,7 +16,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from partikel.errors import Checked, ConfigError, Positive, Range, check
+from partikel.errors import ConfigError
+from partikel.errors.checks import Checked, Positive, Range, check
 
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 

@@ -22,7 +22,8 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
 from partikel.denoising import EDMDenoiser, PreconditionedLogit
-from partikel.errors import Checked, ConfigError, Count, PartikelError
+from partikel.errors import ConfigError, PartikelError
+from partikel.errors.checks import Checked, Count
 from partikel.fields import DiscriminatorField, Field
 from partikel.files import locked
 from partikel.models import Carrier

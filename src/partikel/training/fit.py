@@ -23,6 +23,7 @@ from accelerate import Accelerator
 
 from partikel.data import Dataset
 from partikel.errors import PartikelError
+from partikel.errors.checks import Count, Natural, checked
 from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
@@ -54,19 +55,20 @@ class Interrupted(PartikelError):
         self.exit_code = exit_code
 
 
+@checked
 def fit(
     model: Carrier,
     dataset: Dataset,
     phases: Sequence[Phase],
     *,
-    iterations: int,
+    iterations: Natural,
     seed: int = 0,
     ema: float | EMA | None = None,
     engine: Engine | None = None,
     folder: Path | str | None = None,
-    checkpoint_every: int = 1000,
+    checkpoint_every: Count = 1000,
     evaluate: Evaluate | None = None,
-    evaluate_every: int | None = None,
+    evaluate_every: Count | None = None,
     progress: Progress | None = None,
 ) -> Trainer:
     """Train a model; with a folder, resume what is there and leave checkpoints and a log.

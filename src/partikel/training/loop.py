@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from partikel.data import Batch, BatchStream, Dataset
 from partikel.errors import ConfigError, DataError, NumericsError, nearest
+from partikel.errors.checks import Checked, Natural
 from partikel.fields import Loss, TrainingBatch
 from partikel.fields.particles import Particles
 from partikel.models import Carrier
@@ -54,7 +55,7 @@ class Iteration:
     metrics: dict[str, Tensor]
 
 
-class Trainer:
+class Trainer(Checked):
     """State of a training run: model, optimisers, average, random streams, counter.
 
     The one counter of progress is ``step``, the number of iterations done; an iteration runs every
@@ -82,7 +83,7 @@ class Trainer:
         dataset: Dataset,
         phases: Sequence[Phase],
         *,
-        iterations: int,
+        iterations: Natural,
         seed: int = 0,
         ema: float | EMA | None = None,
         engine: Engine | None = None,
@@ -91,6 +92,11 @@ class Trainer:
         self.engine = engine or Engine()
         self.accelerator = accelerator or accelerator_for(self.engine)
         self.model = model.to(self.accelerator.device)
+        if model.shape not in (None, tuple(dataset.shape)):
+            raise ConfigError(
+                f"the model is of points {model.shape}, the data '{dataset.name}' of "
+                f"{tuple(dataset.shape)}: give its prior their shape."
+            )
         self.dataset = dataset
         self.phases = tuple(phases)
         self.iterations = iterations
@@ -256,14 +262,13 @@ class Trainer:
         clip = self.phases[index].optimizer.clip
         if scaler is not None:
             scaler.unscale_(optimizer)
+        elif not _all_finite([p.grad for p in parameters if p.grad is not None]):
+            raise NumericsError(
+                f"the gradient of '{loss.name}' became infinite or nan at iteration {self.step + 1}: "
+                "lower its learning rate or check the data."
+            )
         if clip is not None:
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
-            if scaler is None and not torch.isfinite(norm):
-                raise NumericsError(
-                    f"the gradient of '{loss.name}' became {norm.item()} at iteration "
-                    f"{self.step + 1}: lower its learning rate or check the data."
-                )
-            metrics["gradient_norm"] = norm.detach()
+            metrics["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, clip).detach()
         if scaler is None:
             optimizer.step()
             return metrics
@@ -342,6 +347,16 @@ class Trainer:
                 f"({error.strerror or error}): bring them back, and the same command resumes."
             ) from error
         return batch if self.model.conditional else Batch(batch.x, None)
+
+
+def _all_finite(gradients: list[Tensor]) -> bool:
+    """Whether gradients are finite, in one pass: the operation that GradScaler asks with, by 1."""
+    if not gradients:
+        return True
+    found = gradients[0].new_zeros((), dtype=torch.float32)
+    ask = torch._amp_foreach_non_finite_check_and_unscale_  # type: ignore[attr-defined]  # pyright: ignore
+    ask(gradients, found, torch.ones_like(found))
+    return not found.item()
 
 
 def _parts(batch: TrainingBatch, count: int, *, split_real: bool) -> Iterator[TrainingBatch]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from partikel.errors import Checked, Count, Part, Positive, Range, Size
+from partikel.errors.checks import Checked, Count, Part, Positive, Range, Size
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError, Count, Level, NotNegative, checked
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, Level, NotNegative
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.objectives import GradientPenalty, exact
 from partikel.schedules import NoiseLaw
@@ -59,7 +60,6 @@ class DeepMMDField(Field):
 
     requires = frozenset({"real", "particles"})
 
-    @checked
     def __init__(
         self,
         network: nn.Module,

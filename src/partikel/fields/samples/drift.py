@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError, Positive, checked, nearest
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import Positive
 from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 
@@ -27,8 +28,7 @@ class DriftField(Field):
     potential. In a generator model with ``eta = 1`` it is their training: the generator is fitted to
     the frozen x + V(x) (their eq. 6). Several temperatures are a sum of fields.
 
-    A particle does not repel itself: cloud points that coincide with x are left out of ρ (and where all
-    do, nothing repels).
+    A particle does not repel itself: of the cloud's points that coincide with x, one is left out of ρ.
 
     With the normalisation "batch" it is what their Algorithm 2 computes:
 
@@ -47,7 +47,6 @@ class DriftField(Field):
 
     requires = frozenset({"real", "particles"})
 
-    @checked
     def __init__(self, temperature: Positive, normalisation: Normalisation = "mean shift") -> None:
         super().__init__()
         if normalisation not in ("mean shift", "batch"):
@@ -73,11 +72,10 @@ class DriftField(Field):
     ) -> Tensor:
         to_real, to_cloud = self._logits(x, real), self._logits(x, cloud, others=True)
         if batch is None:
-            mean = to_cloud.softmax(1) @ cloud
-            return to_real.softmax(1) @ real - torch.where(mean.isnan(), x, mean)
+            return to_real.softmax(1) @ real - to_cloud.softmax(1) @ cloud
         rows = torch.logaddexp(to_real.logsumexp(1), to_cloud.logsumexp(1))[:, None]
         attract = (to_real - (rows + batch[0]) / 2).exp()
-        repel = (to_cloud - (rows + batch[1]) / 2).exp().nan_to_num(0.0)
+        repel = (to_cloud - (rows + batch[1]) / 2).exp()
         pull = repel.sum(1, keepdim=True) * (attract @ real)
         return pull - attract.sum(1, keepdim=True) * (repel @ cloud)
 
@@ -89,7 +87,10 @@ class DriftField(Field):
         return torch.cat(of_real), torch.cat(of_cloud)
 
     def _logits(self, x: Tensor, y: Tensor, *, others: bool = False) -> Tensor:
-        """-‖x - y‖/τ, and -inf at y = x where only others count: (n, m)."""
-        distance = squared_distances(x, y).sqrt_()
-        logits = distance / -self.temperature
-        return logits.masked_fill_(distance == 0, -torch.inf) if others else logits
+        """-‖x - y‖/τ, and one of the y that are x left out where only others count: (n, m)."""
+        logits = squared_distances(x, y).sqrt_().div_(-self.temperature)
+        if not others:
+            return logits
+        here = logits == 0
+        count = here.sum(1, keepdim=True)  # the k that coincide weigh k - 1 together
+        return torch.where(here, ((count - 1) / count).to(logits).log(), logits)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from partikel.errors import NotNegative, checked
+from partikel.errors.checks import NotNegative
 from partikel.fields.base import At, Field
 from partikel.kernels import Kernel
 from partikel.tensors import expand_like
@@ -39,7 +39,6 @@ class MMDField(Field):
 
     requires = frozenset({"real", "particles"})
 
-    @checked
     def __init__(
         self, kernel: Kernel, *, noise: NotNegative | Callable[[Tensor], Tensor] = 0.0
     ) -> None:

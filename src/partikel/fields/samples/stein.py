@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
 from partikel.fields.base import At, Field
 from partikel.kernels import Kernel
 
@@ -25,20 +24,12 @@ class SteinField(Field):
     Args:
         score: s_p, the score of a target: exact, learned, or any other field.
         kernel: k; a bandwidth of "median" is measured on the cloud, anew in each call where it moves.
-
-    Raises:
-        ConfigError: if ``score`` is no field.
     """
 
     requires = frozenset({"particles"})
 
     def __init__(self, score: Field, kernel: Kernel) -> None:
         super().__init__()
-        if not isinstance(score, Field):
-            raise ConfigError(
-                f"a Stein field follows a target's score, and a {type(score).__name__} is no field: "
-                "give ExactScoreField(target), or a ScoreField that was learned."
-            )
         self.score = score
         self.kernel = kernel
 

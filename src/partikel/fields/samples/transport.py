@@ -8,12 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from partikel.errors import Count, NotNegative, Positive, checked
+from partikel.errors.checks import Count, NotNegative, Positive
 from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 
 PAIRS = 2**22
 """Most numbers held at once: values on lines, or pairs of points."""
+
+CACHED = 2**18
+"""Pairs of points that stay in a processor's cache."""
 
 ANNEALING = 4.0
 """Ratio of successive ε while Sinkhorn's iterations approach the one asked for."""
@@ -42,7 +45,6 @@ class SlicedWassersteinField(Field):
 
     requires = frozenset({"real", "particles", "generator"})
 
-    @checked
     def __init__(self, projections: Count = 64) -> None:
         super().__init__()
         self.projections = projections
@@ -68,7 +70,7 @@ class SlicedWassersteinField(Field):
             if self.context.particles is None:
                 ways = torch.empty_like(ways).scatter_(1, order, ways)
             else:
-                ways = _interpolated(some @ flat.T, places, ways)
+                ways = _interpolated(some @ flat.T, places, _shared(places, ways))
             velocity.addmm_(ways.T, some)
         return (velocity / self.projections).view_as(x)
 
@@ -125,7 +127,6 @@ class SinkhornField(Field):
 
     requires = frozenset({"real", "particles"})
 
-    @checked
     def __init__(
         self,
         blur: Positive,
@@ -228,6 +229,15 @@ def _quantile_means(ordered: Tensor, n: int) -> Tensor:
     return (integral.diff(dim=1) * (n / m)).to(ordered.dtype)
 
 
+def _shared(places: Tensor, ways: Tensor) -> Tensor:
+    """Displacements (p, n) of sorted places, those of places that coincide replaced by their mean."""
+    if not (places.diff(dim=1) == 0).any():
+        return ways
+    first, last = (torch.searchsorted(places, places, right=right) for right in (False, True))
+    total = torch.nn.functional.pad(ways.double().cumsum(1), (1, 0))
+    return ((total.gather(1, last) - total.gather(1, first)) / (last - first)).to(ways)
+
+
 def _interpolated(points: Tensor, places: Tensor, ways: Tensor) -> Tensor:
     """Displacements of sorted places (p, n), linearly interpolated at other points (p, b)."""
     above = torch.searchsorted(places, points.contiguous()).clamp(1, places.shape[1] - 1)
@@ -252,16 +262,25 @@ def _sorted(values: Tensor) -> Tensor:
 
 def _softmin(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Tensor:
     """-ε log E_y exp((potential(y) - ½‖x - y‖²)/ε) at every x: (n, D), (m, D), (m,) -> (n,)."""
-    sums = [logits.logsumexp(1) for logits in _logits(x, y, potential, eps)]
+    sums = [plan.sum(1).log_().add_(peak[:, 0]) for plan, peak in _plans(x, y, potential, eps)]
     shift = torch.tensor(len(y), dtype=x.dtype, device=x.device).log()
     return -eps * (torch.cat(sums) - shift)
 
 
 def _barycentres(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Tensor:
     """Where the entropic plan sends each x, on average: (n, D)."""
-    return torch.cat([logits.softmax(1) @ y for logits in _logits(x, y, potential, eps)])
+    centre = y.mean(0)
+    parts = [(p @ (y - centre)) / p.sum(1, keepdim=True) for p, _ in _plans(x, y, potential, eps)]
+    return torch.cat(parts) + centre
 
 
-def _logits(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Iterator[Tensor]:
-    for rows in x.split(max(1, PAIRS // len(y))):
-        yield squared_distances(rows, y).mul_(-0.5).add_(potential).div_(eps)
+def _plans(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of exp((potential(y) - ½‖x - y‖²)/ε - peak) and their peaks, (n, m) and (n, 1)."""
+    centre = y.mean(0)  # which leaves less to round
+    x, y, potential = x - centre, y - centre, potential / eps
+    pairs = min(PAIRS, CACHED) if x.device.type == "cpu" else PAIRS
+    for rows in x.split(max(1, pairs // len(y))):
+        logits = squared_distances(rows, y, exact=False).mul_(-0.5 / eps).add_(potential)
+        peak = logits.amax(1, keepdim=True)
+        # what is below e^-80 of the peak counts for nothing, and processors are slow at it
+        yield logits.sub_(peak).clamp_(min=-80).exp_(), peak

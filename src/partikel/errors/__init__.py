@@ -1,0 +1,65 @@
+"""What a user can mend: every such failure is one clear sentence and exit code 2.
+
+Functions raise the most specific class; the command line prints the message without a traceback.
+Mistakes of a programmer (wrong shapes, wrong types) stay ordinary ``ValueError`` and ``TypeError``.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class PartikelError(Exception):
+    """Base of all failures that the user can mend; the message names the cause and the mend."""
+
+    def __str__(self) -> str:
+        """The sentence, on one line and without endless words, whatever the names in it hold."""
+        line = "".join(map(_visible, super().__str__()))
+        return re.sub(r"(\S{60})\S{400,}", r"\1...", line)
+
+
+def _visible(letter: str) -> str:
+    surrogate = "\ud800" <= letter <= "\udfff"
+    return letter if surrogate or letter.isprintable() else letter.encode("unicode_escape").decode()
+
+
+class ConfigError(PartikelError):
+    """A configuration key, type, range or combination that cannot work."""
+
+
+class DataError(PartikelError):
+    """Data that is missing, corrupt, or not what the configuration says."""
+
+
+class CheckpointError(PartikelError):
+    """A checkpoint or run folder that is missing, truncated, foreign or of another model."""
+
+
+class NumericsError(PartikelError):
+    """Training or sampling left the finite numbers."""
+
+
+LISTED = 40
+"""Names that are listed in full."""
+
+
+def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
+    """A phrase that helps with a misspelt name.
+
+    Args:
+        name: what the user wrote.
+        valid: the names that exist.
+
+    Returns:
+        ``"did you mean 'x'?"`` where something is close, else the valid names, or the nearest few of
+        very many.
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if len(valid) <= LISTED:
+        return f"valid: {', '.join(sorted(valid))}"
+    some = difflib.get_close_matches(name, valid, n=5, cutoff=0.0)
+    return f"valid: {', '.join(some)} and {len(valid) - len(some)} more"
