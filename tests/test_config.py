@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -265,9 +266,9 @@ def test_words_in_files_stay_words(tmp_path: Path) -> None:
     words = ["2024-05-01", "1e3", "on", "nan", "12:30", "0x1F", "007", "1_000", "true", "5", "2.50"]
     for word in words:
         file = tmp_path / "x.yaml"
-        file.write_text(f"recipe: edm\nsettings: {{data: {{path: {word}, root: '{word}'}}}}")
+        file.write_text(f"recipe: edm\nsettings: {{data: {{path: {word}, split: '{word}'}}}}")
         recipe = read(file)
-        assert (recipe.data.path, recipe.data.root) == (word, word)
+        assert (recipe.data.path, recipe.data.split) == (word, word)
         file.write_text(dump_config(recipe, word))
         assert read(file) == recipe
 
@@ -286,3 +287,39 @@ def test_numbers_are_read_as_they_are_meant() -> None:
     assert (recipe.sigma_max, recipe.batch) == (80.0, 16)
     with pytest.raises(ConfigError, match="'iterations' must be a whole number"):
         make_recipe("edm", {"iterations": 1.5})
+
+
+def test_relative_paths_of_a_file_are_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is read from; a run's own file keeps what it was given."""
+    (tmp_path / "own" / "pictures").mkdir(parents=True)
+    (tmp_path / "own" / "network").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    beside = Path("../own")
+
+    def read(data: str, more: str = "", head: str = "") -> dict[str, Any]:
+        text = f"{head}recipe: score-gan\nsettings: {{data: {{name: folder, {data}}}{more}}}\n"
+        (tmp_path / "own" / "mine.yaml").write_text(text)
+        return load_preset(beside / "mine.yaml").settings
+
+    found = read("path: pictures, root: all, cache: kept", ", data_score: diffusers:network")
+    assert found["data"] == {
+        "name": "folder",
+        "path": str(beside / "pictures"),
+        "root": str(beside / "all"),
+        "cache": str(beside / "kept"),
+    }
+    assert found["data_score"] == f"diffusers:{beside / 'network'}"
+    # a name of the Hub, or one under the root; the user's home; absolute ones
+    assert read("path: other, root: ~/all")["data"] == {
+        "name": "folder",
+        "path": "other",
+        "root": "~/all",
+    }
+    absolute = str(tmp_path / "own" / "pictures")
+    assert read(f"path: {absolute}")["data"]["path"] == absolute
+    assert read("path: pictures", head="schema: 1\n")["data"]["path"] == "pictures"
+    for odd in ("path: [1]", "path: null", 'path: ""', "path: 3"):
+        assert read(odd)["data"]["path"] in ([1], None, "", "3", 3)

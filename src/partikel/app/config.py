@@ -69,8 +69,9 @@ def preset_names() -> list[str]:
 def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     """A shipped preset by name, or a YAML file of the same form by path.
 
-    What a file extends, and the preset that it names as its score, are looked for beside it where they are
-    files themselves.
+    What a file names is looked for beside it: the files that it extends, or names as its score, and its
+    relative paths (``root`` and ``cache`` of the data in any case, other paths where there is such a file).
+    The paths in a run's own config.yaml are left as they were given.
 
     Args:
         name: of the preset, or path of the file.
@@ -90,6 +91,8 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     chain, folder = (*extended, name), Path(name).parent
     recipe = content.get("recipe", "")
     settings = _with_named_score(content.get("settings") or {}, folder, chain)
+    if _is_file(name) and isinstance(settings, Mapping):
+        settings = _with_places(settings, folder, by_a_run="schema" in content)
     chosen = {} if name in preset_names() else settings
     if "extends" in content:
         base = load_preset(_beside(content["extends"], folder), chain)
@@ -151,6 +154,28 @@ def _is_file(name: str) -> bool:
 def _beside(name: str, folder: Path) -> str:
     """The path of a file that is named in a file of ``folder``; the names of presets as they are."""
     return str(folder / name) if _is_file(name) else name
+
+
+def _with_places(settings: Mapping[str, Any], folder: Path, by_a_run: bool) -> dict[str, Any]:
+    """Settings whose relative paths, given in a file of ``folder``, are what they are from here."""
+
+    def beside(given: Any, there: bool) -> Any:
+        value = typed(given, str)
+        if not isinstance(value, str) or value.startswith("~") or not value or "\0" in value:
+            return given
+        kind, colon, path = value.rpartition("diffusers:")
+        place = folder / path
+        return f"{kind}{colon}{place}" if not there or os.path.exists(place) else given
+
+    data = settings.get("data")
+    found = dict(settings)
+    if not by_a_run and isinstance(data, Mapping):
+        rules = {"path": True, "root": False, "cache": False}  # a path may be a name, of the Hub
+        places = {k: beside(v, rules[k]) for k, v in data.items() if k in rules}
+        found["data"] = {**data, **places}
+    if not by_a_run and "data_score" in settings:
+        found["data_score"] = beside(settings["data_score"], True)
+    return found
 
 
 def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
