@@ -73,7 +73,7 @@ def test_several_steps_chase_frozen_targets() -> None:
 
 
 def test_impossible_moves() -> None:
-    with pytest.raises(ConfigError, match="eta of GeneratorModel must be"):
+    with pytest.raises(ConfigError, match="GeneratorModel.eta="):
         carrier(0.0)
     flow = ParticleModel(DiscriminatorField(Quadratic(2)), GaussianPrior((2,)), steps=3)
     particles = flow.particles(4, Streams(0))
@@ -165,7 +165,7 @@ def test_the_clock_of_annealing_is_in_the_checkpoint_and_only_there_where_it_run
     annealed.particles(1, Streams(0))
     assert set(annealed.state_dict()) - set(plain.state_dict()) == {"draws"}
     assert int(annealed.state_dict()["draws"]) == 1
-    with pytest.raises(ConfigError, match="annealing of GeneratorModel must be"):
+    with pytest.raises(ConfigError, match="GeneratorModel.annealing="):
         GeneratorModel(critic, generator, GaussianPrior((3,)), annealing=-1)
 
 

@@ -287,9 +287,9 @@ def test_what_is_frozen_or_has_no_law_does_not_learn() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": (1.0, 0.0)}, "levels of DeepMMDField must be"),
-        ({"groups": 0}, "groups of DeepMMDField must be"),
-        ({"l2_penalty": -1.0}, "l2_penalty of DeepMMDField must be"),
+        ({"levels": (1.0, 0.0)}, "DeepMMDField.levels="),
+        ({"groups": 0}, "DeepMMDField.groups="),
+        ({"l2_penalty": -1.0}, "DeepMMDField.l2_penalty="),
         ({"gradient_penalty": -1.0}, "of at least 0"),
     ],
 )

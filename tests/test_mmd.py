@@ -178,7 +178,7 @@ def test_the_median_is_that_of_what_is_bound() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ConfigError, match="noise of MMDField must be"):
+    with pytest.raises(ConfigError, match="MMDField.noise="):
         MMDField(RieszKernel(), noise=-0.1)
-    with pytest.raises(ConfigError, match="noise of MMDField must be"):
+    with pytest.raises(ConfigError, match="MMDField.noise="):
         MMDField(RieszKernel(), noise=math.nan)

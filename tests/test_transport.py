@@ -314,7 +314,7 @@ def test_few_iterations_bring_the_marginals_close() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ConfigError, match="must be a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="takes a whole number of at least 1"):
         SlicedWassersteinField(0)
     for blur in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="blur"):

@@ -214,6 +214,14 @@ def _is_number(value: Any, kind: Any) -> bool:
     return kind in (int, float) and isinstance(value, numbers) and not isinstance(value, bool)
 
 
+def _of_numbers(value: Any, hint: Any) -> bool:
+    """Whether numbers are asked for and given, so that only a range can be broken."""
+    kind = parts_of(hint)[0]
+    if typing.get_origin(kind) in (tuple, list, Sequence) and isinstance(value, (tuple, list)):
+        return all(_of_numbers(each, typing.get_args(kind)[0]) for each in value)
+    return _is_number(value, kind)
+
+
 @functools.cache
 def types_of(of: Any) -> dict[str, Any]:
     """The types of a class's fields, or of a function's arguments, their ranges included."""
@@ -366,7 +374,7 @@ class _Rule:
             if isinstance(value, str) and isinstance(kind, type):
                 like = [k for k in _kinds(kind) if k.lower() == value.replace("_", "").lower()]
                 takes += f": give an object, {like[0]}(...), not its name" if like else ""
-            if _is_number(value, kind):
+            if _of_numbers(value, kind):
                 raise ConfigError(f"{takes}.")
         raise TypeError(f"{takes}.")
 

@@ -74,6 +74,7 @@ def entropy(shares: Tensor | Sequence[float]) -> float:
 
     Raises:
         ValueError: for other shares.
+        ConfigError: for a list of numbers that are not finite.
     """
     q = torch.as_tensor(shares, dtype=torch.float64)
     if q.ndim != 1 or not (q >= 0).all() or not q.sum() > 0:
