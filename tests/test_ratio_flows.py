@@ -422,7 +422,7 @@ def test_a_kernel_density_needs_a_cloud_and_a_bandwidth() -> None:
     for bandwidth in (0, -1.0, float("inf"), float("nan"), "median"):
         with pytest.raises((ConfigError, TypeError), match="KernelScoreField.bandwidth="):
             KernelScoreField(bandwidth)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="'data' or of 'particles'"):
+    with pytest.raises(ConfigError, match="takes 'data' or 'particles'"):
         KernelScoreField(1.0, "real")  # type: ignore[arg-type]
     field = kernel_ratio()
     with pytest.raises(

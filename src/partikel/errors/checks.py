@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from types import FunctionType
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from partikel.errors import ConfigError, nearest
+from partikel.errors import ConfigError
 
 LONGEST = 1000
 """Entries of a list among settings."""
@@ -369,8 +369,7 @@ class _Rule:
         for part in self.members:
             kind = parts_of(part)[0]
             if isinstance(value, str) and typing.get_origin(kind) is typing.Literal:
-                words = [*map(str, typing.get_args(kind))]
-                raise ConfigError(f"{takes}: {nearest(value, words)}")
+                raise ConfigError(f"{takes}.")
             if isinstance(value, str) and isinstance(kind, type):
                 like = [k for k in _kinds(kind) if k.lower() == value.replace("_", "").lower()]
                 takes += f": give an object, {like[0]}(...), not its name" if like else ""

@@ -152,7 +152,7 @@ def evaluate(
     """
     if n < 2:
         raise ConfigError(f"an evaluation compares at least 2 samples, got n = {n}.")
-    if n <= NEIGHBOUR and len(dataset.shape) > 1:
+    if len(dataset.shape) > 1 and n <= NEIGHBOUR < dataset.at_most(NEIGHBOUR + 1, split):
         raise ConfigError(
             f"images are measured by their {NEIGHBOUR} nearest neighbours, which takes more than {n} of "
             "them: ask for more."
