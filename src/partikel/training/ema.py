@@ -111,23 +111,28 @@ class WeightAverage(AveragedModel):
 
         super().__init__(module, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
         self.requires_grad_(False)
-        self.register_load_state_dict_post_hook(_settle)
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Take the weights of ``model`` in."""
-        super().update_parameters(model)
         means = {
             id(buffer)
             for part in self.module.modules()
             if isinstance(part, nn.modules.batchnorm._NormBase)
             for buffer in (part.running_mean, part.running_var)
         }
-        for own, value in zip(self.module.buffers(), model.buffers(), strict=True):
-            if id(own) not in means:
-                own.copy_(value)
-        for _, iterate in _power_iterations(self.module):
-            iterate(ITERATIONS)
+        # what a module is made of does not change, and to look for it takes as long as to average
+        self._copied = [k for k, b in enumerate(self.module.buffers()) if id(b) not in means]
+        self._iterates = any(True for _ in _power_iterations(self.module))
+        self.register_load_state_dict_post_hook(_settle)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of ``model`` in."""
+        super().update_parameters(model)
+        if self._copied:
+            own, present = [*self.module.buffers()], [*model.buffers()]
+            for k in self._copied:
+                own[k].copy_(present[k])
+        if self._iterates:
+            for _, iterate in _power_iterations(self.module):
+                iterate(ITERATIONS)
 
     def restart(self) -> None:
         """Forget: the next weights that are taken in are the first."""

@@ -320,8 +320,9 @@ class Trainer(Checked):
         """
         own = set() if module is None else {id(p) for p in module.parameters()}
         others = [p for p in self._trained if id(p) not in own]
-        parts = set() if module is None else set(module.modules())
-        still = [m for m in self._field_dropouts if m.training and m not in parts]
+        still = [m for m in self._field_dropouts if m.training]
+        if still and module is not None:
+            still = [m for m in still if m not in set(module.modules())]
         for parameter in others:
             parameter.requires_grad_(False)
         for dropout in still:
