@@ -350,12 +350,19 @@ class _Rule:
         self.of, self.name = made.__qualname__, parameter.name
         self.members = options_of(self.wanted)
         self.known: set[type] = set()
+        self._within: dict[type, tuple[Range, Range]] = {}  # most numbers are these, and in range
+        for kind, span in map(parts_of, self.members):
+            if kind in (int, float):
+                self._within[kind] = (_LIMITS[kind], span or _LIMITS[kind])
         kinds = [typing.get_origin(parts_of(part)[0]) or parts_of(part)[0] for part in self.members]
         # of numbers, words and sequences the type does not tell all
         self._by_value = not {int, float, typing.Literal, tuple, list, Sequence}.isdisjoint(kinds)
 
-    def check(self, value: object, args: tuple[Any, ...]) -> None:
+    def check(self, value: Any, args: tuple[Any, ...]) -> None:
         """Raise unless the value, of a call with these arguments, fits."""
+        within = self._within.get(type(value))
+        if within is not None and value in within[0] and value in within[1]:
+            return
         if not fits(value, self.wanted):
             self._refuse(value, args)
         if not self._by_value:
