@@ -118,7 +118,7 @@ class WeightAverage(AveragedModel):
             for buffer in (part.running_mean, part.running_var)
         }
         # what a module is made of does not change, and to look for it takes as long as to average
-        self._copied = [k for k, b in enumerate(self.module.buffers()) if id(b) not in means]
+        self._copied = [name for name, b in self.module.named_buffers() if id(b) not in means]
         self._iterates = any(True for _ in _power_iterations(self.module))
         self.register_load_state_dict_post_hook(_settle)
 
@@ -126,10 +126,8 @@ class WeightAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
         super().update_parameters(model)
-        if self._copied:
-            own, present = [*self.module.buffers()], [*model.buffers()]
-            for k in self._copied:
-                own[k].copy_(present[k])
+        for name in self._copied:
+            self.module.get_buffer(name).copy_(model.get_buffer(name))
         if self._iterates:
             for _, iterate in _power_iterations(self.module):
                 iterate(ITERATIONS)
