@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from types import FunctionType
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, nearest
 
 LONGEST = 1000
 """Entries of a list among settings."""
@@ -376,7 +376,8 @@ class _Rule:
         for part in self.members:
             kind = parts_of(part)[0]
             if isinstance(value, str) and typing.get_origin(kind) is typing.Literal:
-                raise ConfigError(f"{takes}.")
+                near = nearest(value, [*map(str, typing.get_args(kind))])
+                raise ConfigError(f"{takes}: {near}" if near.startswith("did") else f"{takes}.")
             if isinstance(value, str) and isinstance(kind, type):
                 like = [k for k in _kinds(kind) if k.lower() == value.replace("_", "").lower()]
                 takes += f": give an object, {like[0]}(...), not its name" if like else ""
