@@ -18,7 +18,7 @@ from conftest import GAUSSIAN, Recorder, randn, seeded
 from partikel.data import FiniteDataset, SyntheticDataset
 from partikel.denoising import EDMDenoiser
 from partikel.errors import ConfigError, NumericsError, PartikelError
-from partikel.errors.checks import Count, Natural, checked
+from partikel.errors.checks import Count, Natural, Range, checked
 from partikel.fields import (
     At,
     Context,
@@ -120,9 +120,18 @@ def test_what_annotations_say() -> None:
         (lambda: example(1, shape=2), TypeError),
         (lambda: example(1, shape=(2.5,)), TypeError),
         (lambda: example(1, shape="ab"), TypeError),
+        (lambda: example(1, shape=(1, "a")), TypeError),
+        (lambda: example(1, shape=(2**63,)), ConfigError),
     ):
         with pytest.raises(error, match=r"example\(\w+=...\) takes"):
             wrong()
+
+
+def test_bounds_are_reached_or_not() -> None:
+    assert [x in Range(least=1, most=3) for x in (0.5, 1, 3, 3.5)] == [False, True, True, False]
+    assert [x in Range(above=1, below=3) for x in (1, 1.5, 3)] == [False, True, False]
+    assert [x in Range(even=True) for x in (2, 3)] == [True, False]
+    assert math.nan not in Range()
 
 
 # --- values that types do not tell ---
