@@ -1,10 +1,10 @@
-"""Helpers on tensors that every room may use."""
+"""Helpers on tensors, and on what modules are asked about them, that every room may use."""
 
 from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from partikel.errors import ConfigError
 
@@ -63,3 +63,48 @@ def expand_like(values: Tensor, x: Tensor) -> Tensor:
 def flat_sum(x: Tensor) -> Tensor:
     """Sum of all entries of each sample: (B, ...) -> (B,)."""
     return x.flatten(1).sum(1)
+
+
+class Asking:
+    """A block that asks a module about points; what does not fit ends in one sentence, at no cost.
+
+    Args:
+        module: a network or a field.
+        x: (B, ...) points.
+        others: what else it is told, by name.
+
+    Raises:
+        TypeError: for points of another dtype than the weights, or a network of fewer arguments.
+        ValueError: where PyTorch says that shapes, or labels, do not fit.
+    """
+
+    __slots__ = ("_module", "_others", "_x")
+
+    def __init__(self, module: nn.Module, x: Tensor, **others: Tensor | None) -> None:
+        self._module, self._x, self._others = module, x, others
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Say what does not fit; running out of memory is not of that kind."""
+        if kind is TypeError and "positional argument" in str(error):
+            raise TypeError(
+                f"a {type(self._module).__name__} is called as network(x, c, cond), all three: wrap "
+                "what takes fewer in a module with forward(self, x, c=None, cond=None)."
+            ) from error
+        if kind not in (RuntimeError, IndexError):
+            return
+        x, cond = self._x, self._others.get("cond")
+        asked = f"a {type(self._module).__name__} cannot be asked about points {tuple(x.shape)}"
+        dtype = next(self._module.parameters(), x).dtype
+        if dtype != x.dtype:
+            raise TypeError(
+                f"{asked} of {x.dtype}, as its weights are {dtype}: give x.to({dtype})."
+            ) from error
+        if kind is IndexError and cond is not None:
+            raise ValueError(
+                f"{asked} with labels from {cond.min()} to {cond.max()}: it does not know all of them."
+            ) from error
+        shapes = [f"{name} {tuple(v.shape)}" for name, v in self._others.items() if v is not None]
+        raise ValueError(f"{asked}, {', '.join(shapes)}: {str(error).splitlines()[0]}.") from error

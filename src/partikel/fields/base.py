@@ -25,12 +25,12 @@ from typing_extensions import Self
 
 from partikel.data import Batch
 from partikel.errors import ConfigError, DataError, NumericsError
-from partikel.errors.checks import Asking, Checked, checked
+from partikel.errors.checks import Checked, checked
 from partikel.fields.particles import At, Particles
 from partikel.objectives import exact
 from partikel.schedules import Schedule
 from partikel.streams import Streams
-from partikel.tensors import expand_like
+from partikel.tensors import Asking, expand_like
 
 Weight: TypeAlias = float | Callable[[Tensor], Tensor]
 """A number, or a function of generation times, () or (B,), shaped like them."""

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from partikel.data import Batch
 from partikel.errors import ConfigError
-from partikel.errors.checks import Asking, NotNegative, Positive, Range, checked
+from partikel.errors.checks import NotNegative, Positive, Range, checked
 from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
 from partikel.fields.particles import Particles
 from partikel.models.base import Carrier, Sampling
 from partikel.priors import GaussianPrior
 from partikel.streams import Streams
-from partikel.tensors import flat_sum
+from partikel.tensors import Asking, flat_sum
 
 
 @checked
