@@ -635,6 +635,7 @@ def reproduce(
     out: str | None = None,
     runs: str = "runs/reproduce",
     again: bool = False,
+    check: bool = False,
 ) -> None:
     """Reproduce tables, figures and claims of the papers, and set them beside what was measured.
 
@@ -648,8 +649,11 @@ def reproduce(
         out: folder of results, with README.md as their list; reproduce/SCALE unless given.
         runs: folder of trained runs, which items share.
         again: measure items that have a result too.
+        check: measure nothing, but say on the pages in --out which of them are stale: made with other
+            settings, another rule of judgement or other code that measures than today's.
     """
     from partikel.studies.items import ITEMS
+    from partikel.studies.reproduce import check as check_pages
     from partikel.studies.reproduce import reproduce as run_items
 
     if items == ["list"]:
@@ -657,6 +661,11 @@ def reproduce(
         _table("The papers' items", ["item", "paper", "what"], listed)
         return
     folder = Path(out or f"reproduce/{scale}")
+    if check:
+        for name, old in check_pages(folder).items():
+            said = f"stale ({', '.join(old)})" if old else "fresh"
+            print(f"{name}: {said}")
+        return
     names = list(ITEMS) if items == ["all"] else items
     results, errors = run_items(
         names, scale, out=folder, runs=Path(runs), again=again, console=_console()
@@ -664,9 +673,9 @@ def reproduce(
     for result in results:
         print(f"{result['item']}: {result['title']}")
         for finding in result["findings"]:
-            print(f"  {finding['claim']} ({finding['source']})")
+            print(f"  {finding['claim']['text']} ({finding['claim']['source']})")
             print(f"    {finding['where']}: {finding['measured']}")
-            print(f"    {finding['verdict']}")
+            print(f"    {finding['judgement']['verdict']}")
     if results:
         print(f"pages: {folder}/README.md")
     if errors:

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -32,6 +33,7 @@ from partikel.fields.particles import Particles
 from partikel.fields.terms import AtScale, Potential
 from partikel.files import write_json
 from partikel.metrics import energy_distance, sliced_wasserstein2
+from partikel.metrics.chance import energy_quantile, quantile_between
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
@@ -222,28 +224,6 @@ class OwnScore(Field):
     def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log ρ_t(x) at the node nearest to the time that all points share."""
         return self.laws[int((self.times - at.t).abs().argmin())].score(x)
-
-
-def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) -> float:
-    """Quantile of the energy distance between n and m draws of one law, given some of its points.
-
-    The unbiased distance is (1/n + 1/m) Σ λ_i (z_i² - 1) in the limit, z_i ~ N(0, 1), with λ_i the
-    eigenvalues of the centred kernel -|x - y| (Gretton et al. 2009, "A fast, consistent kernel
-    two-sample test"): those of its matrix on the cloud, divided by its size.
-
-    Args:
-        cloud: (k, D) points of the law; a thousand do.
-        n: points of one sample.
-        m: of the other.
-        level: in (0, 1).
-        seed: of the draws of z.
-    """
-    kernel = -torch.cdist(cloud, cloud).double()
-    kernel = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-    largest = torch.linalg.eigvalsh(kernel)[-64:] / len(cloud)
-    draws = torch.randn(200_000, len(largest), generator=seeded(seed, "verify", "quantile"))
-    null = (draws.square_() - 1) @ largest.float()
-    return float(null.quantile(level)) * (1 / n + 1 / m)
 
 
 # --- eqs. 4 and 28: the forms of the SDE
@@ -596,16 +576,15 @@ def limits(
         draw: draws of the law.
         n: points of a draw.
         level: in (0, 1).
-        pairs: draws of sliced W2; those of the energy distance are :func:`energy_quantile`'s.
+        pairs: draws of sliced W2; those of the energy distance are
+            :func:`partikel.metrics.chance.energy_quantile`'s.
         projections: lines of sliced W2.
         seed: of all draws.
     """
     energy = energy_quantile(draw(1000, seeded(seed, "verify", "cloud")), n, n, level, seed)
-    found = []
-    for pair in range(pairs):
-        x, y = draw(2 * n, seeded(seed, "verify", "pair", pair)).split(n)
-        found.append(sliced_wasserstein2(x, y, projections))
-    return energy, float(torch.tensor(found).quantile(level))
+    sliced = partial(sliced_wasserstein2, projections=projections)
+    source = seeded(seed, "verify", "pairs")
+    return energy, quantile_between(sliced, draw, n, pairs, level, source)
 
 
 def run_trial(

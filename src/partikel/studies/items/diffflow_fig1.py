@@ -23,7 +23,6 @@ from partikel.studies.benches import BENCHES, EDM, Bench, Scale, Training, on
 from partikel.studies.item import Finding, Item, Outcome, Table, Value, spread
 from partikel.studies.lab import Lab
 from partikel.studies.plane import draw_map, learned_fields
-from partikel.studies.theory import energy_quantile
 
 REACHED = 0.005
 """Energy distance up to which exact fields are said to end in the data: two draws of the data are up to .003
