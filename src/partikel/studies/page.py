@@ -22,12 +22,12 @@ from partikel.studies.judgement import (
 VERDICTS = (HOLDS, FAILS, OPEN, INDICATED, NOT_INDICATED)
 RULE = (
     "Interrupted, the same command goes on. One rule judges all claims. A claim is an effect with a "
-    "direction and a smallest effect of interest, both fixed beforehand. Each training seed gives one effect, "
-    f"from means over evaluations. It **holds** where the whole {CONFIDENCE:.0%} interval over training seeds "
-    "lies beyond the smallest effect, **does not hold** where it lies beyond it on the other side, and is "
-    f"**open** else. That two things are the same holds where the {EQUIVALENCE:.0%} interval lies inside the "
-    "region of equivalence. One seed only **indicates**; such claims have columns of their own. What involves "
-    "neither training nor chance holds or does not."
+    "direction and a smallest effect of interest, both fixed beforehand. Each training seed gives one "
+    f"effect, from means over evaluations. It **holds** where the whole {CONFIDENCE:.0%} interval over "
+    "training seeds lies beyond the smallest effect, **does not hold** where it lies beyond it on the "
+    f"other side, and is **open** else. That two things are the same holds where the {EQUIVALENCE:.0%} "
+    "interval lies inside the region of equivalence. One seed only **indicates**; such claims have columns "
+    "of their own. What involves neither training nor chance holds or does not."
 )
 _STALE = "> **Stale**: "
 
