@@ -99,7 +99,9 @@ def labelled(text: str, old: Sequence[str]) -> str:
         text = text.partition("\n\n")[2]
     if not old:
         return text
-    made = f"{_STALE}made with another {' and '.join(old)} than today's; the same command measures again."
+    *most, last = old
+    what = f"{', '.join(most)} and {last}" if most else last
+    made = f"{_STALE}made with another {what} than today's; the same command measures again."
     return f"{made}\n\n{text}"
 
 
