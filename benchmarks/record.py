@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
-
 from partikel.metrics.measures import MEASURES
 from partikel.studies.benches import BENCHES, FOUR
 from partikel.studies.item import spread

@@ -18,8 +18,8 @@ from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError
 from partikel.fields import At, Field
 from partikel.fields.terms import LogRatioField
-from partikel.metrics.chance import energy_quantile
 from partikel.metrics import energy_distance
+from partikel.metrics.chance import energy_quantile
 from partikel.schedules import VESchedule
 from partikel.studies import theory as room
 from partikel.studies.gaussian_laws import Convergence, gaussian_fisher, stationary_law
