@@ -34,6 +34,7 @@ from partikel.files import json_text, replacing, write_json
 
 if TYPE_CHECKING:
     from partikel.app.runs import Run
+    from partikel.models import Sampling
 
 Steps: TypeAlias = Annotated[int, Range(0, 10**5)]
 
@@ -144,7 +145,7 @@ def sample(
     if n is None:
         n = 64 if rows == 1 else 8 * rows
     cond = None if n < 1 else loaded.labels(n, label, generator=generator)
-    x = loaded.sample(n, generator=generator, cond=cond, **sampling)
+    x = loaded.sample(n, generator=generator, cond=cond, sampling=sampling)
     if path.suffix.lower() == ".npz":
         _save_npz(path, x=x.numpy(), **({} if cond is None else {"cond": cond.numpy()}))
     elif rows > 1 and is_images(x):
@@ -197,7 +198,7 @@ def evaluate(
     accelerator = launched()
     quiet = accelerator is not None and not accelerator.is_main_process
     options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
-    options |= {"accelerator": accelerator, **_sampling(steps, stop, solver, guidance)}
+    options |= {"accelerator": accelerator, "sampling": _sampling(steps, stop, solver, guidance)}
     title = f"{loaded.preset}, iteration {loaded.step}"
     if curve is None:
         if at is not None:
@@ -258,7 +259,7 @@ def neighbours(
     path = Path(out) if out else loaded.path / "neighbours.png"
     sampling = _sampling(steps, stop, solver, guidance)
     found = neighbours_run(
-        loaded, path, n=n, k=k, rows=rows, seed=seed, features=features, **sampling
+        loaded, path, n=n, k=k, rows=rows, seed=seed, features=features, sampling=sampling
     )
     if json:
         print(json_text({"figures": found.figures, "protocol": found.protocol}))
@@ -875,13 +876,13 @@ def _dashed(text: str) -> str:
 
 def _sampling(
     steps: int | None, stop: int | None, solver: SolverName | None, guidance: float | None
-) -> dict[str, Any]:
+) -> Sampling:
     """What is given of a command's options of sampling."""
     from partikel.models import Sampling
     from partikel.solvers import SOLVERS
 
     chosen = None if solver is None else SOLVERS[solver]()
-    return Sampling(steps, stop, chosen, guidance).given
+    return Sampling.of(steps=steps, stop=stop, solver=chosen, guidance=guidance)
 
 
 def _load(run: str) -> Run:

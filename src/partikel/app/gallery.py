@@ -6,6 +6,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from partikel.app.config import settings_of
-from partikel.app.runs import Run, shown_data
+from partikel.app.runs import Run, draw_samples, shown_data
 from partikel.app.show import plots
 from partikel.app.show.animation import Frame, generation_frames, load_frame, render
 from partikel.app.show.latent_paths import interpolate
@@ -27,11 +28,11 @@ from partikel.files import write_json
 from partikel.metrics.evaluation import (
     Evaluation,
     Memorisation,
-    chunk_size,
     evaluate,
     find_memorised,
 )
 from partikel.models import Sampling
+from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
 from partikel.training.engine import processes
@@ -48,17 +49,19 @@ def evaluate_run(
     features: str | None = None,
     baselines: bool = False,
     accelerator: Accelerator | None = None,
-    **sampling: Any,
+    sampling: Sampling | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Measure a run's samples; see :func:`partikel.metrics.evaluation.evaluate`.
 
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
-    Samples are drawn as the attributes of :class:`~partikel.models.Sampling` say that are given.
+    Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
     """
+    sampling = Sampling.of(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
-    result = _measured(run, Sampling(**sampling), measure, accelerator)
-    result.protocol["nfe"] = evaluations(run, **sampling)
+    result = _measured(run, sampling, measure, accelerator)
+    result.protocol["nfe"] = run.model.evaluations(real=run.context(), sampling=sampling)
     return result
 
 
@@ -72,7 +75,7 @@ def _measured(
     shared = {} if accelerator is None else {"accelerator": accelerator}
 
     def sampler(count: int, generator: torch.Generator) -> Tensor:
-        return run.sample(count, generator=generator, **sampling.given)
+        return run.sample(count, generator=generator, sampling=sampling)
 
     with on_device(run, accelerator) as device:
         result = measure(sampler, run.dataset, device=device, **shared)
@@ -86,22 +89,13 @@ def launched() -> Accelerator | None:
     return Accelerator() if processes().num_processes > 1 else None
 
 
-def evaluations(run: Run, **sampling: Any) -> int:
-    """How often the field (or the generator, once) is evaluated to draw a sample: the NFE.
-
-    Args:
-        run: a trained run.
-        sampling: attributes of :class:`~partikel.models.Sampling`.
-    """
-    return run.model.evaluations(real=run.context(), **sampling)
-
-
 def curve_run(
     run: Run,
     along: Literal["nfe", "stop"],
     *,
     at: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
+    sampling: Sampling | None = None,
     **options: Any,
 ) -> Path:
     """Measure free particles at several numbers of steps, or stopped early after several.
@@ -111,7 +105,8 @@ def curve_run(
         along: "nfe" for the number of steps, "stop" for early stopping.
         at: the numbers; a sixteenth to twice the run's own steps, or eighths of them, unless given.
         accelerator: several processes that share the work.
-        options: of :func:`evaluate_run`: n, seed, split, features, solver, guidance.
+        sampling: how samples are drawn, but for what the curve goes along.
+        options: of :func:`evaluate_run`: n, seed, split, features.
 
     Returns:
         ``curve-nfe.json`` or ``curve-stop.json`` in the run's folder; its picture is beside it.
@@ -138,8 +133,9 @@ def curve_run(
     measured: list[dict[str, Any]] = []
     result: Evaluation | None = None
     for value in values:
-        changed: dict[str, Any] = {"steps" if along == "nfe" else "stop": value}
-        result = evaluate_run(run, accelerator=accelerator, **options, **changed)
+        changed: dict[str, Any] = {"grid": Nodes(value)} if along == "nfe" else {"stop": value}
+        drawn = replace(sampling or Sampling(), **changed)
+        result = evaluate_run(run, accelerator=accelerator, sampling=drawn, **options)
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
@@ -176,7 +172,8 @@ def neighbours_run(
     rows: int = 8,
     seed: int = 0,
     features: str | None = None,
-    **sampling: Any,
+    sampling: Sampling | None = None,
+    **options: Any,
 ) -> Memorisation:
     """Draw samples beside their nearest training images, and count copies.
 
@@ -189,7 +186,8 @@ def neighbours_run(
         rows: samples to show.
         seed: of the samples.
         features: see :func:`partikel.metrics.evaluation.find_memorised`.
-        sampling: attributes of :class:`~partikel.models.Sampling`.
+        sampling: how samples are drawn; as the run says unless given.
+        options: or what of it departs, by name.
 
     Returns:
         Neighbours and figures.
@@ -197,7 +195,7 @@ def neighbours_run(
     if rows < 1:
         raise ConfigError(f"a picture of neighbours needs rows >= 1, got {rows}.")
     measure = partial(find_memorised, n=n, k=k, seed=seed, features=features)
-    found = _measured(run, Sampling(**sampling), measure)
+    found = _measured(run, Sampling.of(sampling, **options), measure)
     assert isinstance(run.dataset, FiniteDataset)
     distances = found.neighbours.distances
     nearness = distances[:, 0] / distances[:, 1].clamp(min=1e-30)
@@ -294,16 +292,10 @@ def interpolated(
     device = next(model.parameters()).device
     if device.type != "cpu":  # samplers with noise draw it where the points are
         generator = torch.Generator(device).manual_seed(generator.initial_seed())
-    real = run.context()
-    size = chunk_size(run.data.shape)
-    parts: list[Tensor] = []
-    for start in range(0, pairs * points, size):
-        some = between.flatten(0, 1)[start : start + size]
-        given: dict[str, Any] = {"start": some.to(device)}
-        if cond is not None:
-            given["cond"] = cond[start : start + size].to(device)
-        parts.append(model.sample(len(some), generator=generator, real=real, **given))
-    return torch.cat(parts).unflatten(0, (pairs, points))
+    start = between.flatten(0, 1).to(device)
+    cond = None if cond is None else cond.to(device)
+    made = draw_samples(model, len(start), generator, run.context(), cond=cond, start=start)
+    return made.unflatten(0, (pairs, points))
 
 
 def animate_run(

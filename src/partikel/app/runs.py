@@ -47,7 +47,6 @@ from partikel.data.known import KnownData
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.errors.checks import Checked, checked
 from partikel.fields import Perturbed
-from partikel.fields.base import Weight
 from partikel.files import (
     clear_parts,
     fingerprint,
@@ -61,7 +60,7 @@ from partikel.files import (
     writing_to,
 )
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
-from partikel.models import Carrier
+from partikel.models import Carrier, Sampling
 from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
 from partikel.streams import seeded
@@ -144,27 +143,30 @@ class Run(Checked):
         *,
         generator: torch.Generator,
         label: Labels | None = None,
-        guidance: Weight | None = None,
+        cond: Tensor | None = None,
+        sampling: Sampling | None = None,
         **options: Any,
     ) -> Tensor:
-        """(n, ...) samples, drawn in chunks; options as in :meth:`ParticleModel.sample`.
+        """(n, ...) samples, drawn in chunks.
 
         Args:
             n: how many.
             generator: source of all randomness.
             label: a class, several or "all", see :meth:`labels`.
-            guidance: weight of the labels, see :class:`~partikel.fields.Guided`.
-            options: of the sampler.
+            cond: (n,) labels instead.
+            sampling: how samples are drawn; as the run says unless given.
+            options: or what of it departs, see :meth:`partikel.models.Sampling.of`.
 
         Raises:
             ConfigError: for an impossible n or label, options that a generator model does not have,
                 or guidance of a model that was not trained for it.
         """
-        if guidance is not None:
+        sampling = Sampling.of(sampling, **options)
+        if sampling.guidance is not None:
             _check_guidance(self.recipe)
         if label is not None:
-            options["cond"] = self.labels(n, label, generator=generator)
-        return draw_samples(self.model, n, generator, self.context(), guidance=guidance, **options)
+            cond = self.labels(n, label, generator=generator)
+        return draw_samples(self.model, n, generator, self.context(), cond=cond, sampling=sampling)
 
     def labels(
         self, n: int, label: Labels | None = None, *, generator: torch.Generator
@@ -225,7 +227,7 @@ def draw_samples(
     *,
     cond: Tensor | None = None,
     start: Tensor | None = None,
-    **options: Any,
+    sampling: Sampling | None = None,
 ) -> Tensor:
     """(n, ...) samples, drawn in chunks, so that only they themselves fill more memory with n.
 
@@ -236,12 +238,11 @@ def draw_samples(
         real: samples of the data, for a field that compares with them.
         cond: (n,) labels; those of a conditional model are drawn unless given.
         start: (n, ...) where they start, instead of draws of the prior.
-        options: of the sampler, as in :meth:`ParticleModel.sample`.
+        sampling: how they are drawn; as the model says unless given.
 
     Raises:
         ConfigError: for n < 1, or one for which memory should not hold the samples (see
-            :func:`partikel.tensors.check_memory`), or ``steps``, ``stop``, ``solver`` or ``guidance``
-            with a generator model.
+            :func:`partikel.tensors.check_memory`), or a ``sampling`` that departs from a generator's.
     """
     if n < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {n}.")
@@ -261,7 +262,7 @@ def draw_samples(
             cond=None if cond is None else cond[first : first + chunk],
             start=None if start is None else start[first : first + chunk],
             real=real,
-            **options,
+            sampling=sampling,
         )
         if samples is None:
             check_memory(n, some.shape[1:], some.itemsize)

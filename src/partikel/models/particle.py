@@ -16,7 +16,7 @@ from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
 from partikel.models.base import Carrier, Sampling
 from partikel.priors import GaussianPrior
-from partikel.schedules import Schedule, TimeGrid, UniformGrid
+from partikel.schedules import Nodes, Schedule, TimeGrid, UniformGrid
 from partikel.solvers import (
     Dynamics,
     Euler,
@@ -157,6 +157,7 @@ class ParticleModel(Carrier):
         generator: torch.Generator,
         cond: Tensor | None = None,
         real: Tensor | None = None,
+        sampling: Sampling | None = None,
         **options: Any,
     ) -> Iterator[State]:
         """Move given particles along the whole path, handing out every node.
@@ -166,7 +167,8 @@ class ParticleModel(Carrier):
             generator: source of noise.
             cond: (B,) labels; None moves the particles by the field of no label.
             real: samples of the data, for a field that compares with them.
-            options: see :class:`~partikel.models.Sampling`.
+            sampling: how, as of :meth:`sample`.
+            options: likewise.
 
         Yields:
             States at t = 0, ..., the last one holding the samples.
@@ -177,7 +179,7 @@ class ParticleModel(Carrier):
         """
         cond = None if cond is None else self._labels(len(x), cond, generator)
         context = Context(real=real, generator=generator)
-        return self._states(self._begun(x), cond, context, Sampling(**options))
+        return self._states(self._begun(x), cond, context, Sampling.of(sampling, **options))
 
     def _states(
         self, x: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
@@ -193,7 +195,7 @@ class ParticleModel(Carrier):
         states = (sampling.solver or self.solver).stream(
             self.dynamics(cond, field.bind(context), guidance),
             x,
-            self.grid.nodes(self.steps if sampling.steps is None else sampling.steps),
+            (sampling.grid or Nodes()).of(self.grid, self.steps, self.horizon),
             stop=sampling.stop,
             generator=context.generator,
         )
@@ -209,12 +211,14 @@ class ParticleModel(Carrier):
     ) -> Tensor:
         return deque(self._states(start, cond, context, sampling), maxlen=1).pop().x
 
-    def evaluations(self, *, real: Tensor | None = None, **options: Any) -> int:
+    def evaluations(
+        self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any
+    ) -> int:
         """Counted on two particles."""
         generator = torch.Generator().manual_seed(0)
         x, cond = self.start(2, generator), self.labels(2, generator=generator)
         context = Context(real=real, generator=generator)
-        states = self._states(x, cond, context, Sampling(**options))
+        states = self._states(x, cond, context, Sampling.of(sampling, **options))
         return deque(states, maxlen=1).pop().evaluations
 
     def particles(
