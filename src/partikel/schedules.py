@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -504,8 +505,8 @@ class Nodes:
             raise ConfigError(
                 "nodes are either given or placed: leave out times, or steps and rule."
             )
-        pairs = zip(self.times, self.times[1:])  # noqa: B905 - each with the next
-        if len(self.times) < 2 or self.times[0] != 0 or not all(a < b for a, b in pairs):
+        rising = all(a < b for a, b in pairwise(self.times))
+        if len(self.times) < 2 or self.times[0] != 0 or not rising:
             raise ConfigError(f"nodes are times that increase from 0, got {list(self.times)}.")
 
     @property

@@ -51,6 +51,10 @@ class Sampling:
             options: other attributes.
         """
         if steps is not None:
+            if options.get("grid") is not None:
+                raise ConfigError(
+                    "a grid has its own number of steps: leave out steps, or the grid."
+                )
             options["grid"] = Nodes(steps)
         if sampling is not None and options:
             raise TypeError(f"{', '.join(options)}: give these in the record of sampling.")

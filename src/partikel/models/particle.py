@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -312,3 +314,29 @@ def free_particles(model: Carrier, otherwise: str) -> ParticleModel:
     if not isinstance(model, ParticleModel):
         raise ConfigError(otherwise)
     return model
+
+
+@checked
+def nodes_at(model: Carrier, levels: Sequence[float]) -> Nodes:
+    """The nodes at which particles pass through noise levels, from the path's beginning to its end.
+
+    Args:
+        model: free particles on a path of noise levels.
+        levels: falling ones, below σ_max; that of the beginning may stand there.
+
+    Raises:
+        ConfigError: for a model without such a path, or levels that do not fall along it.
+    """
+    schedule = free_particles(model, "a generator has no noise levels: leave out levels.").schedule
+    if schedule is None or schedule.sigma_max == schedule.sigma_end:
+        raise ConfigError(
+            "this model's particles are on no path of noise levels: leave out levels."
+        )
+    above = any(a <= b for a, b in pairwise((math.inf, *levels)))
+    if above or not levels or levels[0] > schedule.sigma_max or levels[-1] < schedule.sigma_end:
+        raise ConfigError(
+            f"levels fall from {schedule.sigma_max:g} to {schedule.sigma_end:g}, got {list(levels)}."
+        )
+    times = schedule.time(torch.tensor(levels, dtype=torch.float64)).tolist()
+    inner = [t for t in times if 1e-9 < t / schedule.horizon < 1 - 1e-9]
+    return Nodes(times=(0.0, *inner, schedule.horizon))
