@@ -21,7 +21,7 @@ from common import RESULTS, distances, one_thread, save  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
-from partikel.app.runs import Run, draw_samples, train_run
+from partikel.app.runs import Run, train_run
 from partikel.data import open_dataset
 from partikel.recipes import Recipe
 from partikel.streams import derive_seed
@@ -79,7 +79,7 @@ def measure(run: Run) -> dict[str, dict[str, float]]:
     reference = run.dataset.draw(N, generator=generator("reference")).x
     found = {}
     for label, options in samplings(run).items():
-        samples = draw_samples(run.model, N, generator("samples"), run.context(), **options)
+        samples = run.sample(N, generator=generator("samples"), **options)
         found[label] = distances(samples, reference, target)
     return found
 

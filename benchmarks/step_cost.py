@@ -33,8 +33,7 @@ def step_of(preset: str, **settings: Any) -> Callable[[], Any]:
     loaded = load_preset(preset)
     recipe = make_recipe(loaded.recipe, loaded.settings, {"iterations": 10**6}, settings)
     dataset = open_dataset(recipe.data)
-    required = None if recipe.required is None else recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
+    system = recipe.system(dataset)
     iterations = Trainer(system.model, dataset, system.phases, iterations=10**6).run()
     return lambda: next(iterations)
 

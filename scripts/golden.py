@@ -34,10 +34,7 @@ def of_preset(name: str) -> dict[str, Any] | None:
     dataset = open_dataset(recipe.data)
     if dataset.name not in ("gaussians", "digits"):
         return None
-    required = None
-    if recipe.required is not None:
-        required = recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
+    system = recipe.system(dataset)
     trainer = Trainer(
         system.model,
         dataset,

@@ -154,7 +154,7 @@ def stand_in(settings: DataSettings) -> Dataset:
 def test_every_preset_resolves(
     preset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("partikel.data.open_dataset", stand_in)
+    monkeypatch.setattr("partikel.app.gallery.open_dataset", stand_in)
     main(["train", preset, "--dry-run"])
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["preset"] == preset
@@ -177,7 +177,7 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert not stopped.value.code
-        assert "usage" in capsys.readouterr().out
+        assert "Usage: partikel" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["train", "edm-gaussians", "--help"])
     assert "--optimizer.lr" in capsys.readouterr().out

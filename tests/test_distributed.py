@@ -82,8 +82,7 @@ def trainer_of(name: str, **engine: Any) -> Trainer:
     kind, settings = MODELS[name]
     recipe = make_recipe(kind, {"iterations": 8, "batch": 16, "ema": 0.9}, settings)
     dataset = open_dataset(recipe.data)
-    required = None if recipe.required is None else recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
+    system = recipe.system(dataset)
     return Trainer(
         system.model.double(),
         dataset,

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from conftest import seeded
 from partikel.app.config import load_preset, make_recipe
-from partikel.app.gallery import curve_run, evaluate_run, evaluations, neighbours_run
+from partikel.app.gallery import curve_run, evaluate_run, neighbours_run
 from partikel.app.runs import Run
 from partikel.data import DataSettings, FiniteDataset, open_dataset
 from partikel.errors import ConfigError
@@ -399,7 +399,7 @@ def test_a_curve_is_measured_at_the_numbers_asked_for(tmp_path: Path) -> None:
     assert path == tmp_path / "curve-nfe.json"
     record = json.loads(path.read_text())
     assert [p["steps"] for p in record["points"]] == [3, 6]
-    assert [p["nfe"] for p in record["points"]] == [evaluations(run, steps=s) for s in (3, 6)]
+    assert [p["nfe"] for p in record["points"]] == [run.model.evaluations(steps=s) for s in (3, 6)]
     alone = evaluate_run(run, n=100, steps=6)
     assert record["points"][1]["metrics"] == alone.metrics
     assert record["reference"] == alone.reference

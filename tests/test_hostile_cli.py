@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from partikel.app import cli
+from partikel.app.arguments import options_in
 from partikel.app.cli import COMMANDS, main
 from partikel.app.terminal import degrade
 from partikel.files import json_text, write_json
@@ -58,10 +59,7 @@ def cases() -> list[list[str]]:
     found = []
     for name, command in COMMANDS.items():
         start = [name, *SMALL.get(name, NEEDED.get(name, []))]
-        for key, parameter in inspect.signature(command).parameters.items():
-            if parameter.default is parameter.empty:
-                continue
-            option = f"--{key.replace('_', '-')}"
+        for option in (each.name for each in options_in(command) if not each.place):
             for bad in BAD:
                 found += [[*start, option, bad], [*start, f"{option}={bad}"]]
             found.append([*start, option])
@@ -192,10 +190,11 @@ def test_options_keep_their_values_and_stand_anywhere(
     "word", ["2024-05-01", "1e3", "on", "nan", "12:30", "0x1F", "a: b", "[x", "NULL"]
 )
 def test_words_are_taken_as_given(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from partikel.app.config import dump_config, load_preset, make_recipe, parse_overrides
+    from partikel.app.arguments import parse_settings
+    from partikel.app.config import dump_config, load_preset, make_recipe
     from partikel.app.reading import load_yaml
 
-    settings = parse_overrides(["--data.path", word, f"--data.root={word}"])
+    settings = parse_settings(["--data.path", word, f"--data.root={word}"])
     recipe = make_recipe("edm", settings)
     assert recipe.data.path == recipe.data.root == word
     again = load_yaml(dump_config(recipe, "x"), "x")

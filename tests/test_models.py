@@ -43,12 +43,13 @@ from partikel.models import (
     Carrier,
     GeneratorModel,
     ParticleModel,
+    Sampling,
     StagedParticleModel,
     free_particles,
     surrogate_loss,
 )
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, VESchedule
+from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, Nodes, VESchedule
 from partikel.solvers import DPMSolver2M, Euler, EulerMaruyama, Heun
 from partikel.streams import Streams
 
@@ -471,6 +472,37 @@ def test_a_generator_has_no_steps_solver_or_guidance(generator_network: Affine) 
         None,
         1,
     )
+
+
+def test_a_grid_is_a_rule_or_nodes() -> None:
+    """Given as a rule with a number, or node by node, the same grid gives the same samples."""
+    path = EDMSchedule(3.0, 0.1)
+    rule = KarrasGrid(path, 0.2)
+    score = ExactScoreField(GAUSSIAN)
+    model = ParticleModel(score, GaussianPrior((2,), 3.0), steps=4, schedule=path)
+    by_rule = Sampling(Nodes(7, rule))
+    by_nodes = Sampling(Nodes(times=tuple(rule.nodes(7).tolist())))
+    one, other, own = (
+        model.sample(5, generator=seeded(), sampling=each) for each in (by_rule, by_nodes, None)
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert not torch.allclose(one, own, atol=1e-3)
+    assert (by_rule.protocol["steps"], model.evaluations(sampling=by_nodes)) == (7, 7)
+    torch.testing.assert_close(
+        model.sample(5, generator=seeded(), steps=7),
+        model.sample(5, generator=seeded(), sampling=Sampling(Nodes(7))),
+        rtol=0,
+        atol=0,
+    )
+    with pytest.raises(ConfigError, match="beyond the horizon"):
+        model.sample(5, generator=seeded(), grid=Nodes(times=(0.0, 99.0)))
+    for times in ((0.0,), (1.0, 2.0), (0.0, 2.0, 1.0), (0.0, math.nan)):
+        with pytest.raises(ConfigError, match="increase from 0|finite"):
+            Nodes(times=times)
+    with pytest.raises(ConfigError, match="either given or placed"):
+        Nodes(3, times=(0.0, 1.0))
+    with pytest.raises(TypeError, match="in the record"):
+        model.sample(5, generator=seeded(), sampling=by_rule, stop=3)
 
 
 # --- one question, every carrier ---

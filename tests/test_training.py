@@ -84,8 +84,7 @@ def small(name: str, **settings: object) -> Recipe:
 
 def trainer_of(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Trainer:
     dataset = open_dataset(recipe.data)
-    required = None if recipe.required is None else recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
+    system = recipe.system(dataset)
     return Trainer(
         system.model.to(dtype),
         dataset,
@@ -197,8 +196,7 @@ def test_fit_resumes_and_logs_once(tmp_path: Path) -> None:
 def test_every_recipe_trains_through_the_same_fit(name: str, tmp_path: Path) -> None:
     recipe = small(name)
     dataset = open_dataset(recipe.data)
-    required = None if recipe.required is None else recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
+    system = recipe.system(dataset)
     before = {k: v.clone() for k, v in system.model.named_parameters()}
     trainer = fit(
         system.model,

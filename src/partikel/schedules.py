@@ -10,7 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -477,6 +478,57 @@ class GeometricGrid(TimeGrid):
         return _through_levels(
             self.schedule, low, steps, lambda place: high * torch.pow(low / high, place)
         )
+
+
+@checked
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of one sampling: a rule with their number, or places of one's own.
+
+    Attributes:
+        steps: N, how many steps; the model's own number unless given.
+        rule: places N + 1 nodes; the model's own unless given.
+        times: (N + 1,) the nodes themselves, generation times that increase from 0, instead of both.
+    """
+
+    steps: int | None = None
+    rule: TimeGrid | None = None
+    times: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.steps is not None:
+            _check_steps(self.steps)
+        if self.times is None:
+            return
+        if self.steps is not None or self.rule is not None:
+            raise ConfigError(
+                "nodes are either given or placed: leave out times, or steps and rule."
+            )
+        rising = all(a < b for a, b in pairwise(self.times))
+        if len(self.times) < 2 or self.times[0] != 0 or not rising:
+            raise ConfigError(f"nodes are times that increase from 0, got {list(self.times)}.")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What departs from the model's own nodes, by name, for the record."""
+        named = {"grid": None if self.rule is None else repr(self.rule), "steps": self.steps}
+        named["times"] = None if self.times is None else list(self.times)
+        return {key: value for key, value in named.items() if value is not None}
+
+    def of(self, rule: TimeGrid, steps: int, horizon: float) -> Tensor:
+        """(N + 1,) increasing times in float64, with what is not given from a model's own.
+
+        Raises:
+            ConfigError: for times beyond the horizon.
+        """
+        if self.times is None:
+            return (self.rule or rule).nodes(self.steps or steps)
+        if self.times[-1] > horizon:
+            raise ConfigError(
+                f"the last node, {self.times[-1]:g}, lies beyond the horizon, {horizon:g}."
+            )
+        return torch.tensor(self.times, dtype=torch.float64)
 
 
 def _through_levels(

@@ -9,19 +9,18 @@ build on another one (``extends: preset``), and take the model of its data score
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from jsonargparse import ArgumentParser
 
-from partikel.app.reading import LONGEST_FILE, given, listed, load_yaml, typed
+from partikel.app.reading import LONGEST_FILE, listed, load_yaml, preset_texts, typed
 from partikel.errors import ConfigError, nearest
-from partikel.errors.checks import check, fits, options_of, types_of, words_of
+from partikel.errors.checks import check, fits, settings_in, types_of, words_of
 from partikel.files import read_text
 from partikel.recipes import RECIPES, Recipe
 
@@ -37,7 +36,7 @@ _ALLOWED: dict[str, Any] = {
     "settings": dict | None,
     "schema": int,
 }
-_PRESETS = resources.files("partikel.recipes") / "presets"
+_PRESETS = preset_texts()
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Preset:
 
 def preset_names() -> list[str]:
     """All presets that ship."""
-    return sorted(p.name[:-5] for p in _PRESETS.iterdir() if p.name.endswith(".yaml"))
+    return list(_PRESETS)
 
 
 def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
@@ -93,7 +92,7 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     settings = _with_named_score(content.get("settings") or {}, folder, chain)
     if _is_file(name) and isinstance(settings, Mapping):
         settings = _with_places(settings, folder, by_a_run="schema" in content)
-    chosen = {} if name in preset_names() else settings
+    chosen = {} if name in _PRESETS else settings
     if "extends" in content:
         base = load_preset(_beside(content["extends"], folder), chain)
         if recipe not in ("", base.recipe):
@@ -122,8 +121,8 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
         if not os.path.exists(name):
             raise ConfigError(f"there is no configuration file {name}.")
         text = read_text(Path(name), ConfigError, LONGEST_FILE)
-    elif name in preset_names():
-        text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    elif name in _PRESETS:
+        text = _PRESETS[name]
     else:
         raise ConfigError(
             f"there is no preset '{name}': {nearest(name, preset_names())} "
@@ -274,41 +273,6 @@ def dump_config(recipe: Recipe, preset: str) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def recipe_parser(kind: type[Recipe], prog: str | None = None) -> ArgumentParser:
-    """The typed options of a recipe, made from its signature."""
-    parser = ArgumentParser(exit_on_error=False, prog=prog, default_env=False)
-    parser.add_class_arguments(kind)
-    return parser
-
-
-def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
-    """``--key value`` and ``--key=value`` pairs as nested settings; values are YAML, or words as given.
-
-    Raises:
-        ConfigError: for a token without a key, or a key without a value.
-    """
-    settings: dict[str, Any] = {}
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--") or token == "--":
-            raise ConfigError(f"'{token}' belongs to no setting: write --key value.")
-        key, equals, text = token[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{key} needs a value: write --{key} VALUE.")
-            text = rest.pop(0)
-        value = given(text, f"--{key}")
-        place = settings
-        *path, last = key.replace("-", "_").split(".")
-        for part in path:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--{key} contradicts another setting of '{part}'.")
-        place[last] = value
-    return settings
-
-
 def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> None:
     """Refuse keys that a dataclass (or a nested one) does not have.
 
@@ -326,23 +290,17 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
                 f"did you mean '{deeper[0]}'?" if deeper else nearest(str(key), names)
             )  # the right name at another depth
             raise ConfigError(f"unknown setting '{prefix}{key}': {hint}")
-        inner = _dataclass_in(hints[key])
+        inner = settings_in(hints[key])
         required = dataclasses.is_dataclass(hints[key])
         if inner is not None and (required or isinstance(value, Mapping)):
             check_keys(inner, value, f"{prefix}{key}.")
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    return next(
-        (o for o in options_of(hint) if dataclasses.is_dataclass(o) and isinstance(o, type)), None
-    )
 
 
 def _paths(kind: type) -> list[str]:
     hints = types_of(kind)
     found = []
     for f in dataclasses.fields(kind):
-        inner = _dataclass_in(hints[f.name])
+        inner = settings_in(hints[f.name])
         found += [f.name] if inner is None else [f"{f.name}.{path}" for path in _paths(inner)]
     return found
 
@@ -362,6 +320,14 @@ def _merge(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def shown_preset(name: str) -> str:
+    """A preset whole: what it is, its resolved configuration, what was measured."""
+    loaded = load_preset(name)
+    text = dump_config(make_recipe(loaded.recipe, loaded.settings), loaded.name)
+    measured = f"# measured: {json.dumps(loaded.measured)}\n" if loaded.measured else ""
+    return f"# {loaded.about}\n{text}{measured}"
 
 
 def _plain(value: Any) -> Any:

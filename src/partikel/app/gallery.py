@@ -5,38 +5,207 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import settings_of
-from partikel.app.runs import Run, shown_data
+from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
+from partikel.app.progress import progress_of
+from partikel.app.runs import (
+    Run,
+    classes_in,
+    draw_samples,
+    fit_batches,
+    shown_data,
+    train_run,
+)
 from partikel.app.show import plots
 from partikel.app.show.animation import Frame, generation_frames, load_frame, render
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
-from partikel.data import FiniteDataset
-from partikel.errors import CheckpointError, ConfigError, DataError
-from partikel.files import write_json
+from partikel.data import FiniteDataset, open_dataset
+from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
+from partikel.files import replacing, write_json
+from partikel.likelihood import (
+    Integrator,
+    agreement,
+    dataset_likelihood,
+    generative_sde,
+    probability_flow,
+)
 from partikel.metrics.evaluation import (
     Evaluation,
     Memorisation,
-    chunk_size,
     evaluate,
     find_memorised,
 )
 from partikel.models import Sampling
+from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
-from partikel.training.engine import processes
+from partikel.training.engine import all_done, processes
 
 Measured = TypeVar("Measured", Evaluation, Memorisation)
+
+
+def plan_preset(preset: str, settings: Mapping[str, Any]) -> str:
+    """What training a preset would do: the resolved configuration, and remarks about the system.
+
+    Args:
+        preset: its name, or path of a .yaml file.
+        settings: those that were given.
+    """
+    loaded = load_preset(preset)
+    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    dataset = open_dataset(recipe.data)
+    said: list[str] = []
+    recipe = fit_batches(recipe, dataset, (loaded.given, settings), said.append)
+    system = recipe.system(dataset)
+    count = sum(p.numel() for p in system.model.parameters())
+    phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
+    kind = type(system.model).__name__
+    said = [f"# {text}\n" for text in said] + [dump_config(recipe, loaded.name)]
+    return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
+
+
+def train_preset(
+    preset: str, settings: Mapping[str, Any], out: str | None, console: Console | None
+) -> tuple[Run, Path] | None:
+    """Train a preset, or go on where it stopped, and write the run's page.
+
+    Args:
+        preset: its name, or path of a .yaml file.
+        settings: those that were given.
+        out: the run's folder; runs/PRESET unless given.
+        console: where progress is shown.
+
+    Returns:
+        The run and its page; None in all processes but the main one.
+    """
+    loaded = load_preset(preset)
+    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    main_process, given = processes().is_main_process, (loaded.given, settings)
+    folder = Path(out or f"runs/{loaded.name}")
+    try:
+        run = train_run(recipe, folder, preset=loaded.name, console=console, given=given)
+    except PartikelError as error:
+        if main_process or isinstance(error, DataError):  # data may be missing on one node only
+            raise
+        sys.exit(getattr(error, "exit_code", 2))  # the main process says why
+    all_done()
+    return (run, write_run_page(run)) if main_process else None
+
+
+def sample_run(
+    run: Run,
+    path: Path,
+    *,
+    n: int | None = None,
+    label: str | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw samples into a file.
+
+    Args:
+        run: a trained run.
+        path: .npz or .png file to write; a picture shows points beside the data.
+        n: how many; 64 unless given, or 8 of each of several labels.
+        label: see :meth:`partikel.app.runs.Run.labels`.
+        sampling: how; as the run says unless given.
+        seed: of the samples.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".npz", ".png"):
+        raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
+    generator = torch.Generator().manual_seed(seed)
+    rows = 1 if label is None else len(classes_in(run.model, label))
+    if n is None:
+        n = 64 if rows == 1 else 8 * rows
+    cond = None if n < 1 else run.labels(n, label, generator=generator)
+    x = run.sample(n, generator=generator, cond=cond, sampling=sampling)
+    if kind == ".npz":
+        with replacing(path) as part:
+            if cond is None:
+                np.savez_compressed(part, x=x.numpy())
+            else:
+                np.savez_compressed(part, x=x.numpy(), cond=cond.numpy())
+    elif rows > 1 and plots.is_images(x):
+        plots.save_image(plots.image_grid(x, columns=n // rows), path)
+    else:
+        data = run.beside(min(n, 1000), generator)
+        plots.save_picture(x, path, data=data, title=f"{run.preset}: {n} samples")
+
+
+def likelihood_run(
+    run: Run,
+    method: str,
+    *,
+    seed: int = 0,
+    labels: bool = False,
+    agree: int | None = None,
+    integrator: Integrator | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> tuple[dict[str, Any], Path]:
+    """Measure the log-likelihood of data under free particles, and keep it in the run's folder.
+
+    Args:
+        run: a trained run.
+        method: "ode", "elbo" or "map".
+        seed: of points, noise and probes.
+        labels: give a conditional model the labels of the data.
+        agree: samples by which the ODE and the run's own sampler are compared; 1000 for points, 0 for
+            images, unless given.
+        integrator: of the ODE.
+        console: where progress is shown.
+        options: others of :func:`partikel.likelihood.dataset_likelihood`.
+
+    Returns:
+        The figures, and likelihood-METHOD.json.
+
+    Raises:
+        ConfigError, DataError, NumericsError: as :func:`partikel.likelihood.dataset_likelihood`.
+    """
+    if labels and run.model.label_weights is None:
+        raise ConfigError("this model was trained without labels: leave out --labels.")
+    points = len(run.data.shape) == 1
+    dtype = torch.float64 if points else torch.float32
+    model, context = run.model.to(dtype), run.context()
+    real = None if context is None else context.to(dtype)
+    flow = probability_flow(model, real=real)
+    asked: Any = flow if method == "ode" else model
+    if method == "elbo":
+        at = getattr(run.recipe, "flow", None)
+        asked = generative_sde(model, at, sigma_data=run.data.sigma_data)
+    kept = {"about": f"{run.preset} at iteration {run.step}", "folder": run.path / "likelihood"}
+    options |= {**kept, "seed": seed, "labels": labels, "integrator": integrator}
+    with progress_of("likelihood", console) as progress:
+        report = dataset_likelihood(
+            asked, run.dataset, real=real, dtype=dtype, progress=progress, **options
+        )
+        record = report.as_dict()
+        agree = (1000 if points else 0) if agree is None else agree
+        if method == "ode" and agree:
+            generator = torch.Generator().manual_seed(seed)
+            cond = run.labels(agree, generator=generator)
+            own = run.sample(agree, generator=generator, cond=cond)
+            found = agreement(flow, own, generator=generator, cond=cond, integrator=integrator)
+            record |= {"ode_to_sampler": found.distance, "same_law_quantile": found.quantile}
+            record["agrees"] = found.agrees
+    path = run.path / f"likelihood-{method}.json"
+    write_json(path, record)
+    return record, path
 
 
 def evaluate_run(
@@ -48,17 +217,19 @@ def evaluate_run(
     features: str | None = None,
     baselines: bool = False,
     accelerator: Accelerator | None = None,
-    **sampling: Any,
+    sampling: Sampling | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Measure a run's samples; see :func:`partikel.metrics.evaluation.evaluate`.
 
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
-    Samples are drawn as the attributes of :class:`~partikel.models.Sampling` say that are given.
+    Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
     """
+    sampling = Sampling.of(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
-    result = _measured(run, Sampling(**sampling), measure, accelerator)
-    result.protocol["nfe"] = evaluations(run, **sampling)
+    result = _measured(run, sampling, measure, accelerator)
+    result.protocol["nfe"] = run.model.evaluations(real=run.context(), sampling=sampling)
     return result
 
 
@@ -72,7 +243,7 @@ def _measured(
     shared = {} if accelerator is None else {"accelerator": accelerator}
 
     def sampler(count: int, generator: torch.Generator) -> Tensor:
-        return run.sample(count, generator=generator, **sampling.given)
+        return run.sample(count, generator=generator, sampling=sampling)
 
     with on_device(run, accelerator) as device:
         result = measure(sampler, run.dataset, device=device, **shared)
@@ -86,22 +257,13 @@ def launched() -> Accelerator | None:
     return Accelerator() if processes().num_processes > 1 else None
 
 
-def evaluations(run: Run, **sampling: Any) -> int:
-    """How often the field (or the generator, once) is evaluated to draw a sample: the NFE.
-
-    Args:
-        run: a trained run.
-        sampling: attributes of :class:`~partikel.models.Sampling`.
-    """
-    return run.model.evaluations(real=run.context(), **sampling)
-
-
 def curve_run(
     run: Run,
     along: Literal["nfe", "stop"],
     *,
     at: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
+    sampling: Sampling | None = None,
     **options: Any,
 ) -> Path:
     """Measure free particles at several numbers of steps, or stopped early after several.
@@ -111,7 +273,8 @@ def curve_run(
         along: "nfe" for the number of steps, "stop" for early stopping.
         at: the numbers; a sixteenth to twice the run's own steps, or eighths of them, unless given.
         accelerator: several processes that share the work.
-        options: of :func:`evaluate_run`: n, seed, split, features, solver, guidance.
+        sampling: how samples are drawn, but for what the curve goes along.
+        options: of :func:`evaluate_run`: n, seed, split, features.
 
     Returns:
         ``curve-nfe.json`` or ``curve-stop.json`` in the run's folder; its picture is beside it.
@@ -138,8 +301,9 @@ def curve_run(
     measured: list[dict[str, Any]] = []
     result: Evaluation | None = None
     for value in values:
-        changed: dict[str, Any] = {"steps" if along == "nfe" else "stop": value}
-        result = evaluate_run(run, accelerator=accelerator, **options, **changed)
+        changed: dict[str, Any] = {"grid": Nodes(value)} if along == "nfe" else {"stop": value}
+        drawn = replace(sampling or Sampling(), **changed)
+        result = evaluate_run(run, accelerator=accelerator, sampling=drawn, **options)
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
@@ -176,7 +340,8 @@ def neighbours_run(
     rows: int = 8,
     seed: int = 0,
     features: str | None = None,
-    **sampling: Any,
+    sampling: Sampling | None = None,
+    **options: Any,
 ) -> Memorisation:
     """Draw samples beside their nearest training images, and count copies.
 
@@ -189,7 +354,8 @@ def neighbours_run(
         rows: samples to show.
         seed: of the samples.
         features: see :func:`partikel.metrics.evaluation.find_memorised`.
-        sampling: attributes of :class:`~partikel.models.Sampling`.
+        sampling: how samples are drawn; as the run says unless given.
+        options: or what of it departs, by name.
 
     Returns:
         Neighbours and figures.
@@ -197,7 +363,7 @@ def neighbours_run(
     if rows < 1:
         raise ConfigError(f"a picture of neighbours needs rows >= 1, got {rows}.")
     measure = partial(find_memorised, n=n, k=k, seed=seed, features=features)
-    found = _measured(run, Sampling(**sampling), measure)
+    found = _measured(run, Sampling.of(sampling, **options), measure)
     assert isinstance(run.dataset, FiniteDataset)
     distances = found.neighbours.distances
     nearness = distances[:, 0] / distances[:, 1].clamp(min=1e-30)
@@ -294,16 +460,10 @@ def interpolated(
     device = next(model.parameters()).device
     if device.type != "cpu":  # samplers with noise draw it where the points are
         generator = torch.Generator(device).manual_seed(generator.initial_seed())
-    real = run.context()
-    size = chunk_size(run.data.shape)
-    parts: list[Tensor] = []
-    for start in range(0, pairs * points, size):
-        some = between.flatten(0, 1)[start : start + size]
-        given: dict[str, Any] = {"start": some.to(device)}
-        if cond is not None:
-            given["cond"] = cond[start : start + size].to(device)
-        parts.append(model.sample(len(some), generator=generator, real=real, **given))
-    return torch.cat(parts).unflatten(0, (pairs, points))
+    start = between.flatten(0, 1).to(device)
+    cond = None if cond is None else cond.to(device)
+    made = draw_samples(model, len(start), generator, run.context(), cond=cond, start=start)
+    return made.unflatten(0, (pairs, points))
 
 
 def animate_run(

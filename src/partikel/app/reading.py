@@ -12,6 +12,7 @@ import math
 import re
 import typing
 from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any, cast
 
 import yaml
@@ -174,6 +175,19 @@ def load_yaml(text: str, name: str) -> Any:
         RecursionError,
     ) as error:  # a tag of another kind
         raise ConfigError(f"{name} is not valid YAML: leave out its tags (!!...).") from error
+
+
+def preset_texts(part: str = "") -> dict[str, str]:
+    """The files of the presets that ship and whose names hold ``part``, by name."""
+    files = (resources.files("partikel") / "recipes" / "presets").iterdir()
+    found = {file.name[:-5]: file for file in files if file.name.endswith(".yaml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found) if part in name}
+
+
+def shipped_presets(part: str = "") -> dict[str, dict[str, Any]]:
+    """What stands in those files; they are our own, so that they are read without limits, and fast."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return {name: yaml.load(text, loader) for name, text in preset_texts(part).items()}
 
 
 def given(text: str, name: str) -> Any:

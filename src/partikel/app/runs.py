@@ -41,13 +41,13 @@ from partikel.app.config import (
     read_configuration,
     settings_of,
 )
+from partikel.app.moments import Moment, paint
+from partikel.app.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.data.folder import find
 from partikel.data.known import KnownData
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.errors.checks import Checked, checked
-from partikel.fields import Perturbed
-from partikel.fields.base import Weight
 from partikel.files import (
     clear_parts,
     fingerprint,
@@ -61,7 +61,7 @@ from partikel.files import (
     writing_to,
 )
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
-from partikel.models import Carrier
+from partikel.models import Carrier, Sampling
 from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
 from partikel.streams import seeded
@@ -79,9 +79,6 @@ CONTEXT = 256
 
 FRAMES = 48
 """Frames recorded while a generator is trained."""
-
-PARTS_SIGMA = 0.5
-"""Noise level at which a score difference's two parts are recorded for animations."""
 
 Labels: TypeAlias = int | Sequence[int] | str
 """Classes to sample: one, several (a string has commas between them), or "all"."""
@@ -144,27 +141,30 @@ class Run(Checked):
         *,
         generator: torch.Generator,
         label: Labels | None = None,
-        guidance: Weight | None = None,
+        cond: Tensor | None = None,
+        sampling: Sampling | None = None,
         **options: Any,
     ) -> Tensor:
-        """(n, ...) samples, drawn in chunks; options as in :meth:`ParticleModel.sample`.
+        """(n, ...) samples, drawn in chunks.
 
         Args:
             n: how many.
             generator: source of all randomness.
             label: a class, several or "all", see :meth:`labels`.
-            guidance: weight of the labels, see :class:`~partikel.fields.Guided`.
-            options: of the sampler.
+            cond: (n,) labels instead.
+            sampling: how samples are drawn; as the run says unless given.
+            options: or what of it departs, see :meth:`partikel.models.Sampling.of`.
 
         Raises:
             ConfigError: for an impossible n or label, options that a generator model does not have,
                 or guidance of a model that was not trained for it.
         """
-        if guidance is not None:
+        sampling = Sampling.of(sampling, **options)
+        if sampling.guidance is not None:
             _check_guidance(self.recipe)
         if label is not None:
-            options["cond"] = self.labels(n, label, generator=generator)
-        return draw_samples(self.model, n, generator, self.context(), guidance=guidance, **options)
+            cond = self.labels(n, label, generator=generator)
+        return draw_samples(self.model, n, generator, self.context(), cond=cond, sampling=sampling)
 
     def labels(
         self, n: int, label: Labels | None = None, *, generator: torch.Generator
@@ -225,7 +225,7 @@ def draw_samples(
     *,
     cond: Tensor | None = None,
     start: Tensor | None = None,
-    **options: Any,
+    sampling: Sampling | None = None,
 ) -> Tensor:
     """(n, ...) samples, drawn in chunks, so that only they themselves fill more memory with n.
 
@@ -236,12 +236,11 @@ def draw_samples(
         real: samples of the data, for a field that compares with them.
         cond: (n,) labels; those of a conditional model are drawn unless given.
         start: (n, ...) where they start, instead of draws of the prior.
-        options: of the sampler, as in :meth:`ParticleModel.sample`.
+        sampling: how they are drawn; as the model says unless given.
 
     Raises:
         ConfigError: for n < 1, or one for which memory should not hold the samples (see
-            :func:`partikel.tensors.check_memory`), or ``steps``, ``stop``, ``solver`` or ``guidance``
-            with a generator model.
+            :func:`partikel.tensors.check_memory`), or a ``sampling`` that departs from a generator's.
     """
     if n < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {n}.")
@@ -261,7 +260,7 @@ def draw_samples(
             cond=None if cond is None else cond[first : first + chunk],
             start=None if start is None else start[first : first + chunk],
             real=real,
-            **options,
+            sampling=sampling,
         )
         if samples is None:
             check_memory(n, some.shape[1:], some.itemsize)
@@ -329,6 +328,7 @@ def train_run(
     preset: str = "",
     console: Console | None = None,
     given: Sequence[Mapping[str, Any]] | None = None,
+    show: Callable[[Moment], object] = paint,
 ) -> Run:
     """Train a recipe in a folder, or resume what is there, and load the result.
 
@@ -339,6 +339,7 @@ def train_run(
         console: where progress is shown; None shows nothing.
         given: where somebody chose settings: a batch that is in none of them gives way to a smaller
             training split, see :func:`fit_batches`. All were chosen where None.
+        show: is handed what the model looks like at each evaluation, and shows it.
 
     Returns:
         The run.
@@ -347,8 +348,6 @@ def train_run(
         ConfigError: if the folder holds a run of other settings, or the settings cannot work.
         DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
     """
-    from partikel.app.show.progress import progress_bar
-
     out = Path(out)
     if out.is_file():
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
@@ -370,8 +369,8 @@ def train_run(
                 first = recipe.required
                 if first.engine == Engine():
                     first = dataclasses.replace(first, engine=recipe.engine)
-                required = train_run(first, required_path, console=console).model
-        system = recipe.compose(dataset, required)
+                required = train_run(first, required_path, console=console, show=show).model
+        system = recipe.system(dataset, required)
         on_main(lambda: _describe(out, text, recipe, dataset, system.model))
         checkpoint = latest_checkpoint(out / "checkpoints")
         if checkpoint is not None:
@@ -380,13 +379,10 @@ def train_run(
             system.model,
             dataset,
             system.phases,
-            iterations=recipe.iterations,
-            seed=recipe.seed,
-            ema=recipe.ema,
-            engine=recipe.engine,
+            **recipe.training,
             folder=out,
             checkpoint_every=recipe.checkpoint_every,
-            evaluate=_Watch(recipe, dataset, out),
+            evaluate=_Watch(recipe, dataset, out, show),
             evaluate_every=recipe.evaluate_every,
             progress=progress_bar(console, preset or recipe.name),
         )
@@ -426,10 +422,7 @@ def load(path: Path | str) -> Run:
             f"the run {path} has no checkpoint yet: run 'partikel train' with --out {path} first."
         )
     data = _known_data(path, recipe, config.settings) or open_dataset(recipe.data)
-    required = None
-    if recipe.required is not None:  # its weights are part of this run's checkpoint
-        required = recipe.required.compose(data).model
-    system = recipe.compose(data, required)
+    system = recipe.system(data)  # the weights of what is required are part of its checkpoint
     step = _load_newest(system.model, data, path / "checkpoints")
     return Run(path, preset, recipe, data, system, step)
 
@@ -455,68 +448,39 @@ def _load_newest(model: Carrier, data: Dataset, checkpoints: Path) -> int:
 
 
 class _Watch:
-    """Evaluates, and records pictures and frames, while a run is trained."""
+    """Evaluates a model while it is trained, and hands what it looks like to whoever shows it."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, out: Path) -> None:
-        self._recipe = recipe
-        self._dataset = dataset
-        self._out = out
-        every = recipe.evaluate_every or recipe.iterations
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, out: Path, show: Callable[[Moment], object]
+    ) -> None:
+        self._recipe, self._dataset, self._out, self._show = recipe, dataset, out, show
+        self._every = recipe.evaluate_every or recipe.iterations
         # evaluations become frames, thinned out where there are many
-        self._stride = max(1, recipe.iterations // every // FRAMES)
+        self._stride = max(1, recipe.iterations // self._every // FRAMES)
 
     def __call__(self, model: Carrier, step: int) -> dict[str, float]:
-        from partikel.app.show.plots import (
-            save_picture,
-        )  # it brings matplotlib, which load needs not
-
         recipe, dataset = self._recipe, self._dataset
         real = context_for(model, dataset)  # now, since training has moved the model to its device
+        device = next(model.parameters()).device
 
         def sampler(n: int, generator: torch.Generator) -> Tensor:
             return draw_samples(model, n, generator, real)
 
-        device = next(model.parameters()).device
         figures = quick_evaluation(sampler, dataset, n=recipe.evaluate_samples, device=device)
         generator = seeded(recipe.seed, "pictures", device=device)
         few = 400 if len(dataset.shape) == 1 else 64
-        picture = self._out / "samples" / f"step-{step:08d}.png"
         data = shown_data(dataset, few, generator)
+        moment = Moment(self._out, step, model, recipe.seed, data, data, real=real)
         if model.steps is None:  # samples move in training, so that frames are recorded there
             z = model.start(few, generator)
             cond = model.labels(few, generator=generator)
             samples = model.sample(few, generator=generator, start=z, cond=cond)
-            if (step // (recipe.evaluate_every or 1)) % self._stride == 0:
-                self._record(model, z, cond, step, data)
+            if (step // self._every) % self._stride == 0:
+                moment = dataclasses.replace(moment, start=z, cond=cond)
         else:
             samples = sampler(few, generator)
-        save_picture(samples, picture, data=data, title=f"iteration {step}")
+        self._show(dataclasses.replace(moment, samples=samples))
         return figures
-
-    def _record(
-        self, model: Carrier, z: Tensor, cond: Tensor | None, step: int, data: Tensor
-    ) -> None:
-        """Keep what an animation of the training needs, for points of the plane and images."""
-        from partikel.app.show.animation import save_frame, training_frame
-
-        if data.ndim == 2 and data.shape[1] != 2:
-            return
-        frames: dict[str, float | None] = {"step": None}
-        if isinstance(model.field, Perturbed) and data.ndim == 2:  # GPM Figure 12
-            frames["parts"] = PARTS_SIGMA
-        for kind, sigma in frames.items():
-            generator = seeded(self._recipe.seed, "frames", device=data.device)
-            frame = training_frame(
-                model,
-                z,
-                step=step,
-                generator=generator,
-                view=data,
-                real=context_for(model, self._dataset),
-                sigma=sigma,
-                cond=cond,
-            )
-            save_frame(frame, self._out / "frames" / f"{kind}-{step:08d}.npz")
 
 
 def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:

@@ -112,6 +112,12 @@ def options_of(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if union else (hint,)
 
 
+def settings_in(hint: Any) -> type | None:
+    """The dataclass among the types of a setting, if there is one."""
+    kinds = options_of(hint)
+    return next((o for o in kinds if dataclasses.is_dataclass(o) and isinstance(o, type)), None)
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type and in its range. A truth value is no number, NaN in no range."""
     options = options_of(hint)
@@ -178,7 +184,7 @@ def words_of(hint: Any, none: str = "null") -> str:
     else:
         name = getattr(origin or kind, "__name__", str(kind))
         said = _WORDS.get(kind, _WORDS.get(name, f"a {name}"))
-    return said if span is None else f"{said} {span.words}"
+    return said if span in (None, _LIMITS.get(kind)) else f"{said} {span.words}"
 
 
 def shown(value: Any, longest: int = 60) -> str:

@@ -14,7 +14,7 @@ you train*. A :class:`ParticleModel` integrates the field (GPM Definition 1); a
 from partikel.models.base import Carrier, Sampling
 from partikel.models.generator import GeneratorModel, generate, surrogate_loss
 from partikel.models.ntk import kernel_operator, ntk_matrix, ntk_operator, ntk_spectrum
-from partikel.models.particle import ParticleModel, free_particles
+from partikel.models.particle import ParticleModel, free_particles, nodes_at
 from partikel.models.staged import StagedParticleModel
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "StagedParticleModel",
     "free_particles",
     "generate",
+    "nodes_at",
     "kernel_operator",
     "ntk_matrix",
     "ntk_operator",

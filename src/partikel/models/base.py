@@ -16,6 +16,7 @@ from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
 from partikel.priors import GaussianPrior
+from partikel.schedules import Nodes
 from partikel.solvers import Solver
 from partikel.streams import Streams
 
@@ -26,28 +27,46 @@ class Sampling:
     """How samples are drawn, where not as the model says.
 
     Attributes:
-        steps: number of steps instead of the model's own.
-        stop: stop after so many of them.
+        grid: the nodes, by a rule or in fixed places.
+        stop: stop after so many steps.
         solver: instead of the model's own.
         guidance: weight of the labels, see :class:`~partikel.fields.Guided`; one evaluation of a guided
             field is two of its network's.
     """
 
-    steps: int | None = None
+    grid: Nodes | None = None
     stop: Natural | None = None
     solver: Solver | None = None
     guidance: Weight | None = None
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """What departs from the model's own way, by name."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+    @classmethod
+    def of(
+        cls, sampling: Sampling | None = None, *, steps: int | None = None, **options: Any
+    ) -> Sampling:
+        """A record, or one made of options by name.
+
+        Args:
+            sampling: the record; then there are no options.
+            steps: number of steps of the model's own grid.
+            options: other attributes.
+        """
+        if steps is not None:
+            if options.get("grid") is not None:
+                raise ConfigError(
+                    "a grid has its own number of steps: leave out steps, or the grid."
+                )
+            options["grid"] = Nodes(steps)
+        if sampling is not None and options:
+            raise TypeError(f"{', '.join(options)}: give these in the record of sampling.")
+        return cls(**options) if sampling is None else sampling
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """:attr:`given` for the record, a solver by its name."""
-        named = {"solver": type(self.solver).__name__} if self.solver is not None else {}
-        return {**self.given, **named}
+        """What departs from the model's own way, by name, for the record."""
+        named = {} if self.grid is None else self.grid.given
+        solver = None if self.solver is None else type(self.solver).__name__
+        named |= {"stop": self.stop, "solver": solver, "guidance": self.guidance}
+        return {key: value for key, value in named.items() if value is not None}
 
 
 class Carrier(Checked, nn.Module, ABC):
@@ -149,6 +168,7 @@ class Carrier(Checked, nn.Module, ABC):
         start: Tensor | None = None,
         cond: Tensor | None = None,
         real: Tensor | None = None,
+        sampling: Sampling | None = None,
         **options: Any,
     ) -> Tensor:
         """Draw samples, without gradients.
@@ -159,7 +179,8 @@ class Carrier(Checked, nn.Module, ABC):
             start: (n, ...) where they start, instead of draws of the prior.
             cond: (n, ...) labels, for a conditional model; drawn by ``label_weights`` unless given.
             real: samples of the data, for a field that compares with them.
-            options: ``steps``, ``stop``, ``solver``, ``guidance``: see :class:`Sampling`.
+            sampling: how they are drawn; as the model says unless given.
+            options: or what of it departs: ``steps``, ``grid``, ``stop``, ``solver``, ``guidance``.
 
         Returns:
             (n, ...) samples.
@@ -169,7 +190,7 @@ class Carrier(Checked, nn.Module, ABC):
             NumericsError: if samples leave the finite numbers.
             ValueError: for other numbers of starts or labels than n.
         """
-        sampling, cond = Sampling(**options), self._labels(n, cond, generator)
+        sampling, cond = Sampling.of(sampling, **options), self._labels(n, cond, generator)
         start = self.start(n, generator) if start is None else self._begun(start, n)
         x = self._sampled(start, cond, Context(real=real, generator=generator), sampling)
         if not x.isfinite().all():
@@ -185,12 +206,15 @@ class Carrier(Checked, nn.Module, ABC):
     ) -> Tensor:
         """Samples from where they start, in a context of real samples and a generator."""
 
-    def evaluations(self, *, real: Tensor | None = None, **options: Any) -> int:
+    def evaluations(
+        self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any
+    ) -> int:
         """How often the field (or a generator, once) is evaluated to draw a sample, the NFE.
 
         Args:
             real: samples of the data, for a field that compares with them.
-            options: as of :meth:`sample`.
+            sampling: as of :meth:`sample`.
+            options: likewise.
         """
         return 1
 

@@ -127,7 +127,7 @@ class GeneratorModel(Carrier):
     def _sampled(
         self, start: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
     ) -> Tensor:
-        given = sorted(sampling.given)
+        given = sorted(sampling.protocol)
         if given:
             trained = " (a Score GAN learns it in training)" if "guidance" in given else ""
             raise ConfigError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
 from partikel.models.base import Carrier, Sampling
 from partikel.priors import GaussianPrior
-from partikel.schedules import Schedule, TimeGrid, UniformGrid
+from partikel.schedules import Nodes, Schedule, TimeGrid, UniformGrid
 from partikel.solvers import (
     Dynamics,
     Euler,
@@ -157,6 +159,7 @@ class ParticleModel(Carrier):
         generator: torch.Generator,
         cond: Tensor | None = None,
         real: Tensor | None = None,
+        sampling: Sampling | None = None,
         **options: Any,
     ) -> Iterator[State]:
         """Move given particles along the whole path, handing out every node.
@@ -166,7 +169,8 @@ class ParticleModel(Carrier):
             generator: source of noise.
             cond: (B,) labels; None moves the particles by the field of no label.
             real: samples of the data, for a field that compares with them.
-            options: see :class:`~partikel.models.Sampling`.
+            sampling: how, as of :meth:`sample`.
+            options: likewise.
 
         Yields:
             States at t = 0, ..., the last one holding the samples.
@@ -177,7 +181,7 @@ class ParticleModel(Carrier):
         """
         cond = None if cond is None else self._labels(len(x), cond, generator)
         context = Context(real=real, generator=generator)
-        return self._states(self._begun(x), cond, context, Sampling(**options))
+        return self._states(self._begun(x), cond, context, Sampling.of(sampling, **options))
 
     def _states(
         self, x: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
@@ -193,7 +197,7 @@ class ParticleModel(Carrier):
         states = (sampling.solver or self.solver).stream(
             self.dynamics(cond, field.bind(context), guidance),
             x,
-            self.grid.nodes(self.steps if sampling.steps is None else sampling.steps),
+            (sampling.grid or Nodes()).of(self.grid, self.steps, self.horizon),
             stop=sampling.stop,
             generator=context.generator,
         )
@@ -209,12 +213,14 @@ class ParticleModel(Carrier):
     ) -> Tensor:
         return deque(self._states(start, cond, context, sampling), maxlen=1).pop().x
 
-    def evaluations(self, *, real: Tensor | None = None, **options: Any) -> int:
+    def evaluations(
+        self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any
+    ) -> int:
         """Counted on two particles."""
         generator = torch.Generator().manual_seed(0)
         x, cond = self.start(2, generator), self.labels(2, generator=generator)
         context = Context(real=real, generator=generator)
-        states = self._states(x, cond, context, Sampling(**options))
+        states = self._states(x, cond, context, Sampling.of(sampling, **options))
         return deque(states, maxlen=1).pop().evaluations
 
     def particles(
@@ -308,3 +314,29 @@ def free_particles(model: Carrier, otherwise: str) -> ParticleModel:
     if not isinstance(model, ParticleModel):
         raise ConfigError(otherwise)
     return model
+
+
+@checked
+def nodes_at(model: Carrier, levels: Sequence[float]) -> Nodes:
+    """The nodes at which particles pass through noise levels, from the path's beginning to its end.
+
+    Args:
+        model: free particles on a path of noise levels.
+        levels: falling ones, below σ_max; that of the beginning may stand there.
+
+    Raises:
+        ConfigError: for a model without such a path, or levels that do not fall along it.
+    """
+    schedule = free_particles(model, "a generator has no noise levels: leave out levels.").schedule
+    if schedule is None or schedule.sigma_max == schedule.sigma_end:
+        raise ConfigError(
+            "this model's particles are on no path of noise levels: leave out levels."
+        )
+    above = any(a <= b for a, b in pairwise((math.inf, *levels)))
+    if above or not levels or levels[0] > schedule.sigma_max or levels[-1] < schedule.sigma_end:
+        raise ConfigError(
+            f"levels fall from {schedule.sigma_max:g} to {schedule.sigma_end:g}, got {list(levels)}."
+        )
+    times = schedule.time(torch.tensor(levels, dtype=torch.float64)).tolist()
+    inner = [t for t in times if 1e-9 < t / schedule.horizon < 1 - 1e-9]
+    return Nodes(times=(0.0, *inner, schedule.horizon))

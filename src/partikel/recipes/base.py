@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -94,6 +94,18 @@ class Recipe(Checked, ABC):
         Returns:
             The system, a deterministic function of the settings.
         """
+
+    def system(self, dataset: Dataset, trained: Carrier | None = None) -> System:
+        """:meth:`compose`, with the model of :attr:`required` untrained unless it is given."""
+        if trained is None and self.required is not None:
+            trained = self.required.system(dataset).model
+        return self.compose(dataset, trained)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings of the loop, as :class:`~partikel.training.Trainer` and ``fit`` take them."""
+        names = ("iterations", "seed", "ema", "engine")
+        return {name: getattr(self, name) for name in names}
 
     def classes(self, dataset: Dataset) -> int | None:
         """Number of labels that the networks of a conditional model take; None of another one.

@@ -110,16 +110,8 @@ class Lab:
         recipe = self.recipe(training, seed)
         dataset = open_dataset(recipe.data)
         required = None if training.score is None else self.run(training.score, seed).model
-        system = recipe.compose(dataset, required)
-        return Trainer(
-            system.model,
-            dataset,
-            system.phases,
-            iterations=recipe.iterations,
-            seed=recipe.seed,
-            ema=recipe.ema,
-            engine=recipe.engine,
-        )
+        system = recipe.system(dataset, required)
+        return Trainer(system.model, dataset, system.phases, **recipe.training)
 
     def evaluate(self, run: Run, *, solver: Solver | None = None, **options: Any) -> dict[str, Any]:
         """Figures of a run's samples, with those of the data and the protocol, kept in its folder.

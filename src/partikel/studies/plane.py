@@ -32,6 +32,7 @@ from scipy.linalg import solve_banded
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
@@ -41,6 +42,7 @@ from partikel.fields.terms import AtScale, LogRatioField
 from partikel.files import write_json
 from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.models import Carrier, ParticleModel, free_particles
+from partikel.recipes import PlanePoint
 from partikel.schedules import GeometricGrid, Schedule, VESchedule
 from partikel.solvers import StochasticHeun
 from partikel.streams import seeded
@@ -198,6 +200,23 @@ def draw_map(
         out / "map.png",
     )
     return out / "map.png"
+
+
+def draw_map_of(run: Run, out: Path, **options: Any) -> Path:
+    """Draw the map of what a run has learned, at the points that its networks reach.
+
+    Args:
+        run: of the recipe "edm" or "diffflow", on points of the plane.
+        out: folder for map.png and map.json.
+        options: of :func:`draw_map`.
+    """
+    score, critic, path = learned_fields(run.model)
+    label = f"Learned: the score of '{run.preset}', iteration {run.step}"
+    if critic is not None and isinstance(run.recipe, PlanePoint):
+        place, n = f"({run.recipe.g2:g}, {run.recipe.lambda2:g})", run.recipe.steps
+        label += f"; the discriminator, trained on particles of {n} steps at {place}"
+    fields = {"score": score, "critic": critic, "schedule": path, "label": label}
+    return draw_map(out, dataset=run.dataset, **fields, **options)
 
 
 def learned_fields(model: Carrier) -> tuple[Field, DiscriminatorField | None, Schedule]:

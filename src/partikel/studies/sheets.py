@@ -26,7 +26,7 @@ from partikel.metrics import (
     extract_features,
     prdc,
 )
-from partikel.metrics.evaluation import NEIGHBOUR, chunk_size
+from partikel.metrics.evaluation import NEIGHBOUR
 from partikel.streams import seeded
 from partikel.studies.benches import EDM, FLOW, FOUR, SCORE_GAN, Bench
 from partikel.studies.item import Outcome, Table, spread
@@ -182,11 +182,8 @@ def classes_of(lab: Lab, run: Run, n: int) -> Reading | None:
             classifier = default_classifier(dataset.name, dataset.shape, device)
             assert classifier is not None
             generator = seeded(0, "classes", device=device)
-            size = chunk_size(dataset.shape)
-            parts = [
-                run.sample(min(size, n - start), generator=generator) for start in range(0, n, size)
-            ]
-            return vars(read(classifier, torch.cat(parts), class_weights(dataset)))
+            samples = run.sample(n, generator=generator)
+            return vars(read(classifier, samples, class_weights(dataset)))
 
     values = lab.of_run(run, {"classes": n}, work)
     return Reading(**{**values, "shares": tuple(values["shares"])})

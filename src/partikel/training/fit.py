@@ -87,7 +87,7 @@ def fit(
             whatever the engine) and the iteration.
         evaluate_every: iterations between evaluations; the last iteration is evaluated too. None
             for no evaluation.
-        progress: what shows it, such as :func:`partikel.app.show.progress.progress_bar`; None shows
+        progress: what shows it, such as :func:`partikel.app.progress.progress_bar`; None shows
             nothing.
 
     Returns:

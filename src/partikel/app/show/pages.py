@@ -12,10 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, Template
+from markupsafe import Markup, escape
 
 from partikel.app.show import plots
 from partikel.errors import DataError
@@ -62,6 +64,11 @@ class RunSummary:
     settings: str = ""
     left_out: Mapping[str, str] = dataclass_field(default_factory=dict)
     planar: bool = True
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What stands in the place of each measure."""
+        return {**self.metrics, **self.left_out}
 
 
 @dataclass(frozen=True)
@@ -134,154 +141,58 @@ def write_page(
     groups: dict[str, list[RunSummary]] = {}
     for run in _distinct(runs):
         groups.setdefault(str(run.protocol.get("data", "")), []).append(run)
-    body = [_group(data, group, len(groups) > 1) for data, group in groups.items()]
-    paragraphs = "".join(f"<p>{_prose(text)}</p>" for text in intro.split("\n\n") if text.strip())
-    key = _KEY if any(run.planar and (run.samples or run.animation) for run in runs) else ""
-    made = f"<footer><p>Made by</p><pre>{escape(command)}</pre></footer>" if command else ""
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f'<header><h1>{escape(title)}</h1><div class="lead">{paragraphs}</div>{key}</header>\n'
-        f"<main>\n{''.join(body)}</main>\n{made}\n</body>\n</html>\n"
+    page = _template().render(
+        title=title,
+        intro=[text for text in intro.split("\n\n") if text.strip()],
+        command=command,
+        style=Markup(_STYLE),
+        groups=[_Group(data, those) for data, those in groups.items()],
+        planar=any(run.planar and (run.samples or run.animation) for run in runs),
     )
     write_whole(path, page)
 
 
-# --- parts of the page
+class _Group:
+    """The runs of one data set, as the template shows them."""
+
+    def __init__(self, data: str, runs: list[RunSummary]) -> None:
+        self.data, self.runs, self.strokes = data, runs, _strokes(runs)
+        self.carriers = [name for name in CARRIERS if any(run.carrier == name for run in runs)]
+        self.carriers += sorted({run.carrier for run in runs} - set(CARRIERS))
+        names = list(dict.fromkeys(name for run in runs for name in run.shown))
+        order = list(MEASURES)
+        self.names = sorted(names, key=lambda n: order.index(n) if n in MEASURES else len(order))
+        given = (run.protocol.get("reference") for run in runs)
+        self.reference = next((each for each in given if each), {})
+        self.best = {name: _best(name, runs, self.reference.get(name)) for name in names}
+        self.curves = _curves(runs, self.strokes)
+        self.keyed = bool(self.curves and len(runs) > 1 and set(CARRIERS) <= set(self.carriers))
+
+    @property
+    def cells(self) -> list[tuple[str, str, list[RunSummary]]]:
+        """Row by row: a row for each field with several carriers, then the other fields."""
+        cells: list[tuple[str, str, list[RunSummary]]] = []
+        single: dict[str, list[tuple[str, str, list[RunSummary]]]] = {k: [] for k in self.carriers}
+        for moved in dict.fromkeys(run.field for run in self.runs):
+            row = {
+                name: [run for run in self.runs if (run.field, run.carrier) == (moved, name)]
+                for name in self.carriers
+            }
+            taken = [name for name in self.carriers if row[name]]
+            if len(taken) == 1:
+                single[taken[0]].append(("cell", moved, row[taken[0]]))
+            else:
+                cells.append(("shared", moved, []))
+                cells += [("cell", "", row[name]) for name in self.carriers]
+        for those in zip_longest(*single.values(), fillvalue=("cell", "", [])):
+            cells += those
+        return cells
 
 
-def _group(data: str, runs: list[RunSummary], titled: bool) -> str:
-    heading = f"<h2>{escape(data)}</h2>" if titled and data else ""
-    strokes = _strokes(runs)
-    if len(runs) == 1:
-        (run,) = runs
-        parts = [_card(run, strokes[run.name], alone=True)]
-    else:
-        parts = [_matrix(runs, strokes), _table(runs, strokes)]
-    return f"<section>{heading}{''.join(parts)}{_curves(runs, strokes)}</section>\n"
-
-
-def _matrix(runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]) -> str:
-    """A column for each carrier; a row for each field with several, then the other fields."""
-    carriers = [name for name in CARRIERS if any(run.carrier == name for run in runs)]
-    carriers += sorted({run.carrier for run in runs} - set(CARRIERS))
-    cells = []
-    for name in carriers:
-        heading, about = CARRIERS.get(name, (name, ""))
-        cells.append(f'<div class="carrier"><b>{escape(heading)}</b> {escape(about)}</div>')
-
-    def heading_of(moved: str) -> str:
-        return f'<h3 class="field"><span>field</span> {_formula(moved)}</h3>'
-
-    def cell(here: list[RunSummary], heading: str = "") -> str:
-        cards = "".join(_card(run, strokes[run.name]) for run in here)
-        return f'<div class="cell">{heading}{cards}</div>'
-
-    single: dict[str, list[str]] = {name: [] for name in carriers}
-    for moved in dict.fromkeys(run.field for run in runs):
-        row = {
-            name: [run for run in runs if run.field == moved and run.carrier == name]
-            for name in carriers
-        }
-        taken = [name for name in carriers if row[name]]
-        if len(taken) == 1:
-            single[taken[0]].append(cell(row[taken[0]], heading_of(moved)))
-        else:
-            cells.append(f'<div class="shared">{heading_of(moved)}</div>')
-            cells += [cell(row[name]) for name in carriers]
-    for row in zip_longest(*single.values(), fillvalue='<div class="cell"></div>'):
-        cells += row
-    return f'<div class="matrix" style="--columns:{len(carriers)}">{"".join(cells)}</div>'
-
-
-def _card(run: RunSummary, stroke: plots.Stroke, alone: bool = False) -> str:
-    pictures = []
-    for path, caption in ((run.animation, _motion(run)), (run.samples, "samples")):
-        if path is not None:
-            image = f'<img src="{_data_uri(path, run)}" alt="{escape(run.title)}: {caption}">'
-            pictures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
-    facts = [
-        f"{_count(run.parameters)} parameters",
-        f"{run.iterations:,} iterations".replace(",", " "),
-        f"{_duration(run.cpu_seconds)} CPU",
-    ]
-    level = "h3" if alone else "h4"
-    return (
-        f'<article id="{escape(run.name)}"><{level} class="model">{_swatch(stroke)}'
-        f"{escape(run.title)}</{level}>"
-        f'<p class="facts">{_structure(run)}</p>'
-        f'<div class="pictures">{"".join(pictures)}</div>'
-        f'<p class="facts">{" · ".join(facts)}</p>'
-        f"{_measures(run) if alone else ''}"
-        f"{_details('Protocol', _pairs(run.protocol))}"
-        f"{_details('Settings', f'<pre>{escape(run.settings)}</pre>' if run.settings else '')}"
-        "</article>"
-    )
-
-
-def _motion(run: RunSummary) -> str:
-    return "over training" if run.carrier == "generator" else "over generation"
-
-
-def _measures(run: RunSummary) -> str:
-    """The measures of a run by itself, beside what data have."""
-    reference = run.protocol.get("reference") or {}
-    head = '<th></th><th class="n">model</th>' + ('<th class="n">data</th>' if reference else "")
-    rows = []
-    for name, value in _shown(run).items():
-        data = f'<td class="n">{_number(reference.get(name))}</td>' if reference else ""
-        rows.append(
-            f'<tr><th scope="row">{_label(name, bool(reference))}</th>'
-            f'<td class="n">{_number(value)}</td>{data}</tr>'
-        )
-    if not rows:
-        return ""
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _shown(run: RunSummary) -> dict[str, Any]:
-    """What stands in the place of each measure."""
-    return {**run.metrics, **run.left_out}
-
-
-def _table(runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]) -> str:
-    """All runs against all measures, the best of each marked."""
-    names = list(dict.fromkeys(name for run in runs for name in _shown(run)))
-    names.sort(key=lambda name: list(MEASURES).index(name) if name in MEASURES else len(MEASURES))
-    reference = next((r.protocol["reference"] for r in runs if r.protocol.get("reference")), {})
-    best = {name: _best(name, runs, reference.get(name)) for name in names}
-    head = "".join(f'<th class="n">{_label(name, name in reference)}</th>' for name in names)
-    rows = []
-    for run in runs:
-        cells = "".join(
-            f'<td class="n{" best" if run.name in best[name] else ""}">'
-            f"{_number(_shown(run).get(name))}</td>"
-            for name in names
-        )
-        rows.append(
-            f'<tr><th scope="row"><a href="#{escape(run.name)}">{_swatch(strokes[run.name])}'
-            f"{escape(run.title)}</a><small>{_structure(run)}</small></th>"
-            f'{cells}<td class="n">{_count(run.parameters)}</td>'
-            f'<td class="n">{_duration(run.cpu_seconds)}</td></tr>'
-        )
-    if reference:
-        cells = "".join(f'<td class="n">{_number(reference.get(name))}</td>' for name in names)
-        rows.append(
-            f'<tr class="reference"><th scope="row">data against data</th>{cells}'
-            "<td></td><td></td></tr>"
-        )
-    return (
-        f'<div class="scroll"><table><thead><tr><th></th>{head}<th class="n">parameters</th>'
-        f'<th class="n">CPU</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        '<p class="note">↓ lower is better, ↑ higher is better, ≈ best is what data themselves '
-        "have; the best of a column is marked. CPU is the time of training.</p>"
-    )
-
-
-def _curves(runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]) -> str:
-    """Quality against CPU seconds, one figure for each metric that curves show."""
+def _curves(
+    runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]
+) -> list[tuple[Markup, float | None]]:
+    """Quality against CPU seconds, a figure for each metric, with the level that it is cut at."""
     figures = []
     for name in dict.fromkeys(run.curve_name for run in runs if len(run.curve) > 1):
         several = [run for run in runs if run.curve_name == name and len(run.curve) > 1]
@@ -290,33 +201,41 @@ def _curves(runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]) -> str:
             run.title if titles.count(run.title) == 1 else f"{run.title} ({run.name})": run
             for run in several
         }
-        values = [y for run in here.values() for _, y in run.curve if y > 0]
+        values = [y for run in several for _, y in run.curve if y > 0]
         log = bool(values) and max(values) > 10 * min(values)
-        reference = next((r.protocol.get("reference") or {} for r in here.values()), {})
+        reference = next((run.protocol.get("reference") or {} for run in several), {})
         noise = _value(reference.get(name))
+        floor = abs(noise) if noise else None  # an unbiased estimate of 0 is as often negative
         figure = plots.curves_figure(
             {title: run.curve for title, run in here.items()},
             "CPU seconds",
             f"{_plain(name)} during training",
             log=log,
             level=None if noise is None else ("data against data", noise),
-            floor=abs(noise) if noise else None,  # an unbiased estimate of 0 is as often negative
+            floor=floor,
             strokes={title: strokes[run.name] for title, run in here.items()},
         )
-        caption = ""
-        if log and noise and any(y < abs(noise) for run in here.values() for _, y in run.curve):
-            caption = f"<figcaption>Values below {_number(abs(noise))}, as data have them among "
-            caption += "themselves, are drawn at the bottom.</figcaption>"
-        figures.append(f'<figure class="curves">{plots.themed_svg(figure)}{caption}</figure>')
-    if figures and len(runs) > 1 and {run.carrier for run in runs} >= set(CARRIERS):
-        figures.append(
-            '<p class="note">A colour for each field; solid lines are free particles, dashed lines '
-            "generators.</p>"
-        )
-    return "".join(figures)
+        cut = log and floor and any(y < floor for run in several for _, y in run.curve)
+        figures.append((Markup(plots.themed_svg(figure)), floor if cut else None))
+    return figures
 
 
-# --- small things
+def _template() -> Template:
+    """The page, with what writes its figures and names."""
+    environment = Environment(autoescape=True, loader=FileSystemLoader(Path(__file__).parent))
+    environment.filters |= {
+        "carrier": _carrier,
+        "carrier_about": lambda name: CARRIERS.get(name, ("", ""))[1],
+        "count": _count,
+        "data_uri": _data_uri,
+        "duration": _duration,
+        "formula": _formula,
+        "label": _label,
+        "number": _number,
+        "pairs": _pairs,
+        "prose": _prose,
+    }
+    return environment.get_template("page.html")
 
 
 def _distinct(runs: Sequence[RunSummary]) -> list[RunSummary]:
@@ -331,8 +250,9 @@ def _distinct(runs: Sequence[RunSummary]) -> list[RunSummary]:
     return result
 
 
-def _prose(text: str) -> str:
-    return re.sub(r"&lt;(b|i|code)&gt;(.*?)&lt;/\1&gt;", r"<\1>\2</\1>", escape(text, quote=False))
+def _prose(text: str) -> Markup:
+    marked = re.sub(r"&lt;(b|i|code)&gt;(.*?)&lt;/\1&gt;", r"<\1>\2</\1>", str(escape(text)))
+    return Markup(marked)
 
 
 def _strokes(runs: Sequence[RunSummary]) -> dict[str, plots.Stroke]:
@@ -378,12 +298,12 @@ def _value(value: Any) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _number(value: Any) -> str:
+def _number(value: Any) -> Markup | str:
     """Three significant digits, in HTML."""
     if value is None:
-        return '<span class="none">–</span>'
+        return Markup('<span class="none">–</span>')
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return escape(str(value))
+        return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
         text = f"{value:,.0f}".replace(",", " ")
     else:
@@ -391,28 +311,28 @@ def _number(value: Any) -> str:
     mantissa, _, exponent = text.partition("e")
     if exponent:
         text = f"{mantissa}·10<sup>{int(exponent)}</sup>"
-    return text.replace("-", "−")
+    return Markup(text.replace("-", "−"))
 
 
-def _label(name: str, has_reference: bool) -> str:
+def _label(name: str, has_reference: bool) -> Markup | str:
     if name not in MEASURES:
-        return escape(_plain(name))
+        return _plain(name)
     measure = MEASURES[name]
     better = measure.better
     if better == "like data" and not has_reference:
         better = measure.fallback
     arrow = {"lower": "↓", "higher": "↑", "like data": "≈"}[better]
-    return f'{measure.label}&nbsp;<span class="arrow">{arrow}</span>'
+    return Markup(f'{measure.label}&nbsp;<span class="arrow">{arrow}</span>')
 
 
-def _structure(run: RunSummary) -> str:
-    carrier = CARRIERS.get(run.carrier, (run.carrier, ""))[0].lower().removeprefix("a ")
-    return f"{_formula(run.field)} × {escape(carrier)}"
+def _carrier(name: str, heading: bool = False) -> str:
+    said = CARRIERS.get(name, (name, ""))[0]
+    return said if heading else said.lower().removeprefix("a ")
 
 
-def _formula(text: str) -> str:
+def _formula(text: str) -> Markup:
     """Text in HTML, with "x_y" as x and a subscript y."""
-    return re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", escape(text))
+    return Markup(re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", str(escape(text))))
 
 
 def _plain(name: str) -> str:
@@ -431,21 +351,9 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _swatch(stroke: plots.Stroke) -> str:
-    dash = ' stroke-dasharray="5 3"' if stroke.dashed else ""
-    return (
-        '<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true">'
-        f'<path d="M1 4H21" stroke="{stroke.color}" stroke-width="3"{dash}/></svg>'
-    )
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{summary}</summary>{content}</details>" if content else ""
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    """A description list of what is not shown elsewhere."""
-    rows = []
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is not shown elsewhere, in words."""
+    pairs = []
     for key, value in values.items():
         if key == "reference":
             continue
@@ -453,8 +361,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
             value = ", ".join(f"{name} {inner}" for name, inner in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(map(str, value))
-        rows.append(f"<dt>{escape(_plain(str(key)))}</dt><dd>{escape(str(value))}</dd>")
-    return f"<dl>{''.join(rows)}</dl>" if rows else ""
+        pairs.append((_plain(str(key)), str(value)))
+    return pairs
 
 
 def _data_uri(path: Path, run: RunSummary) -> str:
@@ -473,13 +381,6 @@ def _data_uri(path: Path, run: RunSummary) -> str:
     return f"data:{kinds[path.suffix.lower()]};base64,{base64.b64encode(content).decode()}"
 
 
-_KEY = (
-    '<p class="note">In pictures of points, <span style="color:var(--data)">◆</span> are data and '
-    '<span style="color:var(--generated)">●</span> are generated. Arrows are the field at some of '
-    "the points; a grey background is the potential that a discriminator's field ascends, darker "
-    "where it is higher. Both are scaled anew in every frame.</p>"
-)
-
 _SHEET = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-_STYLE = "\n" + _SHEET.split("\n", 1)[1]  # without the sheet's own remark
+_STYLE = _SHEET.split("\n", 1)[1]  # without the sheet's own remark
 _STYLE = _STYLE.replace("@data", plots.DATA).replace("@generated", plots.GENERATED)

@@ -277,8 +277,7 @@ def _recipes() -> Table:
     def composed(name: str) -> Carrier:
         preset = load_preset(_planar_preset(name))
         recipe = make_recipe(preset.recipe, preset.settings)
-        required = None if recipe.required is None else recipe.required.compose(dataset).model
-        return recipe.compose(dataset, required).model
+        return recipe.system(dataset).model
 
     models = {name: composed(name) for name in RECIPES}
     return Table.of(

@@ -57,3 +57,14 @@ def progress_bar(console: Console | None, title: str) -> Shown | None:
             )
 
     return shown_on
+
+
+@contextlib.contextmanager
+def progress_of(title: str, console: Console | None) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar that goes when the work is done: what is given is told (done, total). None for no console."""
+    if console is None:
+        yield None
+        return
+    with Progress(console=console, transient=True) as shown:
+        task = shown.add_task(title, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

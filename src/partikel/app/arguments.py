@@ -1,0 +1,355 @@
+"""The command line of a function: its signature gives the options, its docstring and types the help.
+
+cyclopts splits the line, finds names and lays the help out; what a text means is decided by the type that
+it is for (:mod:`partikel.app.reading`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from partikel.app.reading import given, listed, typed
+from partikel.errors import ConfigError, nearest
+from partikel.errors.checks import (
+    check,
+    fits,
+    options_of,
+    parts_of,
+    settings_in,
+    shown,
+    types_of,
+    words_of,
+)
+
+SHORT = {"n": "-n", "out": "-o"}
+"""Names of one letter."""
+OPTIONS = "Options"
+"""The heading of a command's own."""
+Places = tuple[list[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What can be given on a command line.
+
+    Attributes:
+        key: its name, with dots where it lies in settings within settings.
+        hint: its type.
+        value: what it is unless given; ``inspect.Parameter.empty`` where it must be.
+        about: a sentence for the help.
+        place: whether it is given by its place, not by its name.
+        group: the heading that it stands under.
+    """
+
+    key: str
+    hint: Any
+    value: Any = inspect.Parameter.empty
+    about: str = ""
+    place: bool = False
+    group: str = OPTIONS
+
+    @property
+    def name(self) -> str:
+        """As it is written on the line."""
+        return f"--{self.key.replace('_', '-')}"
+
+    @property
+    def flag(self) -> bool:
+        """Whether it needs no value."""
+        return self.value is False and not self.place
+
+    def parameter(self, groups: Mapping[str, Group]) -> inspect.Parameter:
+        """What cyclopts is told: texts, as they stand on the line, and flags."""
+        named = (self.name, SHORT[self.key]) if self.key in SHORT else self.name
+        kind = inspect.Parameter.KEYWORD_ONLY
+        if self.place:
+            several = typing.get_origin(self.hint) is list
+            kind = (
+                inspect.Parameter.VAR_POSITIONAL if several else inspect.Parameter.POSITIONAL_ONLY
+            )
+        headed: dict[str, Any] = {} if self.place else {"group": groups[self.group], "name": named}
+        told = Parameter(
+            help=self._help(),
+            metavar=None if self.flag else _metavar(self.hint),
+            show_default=False,
+            **headed,
+        )
+        default = self.value if self.value is inspect.Parameter.empty else None
+        return inspect.Parameter(
+            self.key.replace(".", "__"),
+            kind,
+            default=False if self.flag else default,
+            annotation=Annotated[bool if self.flag else str, told],
+        )
+
+    def _help(self) -> str:
+        kinds = [parts_of(each)[0] for each in options_of(self.hint)]
+        told = any(kind in (int, float) or typing.get_origin(kind) for kind in kinds)
+        words = words_of(self.hint, "nothing").removesuffix(" or nothing") if told else ""
+        value = "" if self.flag or self.value in (inspect.Parameter.empty, None) else self.value
+        notes = [words] * (not self.place and words not in ("", "a list of a word"))
+        notes += [f"default: {listed(value)}"] if value != "" else []
+        return f"{self.about} [{'; '.join(notes)}]" if notes else self.about
+
+
+def options_in(
+    of: Any, values: Any = None, prefix: str = "", group: str = OPTIONS, told: bool = True
+) -> list[Option]:
+    """The options of a command, or the settings of a dataclass with those of settings within it.
+
+    Args:
+        of: a function, whose arguments before "/" are given by their place, or a dataclass.
+        values: a dataclass's instance, whose values stand in for the defaults.
+        prefix: of the names.
+        group: the heading.
+        told: whether with what docstrings say of them.
+    """
+    about, hints = _about(of) if told else {}, types_of(of)
+    found = []
+    if inspect.isfunction(of):
+        parameters = inspect.signature(of).parameters.values()
+        members = [(p.name, p.default, p.kind) for p in parameters if p.kind is not p.VAR_KEYWORD]
+    else:
+        defaults = {f.name: f.default for f in dataclasses.fields(of)}
+        now = {
+            key: None if value is dataclasses.MISSING else value for key, value in defaults.items()
+        }
+        now = now if values is None else {key: getattr(values, key) for key in now}
+        members = [(key, value, inspect.Parameter.KEYWORD_ONLY) for key, value in now.items()]
+    for key, value, kind in members:
+        path = f"{prefix}{key}"
+        place = kind is inspect.Parameter.POSITIONAL_ONLY
+        inner = settings_in(hints[key])
+        if inner is None or type(None) in options_of(hints[key]):
+            value = None if dataclasses.is_dataclass(value) else value
+            found.append(Option(path, hints[key], value, about.get(key, ""), place, group))
+        if inner is not None:
+            more = value if isinstance(value, inner) else None
+            said = re.split(r"[:;.]", about.get(key, ""))[0]
+            title = f"{path}: {said}" if values is not None else group
+            deeper = f"{path}." if values is not None else prefix
+            found += options_in(inner, more, deeper, title, told)
+    return found
+
+
+def parse(name: str, command: Callable[..., Any], tokens: Sequence[str]) -> Places:
+    """The arguments of a command, each of its type and in its range, by place and by name.
+
+    Options stand anywhere on the line. What is true or false needs no value. Where the command takes
+    ``**settings``, every other option is one, nested where its name has dots.
+
+    Raises:
+        ConfigError: for an option that there is not, a value that is missing, or one that is wrong.
+    """
+    options = options_in(command, told=False)
+    found = _split(name, command, options, tokens)
+    said = f"of 'partikel {name}'"
+    places: list[Any] = []
+    values: dict[str, Any] = found.pop("settings", {})
+    for option in options:
+        text = found.get(option.key)
+        if text is None:
+            if option.value is inspect.Parameter.empty:
+                raise _needs_more(name)
+        elif option.place:
+            text = list(text) if isinstance(text, tuple) else text
+            check(text, option.hint, f"'{option.key}' {said}")
+            places.append(text)
+        else:
+            values[option.key] = text if isinstance(text, bool) else _value(option, text, said)
+    return places, _gathered(command, values)
+
+
+def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
+    """``--key value`` and ``--key=value`` pairs as nested settings; values are YAML, or words as given.
+
+    Raises:
+        ConfigError: for a token without a key, or a key without a value.
+    """
+
+    def settings(**settings: Any) -> None: ...
+
+    return _split("train", settings, [], tokens).get("settings", {})
+
+
+def print_help(name: str, command: Callable[..., Any], more: Sequence[Option] = ()) -> None:
+    """Print the help of a command, and of settings beside its own options."""
+    from cyclopts.help import DefaultFormatter, PanelSpec, TableSpec
+    from rich.box import SIMPLE
+
+    plain = DefaultFormatter(
+        panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0)),
+        table_spec=TableSpec(padding=(0, 2, 0, 0)),
+    )
+    told = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
+    text = "\n\n".join(" ".join(each.split()) for each in told.split("\n\n"))
+    _app(name, command, [*options_in(command), *more], text, plain).help_print([])
+
+
+def _split(
+    name: str, command: Callable[..., Any], options: Sequence[Option], tokens: Sequence[str]
+) -> dict[str, Any]:
+    """The texts of a line, by the keys that they are for."""
+    app = _app(name, command, options)
+    flags = {option.name for option in options if option.flag}
+    rest = list(tokens)
+    for at in range(len(rest) - 2, -1, -1):  # a flag may have a value all the same
+        if rest[at].replace("_", "-") in flags and rest[at + 1].lower() in ("true", "false"):
+            rest[at : at + 2] = [f"{rest[at]}={rest[at + 1]}"]
+    try:
+        _, bound, _ = app.parse_args(rest, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise _refusal(name, options, error) from error
+    except AttributeError as error:  # cyclopts nests names
+        raise ConfigError(
+            "a group of settings is given whole or one by one: leave out --key or --key.more."
+        ) from error
+    found = dict(bound.arguments)
+    if "settings" in found:
+        found["settings"] = {k.replace("-", "_"): v for k, v in found["settings"].items()}
+    return found
+
+
+def _app(
+    name: str,
+    command: Callable[..., Any],
+    options: Sequence[Option],
+    text: str = "",
+    formatter: Any = None,
+) -> App:
+    titles = dict.fromkeys(option.group for option in options)
+    groups = {title: Group(title, sort_key=number) for number, title in enumerate(titles)}
+    parameters = [option.parameter(groups) for option in options]
+    parameters.sort(key=lambda each: each.kind)
+    if inspect.Parameter.VAR_KEYWORD in {
+        p.kind for p in inspect.signature(command).parameters.values()
+    }:
+        kind, hidden = inspect.Parameter.VAR_KEYWORD, Annotated[Any, Parameter(show=False)]
+        parameters.append(inspect.Parameter("settings", kind, annotation=hidden))
+
+    def stated(*_: Any, **__: Any) -> None: ...
+
+    stated.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    stated.__annotations__ = {each.name: each.annotation for each in parameters}
+    app = App(
+        name=f"partikel {name}",
+        help=text,
+        help_format="plaintext",
+        help_formatter=formatter,
+        help_flags=(),
+        version_flags=(),
+        default_parameter=Parameter(
+            converter=_kept, negative=(), allow_repeating=True, json_list=False, json_dict=False
+        ),
+        result_action="return_value",
+    )
+    app.default(stated)
+    return app
+
+
+def _kept(hint: Any, tokens: Any) -> Any:
+    """The text of an option as it stands, the last one where there are several; nested settings read."""
+    if isinstance(tokens, Mapping):
+        return {key.replace("-", "_"): _kept(hint, each) for key, each in tokens.items()}
+    token: Token = tokens[-1]
+    return given(token.value, token.keyword or "") if hint is Any else token.value
+
+
+def _value(option: Option, text: str, said: str) -> Any:
+    """The value of an option, from its text."""
+    value = typed(given(text, option.name), option.hint)
+    if not fits(value, option.hint):
+        check(text, str, f"the option '{option.name}'")
+        must = f"the option '{option.name}' {said} must be {words_of(option.hint)}"
+        raise ConfigError(f"{must}, got {shown(value)}.")
+    return value
+
+
+def _gathered(command: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values with those of a dataclass of options in one."""
+    for key, hint in types_of(command).items():
+        inner = settings_in(hint)
+        if inner is not None:
+            names = [f.name for f in dataclasses.fields(inner) if f.name in values]
+            values[key] = inner(**{each: values.pop(each) for each in names})
+    return values
+
+
+def _refusal(name: str, options: Sequence[Option], error: CycloptsError) -> ConfigError:
+    """What is wrong with a line, in a sentence."""
+    option = "" if error.argument is None else error.argument.name
+    if isinstance(error, MissingArgumentError):
+        if not option.startswith("-"):
+            return _needs_more(name)
+        return ConfigError(f"{option} needs a value: write {option} VALUE.")
+    if isinstance(error, CoercionError) and error.token is not None:
+        value = shown(error.token.value)
+        return ConfigError(
+            f"the option '{option}' of 'partikel {name}' must be true or false, got {value}."
+        )
+    if isinstance(error, UnknownOptionError):
+        wrong = error.token.keyword or error.token.value
+        near = nearest(wrong, [each.name for each in options if not each.place])
+        return ConfigError(f"'partikel {name}' has no option {wrong}: {near}")
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        hint = "write --key value" if name == "train" else f"see 'partikel {name} --help'"
+        return ConfigError(f"'{error.unused_tokens[0]}' belongs to no setting: {hint}.")
+    return ConfigError(f"'partikel {name}': {' '.join(str(error).split())}")
+
+
+def _needs_more(name: str) -> ConfigError:
+    return ConfigError(f"'partikel {name}' needs more: see 'partikel {name} --help'.")
+
+
+def _metavar(hint: Any) -> str:
+    """What stands for a value in the help."""
+    kinds = [parts_of(each)[0] for each in options_of(hint) if each is not type(None)]
+    names = {int: "N", float: "NUMBER", str: "TEXT", bool: "true|false"}
+    return names.get(
+        kinds[0], "CHOICE" if typing.get_origin(kinds[0]) is typing.Literal else "VALUE"
+    )
+
+
+@functools.cache
+def _about(of: Any) -> dict[str, str]:
+    """What a docstring says of each argument or attribute, a class's bases included."""
+    from docstring_parser import parse as parse_docstring  # only the help needs it
+
+    found: dict[str, str] = {}
+    for each in reversed(getattr(of, "__mro__", (of,))):
+        told = parse_docstring(inspect.cleandoc(each.__doc__ or "")).params
+        module = getattr(each, "__module__", "")
+        found |= {p.arg_name: _plain(p.description or "", module) for p in told}
+    return found
+
+
+def _plain(text: str, module: str) -> str:
+    """A docstring's text without its markup; what it names as data is listed."""
+
+    def names(match: re.Match[str]) -> str:
+        room, _, name = match[1].rpartition(".")
+        return ", ".join(map(str, getattr(importlib.import_module(room or module), name)))
+
+    text = re.sub(r":data:`~?([\w.]+)`", names, text)
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)
+    return " ".join(text.replace("``", "").split())

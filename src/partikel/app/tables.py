@@ -1,0 +1,128 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+_SAMPLES = (
+    *("data", "samples", "split", "seed", "features"),
+    *("steps", "times", "stop", "solver", "guidance", "nfe"),
+)
+_LIKELIHOOD = ("data", "points", "split", "seed", "method", "divergence", "inference", "draws")
+_OF = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SDE"}
+
+
+def table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], cut: bool = False
+) -> None:
+    """Print a table; sentences in it wrap, or are ``cut`` to one line where the terminal is narrow."""
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    names = max((len(row[0]) for row in rows), default=0) <= 44  # names stay whole, sentences wrap
+    made.add_column(header[0], no_wrap=names)
+    for column in header[1:]:
+        made.add_column(column, no_wrap=cut or not names)
+    if cut:  # what is cut is the last column
+        for column, cells in zip(made.columns[:-1], zip(*rows, strict=True), strict=False):
+            column.min_width = max(map(len, cells))
+    for row in rows:
+        made.add_row(*row)
+    Console().print(made)
+
+
+def number(value: Any) -> str:
+    """A figure with three digits, a word as it is."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each preset: its name, what was measured first, what it is."""
+    rows = []
+    for name, content in presets.items():
+        measured, said = content.get("measured") or {}, "-"
+        if measured:
+            first = next(iter(measured))
+            said = f"{first} {number(measured[first])}, {measured['cpu_seconds']} s"
+        rows.append([name, said, content.get("about", "")])
+    table("presets", ["name", "measured", "about"], rows, cut=True)
+
+
+def show_comparison(summaries: Sequence[Any]) -> None:
+    """A table for each data set: a column for each run, and one for the data themselves."""
+    for data in dict.fromkeys(s.protocol["data"] for s in summaries):
+        those = [s for s in summaries if s.protocol["data"] == data]
+        rows = [
+            ["field", *(s.field for s in those), ""],
+            ["carrier", *(s.carrier for s in those), ""],
+            ["CPU seconds", *(f"{s.cpu_seconds:.0f}" for s in those), ""],
+        ]
+        for name in dict.fromkeys(key for s in those for key in s.shown):
+            values = [s.shown.get(name) for s in those]
+            values.append(those[0].protocol["reference"].get(name))
+            rows.append([name, *(number(value) for value in values)])
+        titles = [s.title for s in those]
+        names = [s.title if titles.count(s.title) == 1 else s.name for s in those]
+        table(data, ["", *names, "data vs data"], rows)
+
+
+def show_evaluation(title: str, result: Any) -> None:
+    """The measures of a model beside those of the data and of baselines."""
+    columns = {"model": {**result.metrics, **result.left_out}, "data vs data": result.reference}
+    columns |= result.baselines
+    rows = [[k, *(number(row.get(k)) for row in columns.values())] for k in columns["model"]]
+    table(title, ["measure", *columns], rows)
+    _protocol(result.protocol, _SAMPLES)
+
+
+def show_curve(title: str, record: Mapping[str, Any]) -> None:
+    """The measures of a model along its number of steps."""
+    names = list(record["reference"])
+    value = {"nfe": "steps", "stop": "stop"}[record["along"]]
+    rows = [
+        [f"{p[value]}", f"{p['nfe']}", *(number(p["metrics"][k]) for k in names)]
+        for p in record["points"]
+    ]
+    rows.append(["data", "", *(number(record["reference"][k]) for k in names)])
+    table(title, [value, "nfe", *names], rows)
+    _protocol(record["protocol"], _SAMPLES)
+
+
+def show_neighbours(title: str, found: Any) -> None:
+    """The shares of samples, and of test images, that are copies, and how near they are."""
+    kinds = [name.removeprefix("memorised ") for name in found.figures if "memorised" in name]
+    rows = [
+        [name, *(number(found.figures[f"{key} {kind}"]) for kind in kinds)]
+        for name, key in {"memorised": "memorised", "median distance": "distance of"}.items()
+    ]
+    table(title, ["measure", *kinds], rows)
+    _protocol(found.protocol, tuple(found.protocol))
+
+
+def show_likelihood(title: str, method: str, record: Mapping[str, Any]) -> None:
+    """A likelihood with its errors, and whether it is that of the run's own sampler."""
+    rows = [["nats per point", number(record["log_prob"]), number(record["standard_error"])]]
+    if record["bits_per_dim"] is not None:
+        rows.append(["bits/dim", f"{record['bits_per_dim']:.4f}", number(record["bits_error"])])
+    if record["solver_error"] is not None:
+        rows.append(["error of the solver", number(record["solver_error"]), "-"])
+    if "agrees" in record:
+        limit = number(record["same_law_quantile"])
+        rows.append(["ODE to sampler", number(record["ode_to_sampler"]), f"limit {limit}"])
+    what = _OF.get(method, "log-likelihood of the sampler's own steps")
+    table(f"{title}: {what}", ["", "value", "±"], rows)
+    _protocol(record["protocol"], _LIKELIHOOD)
+    if record.get("agrees") is False:
+        print(
+            "NOTE: the ODE's samples are not those of this run's sampler, so that this is the "
+            "likelihood of another model; --method map is that of a sampler by Euler's method."
+        )
+
+
+def _protocol(protocol: Mapping[str, Any], keys: Sequence[str]) -> None:
+    print(", ".join(f"{key}: {value}" for key, value in protocol.items() if key in keys))
