@@ -546,7 +546,11 @@ def likelihood(
     from rich.progress import Progress
 
     from partikel.likelihood import (
+        Elbo,
         Integrator,
+        Map,
+        Ode,
+        Points,
         agreement,
         dataset_likelihood,
         generative_sde,
@@ -563,31 +567,21 @@ def likelihood(
     context = loaded.context()
     real = None if context is None else context.to(dtype)
     flow = probability_flow(model, real=real)
-    asked: Any = flow
+    how, asked = Ode(divergence, probes, integrator), flow
     if method == "elbo":
         at = getattr(loaded.recipe, "flow", None)
+        how = Elbo(inference, draws, steps=steps)
         asked = generative_sde(model, at, sigma_data=loaded.data.sigma_data)
     elif method == "map":
-        asked = model
+        how, asked = Map(), model
     with Progress(console=_console(), transient=True) as shown:
         task = shown.add_task("likelihood", total=None)
         report = dataset_likelihood(
+            how,
             asked,
             loaded.dataset,
-            n=n,
-            split=data,
-            seed=seed,
-            batch=batch,
-            bits=bits or None,
-            labels=labels,
-            divergence=divergence,
-            probes=probes,
-            integrator=integrator,
-            draws=draws,
-            inference=inference,
-            steps=steps,
+            Points(data, n, seed, batch, labels, bits or None, dtype=dtype),
             real=real,
-            dtype=dtype,
             about=f"{loaded.preset} at iteration {loaded.step}",
             folder=loaded.path / "likelihood",
             progress=lambda done, total: shown.update(task, completed=done, total=total),
