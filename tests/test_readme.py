@@ -9,7 +9,7 @@ import torch
 
 from partikel import GaussianPrior
 from partikel.app.config import load_preset, preset_names
-from partikel.networks import MLP
+from partikel.networks import MLP, Conditioning
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -28,8 +28,8 @@ def test_the_same_field_in_both_carriers() -> None:
 
 def test_the_same_score_difference_in_both_carriers() -> None:
     names: dict[str, object] = {
-        "data_network": MLP((2,), (2,), width=8, scalars=1),
-        "own_network": MLP((2,), (2,), width=8, scalars=2),
+        "data_network": MLP((2,), (2,), width=8, conditions=Conditioning(1)),
+        "own_network": MLP((2,), (2,), width=8, conditions=Conditioning(2)),
         "generator": MLP((4,), (2,), width=8),
         "latent": GaussianPrior((4,)),
         "prior": GaussianPrior((2,)),
@@ -62,8 +62,12 @@ def test_a_point_of_the_plane() -> None:
 
     names: dict[str, object] = {
         "ParticleModel": ParticleModel,
-        "s_p": ScoreField(EDMDenoiser(MLP((2,), (2,), width=8, scalars=1))).freeze(),
-        "critic": DiscriminatorField(MLP((2,), (), width=8, scalars=1), conditions=("t",)),
+        "s_p": ScoreField(
+            EDMDenoiser(MLP((2,), (2,), width=8, conditions=Conditioning(1)))
+        ).freeze(),
+        "critic": DiscriminatorField(
+            MLP((2,), (), width=8, conditions=Conditioning(1)), conditions=("t",)
+        ),
     }
     exec(BLOCKS[2], names)
     x = names["model"].sample(5, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]

@@ -503,21 +503,15 @@ def likelihood(
     from partikel.app.gallery import likelihood_run
     from partikel.app.tables import show_likelihood
     from partikel.files import json_text
-    from partikel.likelihood import Integrator
+    from partikel.likelihood import Elbo, Integrator, Map, Method, Ode, Points
 
-    loaded = _load(run)
-    options: dict[str, Any] = {
-        "n": n,
-        "split": data,
-        "seed": seed,
-        "batch": batch,
-        "labels": labels,
+    ways: dict[str, Method] = {
+        "ode": Ode(divergence, probes, Integrator(solver, tolerance, steps)),
+        "elbo": Elbo(inference, draws, steps=steps),
+        "map": Map(),
     }
-    options |= {"divergence": divergence, "probes": probes, "draws": draws, "inference": inference}
-    options |= {"integrator": Integrator(solver, tolerance, steps), "bits": bits or None}
-    record, path = likelihood_run(
-        loaded, method, agree=agree, console=_console(), steps=steps, **options
-    )
+    points, loaded = Points(data, n, seed, batch, labels, bits or None), _load(run)
+    record, path = likelihood_run(loaded, ways[method], points, agree=agree, console=_console())
     if json:
         print(json_text(record))
         return

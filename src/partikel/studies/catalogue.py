@@ -67,7 +67,7 @@ from partikel.kernels import (
 )
 from partikel.metrics import energy_distance, mode_statistics, sliced_wasserstein2
 from partikel.models import Carrier, GeneratorModel, ParticleModel, free_particles
-from partikel.networks import MLP, NetworkSettings, build_network, initialise
+from partikel.networks import MLP, Conditioning, NetworkSettings, build_network, initialise
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, LogNormalLaw, VESchedule
@@ -164,9 +164,7 @@ class Kit:
             width=WIDTH,
             depth=3,
             activation="silu",
-            scalars=1,
-            embedding_features=16,
-            fourier_scale=1.0,
+            conditions=Conditioning(scalars=1, embedding_features=16, fourier_scale=1.0),
         )
         return initialise(network, "he", generator=seeded(self.seed, "matrix", "features"))
 
