@@ -2,8 +2,9 @@
 
 What a model covers is a number here: of images, the effective number of classes (e^entropy of a
 classifier's predictions), and the recall and coverage of the data's features; of points, the modes that
-they reach and how wide they lie around them. A collapse shows in any of these. The paper finds no collapse without a generator, in models with other
-fields. On points a Score Flow tells more: Score GAN's very field, carried by free particles.
+they reach and how wide they lie around them. A collapse shows in any of these. The paper finds none without
+a generator, in models with other fields. On points a Score Flow tells more: Score GAN's very field,
+carried by free particles.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ HALF = 0.5
 _ABSENT = (
     "Collapse is absent from the models without a generator, EDM and Discriminator Flow.",
     SOURCE,
-    f"{HALF:g} less the largest share, by any measure, of what data cover that one of the two does not",
+    f"{HALF:g} less the largest share, by any measure, of what data cover and one of the two does not",
     0.0,
 )
+_FIRST = "it left out coverage, the share of test images that have a sample near them"
 CLAIMS = {
     "collapse": Claim(
         f"With {WEIGHTS} (EDM's weights), a Score GAN collapses: it loses more than half of what it covers "
@@ -62,9 +64,7 @@ CLAIMS = {
         0.0,
     ),
     "absent": Claim(*_ABSENT),
-    "absent, first": Claim(
-        *_ABSENT, replaced="it left coverage out, of which a flow may lack most"
-    ),
+    "absent, first": Claim(*_ABSENT, replaced=_FIRST),
     "generator": Claim(
         f"Collapse is primarily caused by the generator: free particles with the same field ({WEIGHTS}) do "
         "not collapse.",
@@ -182,19 +182,18 @@ def findings(
         covered: by the same names, for each seed.
         of_data: coverage by the data themselves.
     """
+    rows = {**covered, "data": [of_data]}
 
     def lost(name: str, than: Sequence[Coverage], but: str = "") -> list[float]:
         pairs = zip(covered[name], than, strict=True)
         return [theirs.lost(own, but) for own, theirs in pairs]
 
     def said(*names: str) -> str:
-        numbers = {
-            name: (
-                f"{what} {spread([c.measures[what] for c in those])}" for what in of_data.measures
-            )
-            for name, those in {**covered, "data": [of_data]}.items()
-        }
-        return "; ".join(f"{name}: {', '.join(numbers[name])}" for name in names) + "."
+        return "; ".join(f"{name}: {numbers(rows[name])}" for name in names)
+
+    def numbers(those: Sequence[Coverage]) -> str:
+        parts = (f"{what} {spread([c.measures[what] for c in those])}" for what in of_data.measures)
+        return ", ".join(parts)
 
     data = [of_data] * len(covered[EDM])
 
@@ -203,20 +202,21 @@ def findings(
         return [HALF - max(pair) for pair in pairs]
 
     collapse = [share - HALF for share in lost(CHANGED, covered[SCORE_GAN])]
-    effects = {
-        "collapse": (said(SCORE_GAN, CHANGED, "data"), collapse),
-        "absent": (said(EDM, FLOW, "data"), absent()),
-    }
+    free_or_not = said(EDM, FLOW, "data")
+    effects = {"collapse": (said(SCORE_GAN, CHANGED, "data"), collapse)}
+    effects["absent"] = (free_or_not, absent())
     if "coverage" in of_data.measures:
-        effects["absent, first"] = (said(EDM, FLOW, "data"), absent("coverage"))
+        effects["absent, first"] = (free_or_not, absent("coverage"))
     if FREE in covered:
-        free = [HALF - share for share in lost(FREE_CHANGED, covered[FREE])]
         collapsed = judge(CLAIMS["collapse"], collapse).verdict in (HOLDS, INDICATED)
-        aside = "" if collapsed else " No Score GAN collapses here, so that nothing is caused."
-        effects["generator"] = (said(FREE, FREE_CHANGED) + aside, free if collapsed else [])
-    said_far = panel.said([SCORE_GAN, CHANGED]) + "."
-    effects["better"] = (said_far, panel.ratios(CHANGED, SCORE_GAN))
-    return [CLAIMS[key].found(panel.where, *each) for key, each in effects.items()]
+        free = [HALF - share for share in lost(FREE_CHANGED, covered[FREE])] if collapsed else []
+        aside = "" if collapsed else "; no Score GAN collapses here, so that nothing is caused"
+        effects["generator"] = (said(FREE, FREE_CHANGED) + aside, free)
+    effects["better"] = (panel.said([SCORE_GAN, CHANGED]), panel.ratios(CHANGED, SCORE_GAN))
+    return [
+        CLAIMS[key].found(panel.where, f"{said}.", values)
+        for key, (said, values) in effects.items()
+    ]
 
 
 def _coverage(lab: Lab, run: Run, n: int, row: Mapping[str, float]) -> Coverage:
