@@ -186,7 +186,8 @@ def test_every_row_trains_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
             if plan.phases:
                 matrix._train(plan, dataset, 0, 1)
             model, stop = plan.model.eval(), {"stop": 1} if carrier == "particles" else {}
-            samples = model.sample(50, generator=seeded(), real=dataset.draw(50).x, **stop)
+            real = dataset.draw(50, generator=seeded()).x
+            samples = model.sample(50, generator=seeded(), real=real, **stop)
             assert samples.isfinite().all()
 
 

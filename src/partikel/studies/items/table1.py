@@ -49,8 +49,8 @@ DATA = "gaussians"
 SOURCES = "../../src/partikel"
 """From a page in docs/reproduce."""
 REACHED = (
-    f"log of {LIMIT:g} over the energy distance of the worst of these pairs; where it misses modes, minus the "
-    "share that it misses"
+    f"log of {LIMIT:g} over the energy distance of the worst of these pairs; where it misses modes, minus "
+    "the share that it misses"
 )
 """The effect of a claim that pairs of a field and a carrier reach the data."""
 CLAIMS = {
