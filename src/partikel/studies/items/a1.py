@@ -93,8 +93,8 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             "A Score GAN's noise has the scale √(2γβ/η), η the generator's learning rate, which makes it "
             "Brownian for particles that move by η times the field, as under plain gradient descent "
             "(framework §1). Here Adam makes the steps, as in all presets: it divides by the size of the "
-            "gradients, which this noise raises, so that the field's share of a step falls too. What is judged "
-            "is this noise under Adam: the harm is not that of Brownian motion alone.",
+            "gradients, which this noise raises, so that the field's share of a step falls too. What is "
+            "judged is this noise under Adam: the harm is not that of Brownian motion alone.",
         ],
     )
 
