@@ -465,7 +465,7 @@ def _simulations() -> Iterator[_Simulation]:
     yield _to_the_mixture()
 
 
-def _simulated(samples: int, seed: int, chance: float) -> Iterator[Check]:
+def _simulated(samples: int, seed: int, chance: float = CHANCE) -> Iterator[Check]:
     simulations = list(_simulations())
     each = chance / (2 * sum(len(simulation.flows) for simulation in simulations))
     for simulation in simulations:

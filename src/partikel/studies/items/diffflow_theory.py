@@ -128,9 +128,9 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     )
     protocol = {"particles": plan.samples, "seeds": len(plan.seeds), "solver": "stochastic Heun"}
     notes = (
-        "`partikel verify` runs the same checks, and allows simulations more, so that it is wrong in one of a "
-        "hundred runs. Sources named framework are consequences of the paper's equations that it does not "
-        "state itself.",
+        "`partikel verify` runs the same checks, and allows simulations more, so that it is wrong in one of "
+        "a hundred runs. Sources named framework are consequences of the paper's equations that it does "
+        "not state itself.",
         "Simulated laws are compared with draws of the law they should end in: by the energy distance and "
         "its quantile between two such draws, and by the mean log-density and its standard error.",
     )
