@@ -413,7 +413,7 @@ def draw_matrix(
     target: str = "gaussians",
     rows: list[str] | None = None,
     seeds: list[Seed] | None = None,
-    cap: Positive = 30.0,
+    cap: Count | None = None,
 ) -> None:
     """Run every field with free particles and with a generator: pictures, measures, CPU seconds.
 
@@ -424,7 +424,7 @@ def draw_matrix(
         target: two-dimensional data with a density: gaussians, unequal, ring, grid25.
         rows: the fields, as in [svgd,sliced]; all of them unless given.
         seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
-        cap: CPU seconds at which a cell's training stops.
+        cap: iterations of any training, at most; the catalogue's own unless given.
     """
     from partikel.app.tables import table
     from partikel.studies import catalogue

@@ -24,7 +24,7 @@ from partikel.app.runs import Run, train_run
 from partikel.app.show.plots import save_figure, save_image
 from partikel.data import Dataset, open_dataset
 from partikel.files import fingerprint, kept_json
-from partikel.metrics.chance import floor
+from partikel.metrics.chance import LEVEL, floor
 from partikel.recipes import Recipe
 from partikel.solvers import Solver
 from partikel.streams import seeded
@@ -126,11 +126,22 @@ class Lab:
             run, named, lambda: evaluate_run(run, solver=solver, **options).as_dict()
         )
 
-    def floor(self, dataset: Dataset, n: int, features: str | None = None) -> float:
-        """What two draws of n points of the data differ by, see :mod:`partikel.metrics.chance`."""
-        about = {"data": dataset.fingerprint(), "n": n, "features": features, "by": metrics()}
+    def floor(
+        self, dataset: Dataset, n: int, features: str | None = None, *, among: int = 1
+    ) -> float:
+        """What two draws of n points of the data differ by, see :mod:`partikel.metrics.chance`.
+
+        Args:
+            dataset: the data.
+            n: points of a draw.
+            features: a feature network for images; None chooses one.
+            among: distances of which the largest is compared: each is beyond the floor as much more
+                seldom (Bonferroni).
+        """
+        options = {"features": features, "level": 1 - (1 - LEVEL) / among}
+        about = {"data": dataset.fingerprint(), "n": n, **options, "by": metrics()}
         path = self.runs / "chance" / f"{dataset.name}-{n}-{fingerprint(about)}.json"
-        return self._kept(path, lambda: floor(dataset, n, features=features))
+        return self._kept(path, lambda: floor(dataset, n, **options))
 
     def of_run(self, run: Run, about: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The JSON value of ``work()``, which is of a run alone: all items share it.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -65,8 +66,6 @@ PROPOSITION = "DiffFlow Proposition 2"
 """Source of most of the checks."""
 CHANCE = 0.01
 """Probability that any of the simulated laws is found to differ when all of them are right."""
-ERRORS = 4.5
-"""Standard errors that a mean may be off by."""
 FEWEST = 500
 """Particles below which the fluctuations of an energy distance are not those of the limit law."""
 STEPS = 60
@@ -103,6 +102,7 @@ class Check:
         expected: what the claim says.
         tolerance: what it may be off by: rounding, an integrator's error, or statistical error.
         holds: whether it does.
+        drawn: whether chance enters, as particles were simulated.
     """
 
     claim: str
@@ -112,6 +112,17 @@ class Check:
     expected: float
     tolerance: float
     holds: bool
+    drawn: bool = False
+
+    @property
+    def margin(self) -> float:
+        """How far it is from failing, as a share of what is allowed; negative where it fails."""
+        off = self.measured - self.expected
+        off = abs(off) if self.relation == "=" else off
+        scale = self.tolerance
+        if self.relation == "<=":
+            scale = max(abs(self.expected), self.tolerance)
+        return (self.tolerance - off) / scale if scale > 0 else math.copysign(1.0, -off)
 
 
 def verify(out: Path, *, samples: int = 10_000, seed: int = 0) -> list[Check]:
@@ -152,6 +163,7 @@ def measured(
     samples: int = 10_000,
     seed: int = 0,
     parts: Sequence[Part] = PARTS,
+    chance: float = CHANCE,
 ) -> list[Check]:
     """The checks of some parts of the theory.
 
@@ -160,6 +172,7 @@ def measured(
         samples: particles of each simulation.
         seed: of all random draws.
         parts: which.
+        chance: probability that any simulated law is found to differ when all of them are right.
 
     Returns:
         The checks, in the order of the paper.
@@ -173,8 +186,8 @@ def measured(
         "gan": lambda: _gan(seed),
         "invariance": _invariance_in_closed_form,
         "matched": _matched_in_closed_form,
-        "simulated": lambda: _simulated(samples, seed),
-        "lambda": lambda: _dependence_on_lambda(samples, seed),
+        "simulated": lambda: _simulated(samples, seed, chance),
+        "lambda": lambda: _dependence_on_lambda(samples, seed, chance),
         "convergence": lambda: _convergence(runs),
     }
     return [check for part in PARTS if part in parts for check in made[part]()]
@@ -452,12 +465,12 @@ def _simulations() -> Iterator[_Simulation]:
     yield _to_the_mixture()
 
 
-def _simulated(samples: int, seed: int) -> Iterator[Check]:
+def _simulated(samples: int, seed: int, chance: float = CHANCE) -> Iterator[Check]:
     simulations = list(_simulations())
-    level = 1 - CHANCE / sum(len(simulation.flows) for simulation in simulations)
+    each = chance / (2 * sum(len(simulation.flows) for simulation in simulations))
     for simulation in simulations:
         cloud = simulation.trial.end(1000, seeded(seed, "verify", simulation.name, "null"))
-        bound = energy_quantile(cloud, samples, samples, level, seed)
+        bound = energy_quantile(cloud, samples, samples, 1 - each, seed)
         for place, flow in simulation.flows.items():
             own = derive_seed(seed, simulation.name, place)
             ended = simulation.run(flow, samples, own)
@@ -465,16 +478,12 @@ def _simulated(samples: int, seed: int) -> Iterator[Check]:
             name = f"{simulation.name}, {place}"
             energy = energy_distance(ended.float(), reference.float())
             claim = f"energy distance of particles to {name}"
-            yield _at_most(claim, simulation.source, energy, bound)
+            yield replace(_at_most(claim, simulation.source, energy, bound), drawn=True)
             # the energy distance sees where mass is, this how wide each component is
             found, expected = map(simulation.log_density, (ended, reference))
-            yield _equal(
-                f"mean log-density of particles in {name}",
-                simulation.source,
-                float(found.mean()),
-                float(expected.mean()),
-                ERRORS * float((found.var() + expected.var()) / samples) ** 0.5,
-            )
+            error = float((found.var() + expected.var()) / samples) ** 0.5
+            claim = f"mean log-density of particles in {name}"
+            yield _mean(claim, simulation.source, found, float(expected.mean()), error, each)
 
 
 # --- every preset, from its exact start
@@ -778,7 +787,7 @@ def _noised(
 # --- what λ does
 
 
-def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
+def _dependence_on_lambda(samples: int, seed: int, chance: float) -> Iterator[Check]:
     source = "framework §6 (stationary law)"
     level, horizon = 0.4, 60.0
     smoothed = GAUSSIAN.covariance + level**2 * torch.eye(2, dtype=torch.float64)
@@ -790,19 +799,16 @@ def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
         worst = factors[(factors - expected).abs().argmax()]
         claim = f"ρ_t settles at so many times the data's covariance: λ² = {_times(lambda2)}"
         yield _equal(claim, source, float(worst), expected, 1e-9)
-    for g2, lambda2 in ((1.0, 0.8), (3.0, -1.0)):
+    places = ((1.0, 0.8), (3.0, -1.0))
+    for g2, lambda2 in places:
         base = DiffFlow.langevin(level, horizon=2.0).at(2.0, lambda2)
         trial = replace(_settled(base), flow=base.with_g2(g2))
         end = trial.run(samples, derive_seed(seed, "settled", lambda2))
         offsets = end.x - GAUSSIAN.mean
         squares = (offsets @ torch.linalg.inv(smoothed) * offsets).sum(1) / 2
-        yield _equal(
-            f"particles keep to that multiple: {_place(g2, lambda2)}",
-            source,
-            float(squares.mean()),
-            1 - lambda2 / 2,
-            ERRORS * float(squares.std()) / samples**0.5,
-        )
+        error = float(squares.std()) / samples**0.5
+        claim = f"particles keep to that multiple: {_place(g2, lambda2)}"
+        yield _mean(claim, source, squares, 1 - lambda2 / 2, error, chance / len(places))
 
 
 def _settled(base: DiffFlow) -> Trial:
@@ -966,6 +972,14 @@ def _at_most(
 ) -> Check:
     holds = measured <= bound + tolerance
     return Check(claim, source, measured, "<=", bound, tolerance, holds)
+
+
+def _mean(
+    claim: str, source: str, values: Tensor, expected: float, error: float, chance: float
+) -> Check:
+    """Of a mean with a standard error: it is off by chance with that probability."""
+    allowed = NormalDist().inv_cdf(1 - chance / 2) * error
+    return replace(_equal(claim, source, float(values.mean()), expected, allowed), drawn=True)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
