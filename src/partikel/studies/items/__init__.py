@@ -7,7 +7,6 @@ from typing import Any
 
 from partikel.studies.item import Item
 
-<<<<<<< HEAD
 _FILES = (
     *("table1", "table2", "table3"),
     *("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7a", "fig7b", "fig8_12"),

@@ -219,7 +219,7 @@ def _worst(cells: Sequence[Cell], modes: int, floor: float) -> list[float]:
 
 
 def _on(cells: Sequence[Cell]) -> str:
-    return on("five Gaussians", {cell.seed for cell in cells})
+    return on("five Gaussians", sorted({cell.seed for cell in cells}))
 
 
 def _taxonomy_finding(cells: Sequence[Cell], modes: int, floor: float) -> Finding:
