@@ -244,6 +244,15 @@ def test_error_falls_with_the_draws() -> None:
     assert slope(tensor([16.0, 64.0, 256.0]), tensor(errors)) == pytest.approx(-0.5, abs=0.15)
 
 
+@pytest.mark.parametrize("draws", [2, 3])
+def test_the_standard_error_is_unbiased(draws: int) -> None:
+    """Independent paths: the mean of its square is the variance of the bound, however few they are."""
+    sde = exact_sde(GAUSSIAN, PATHS["vp"])
+    x = randn(1, 2).expand(6000, 2)
+    found = elbo(sde, x, generator=seeded(2), inference="tight", draws=draws, steps=6)
+    assert_mean(found.standard_error**2, found.bound.var(), errors=6)
+
+
 # --- training
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from dataclasses import replace
@@ -32,6 +33,7 @@ from partikel.likelihood import (
     bits_per_dim,
     byte_width,
     check_dequantised,
+    check_derivative,
     decode,
     dequantised,
     divergence,
@@ -326,6 +328,19 @@ def test_a_field_without_derivative_is_refused() -> None:
     flow = probability_flow(ParticleModel(Detached(), GaussianPrior((2,)), steps=5))
     with pytest.raises(ConfigError, match="estimated from samples"):
         Ode().log_prob(flow, randn(64, 2), generator=seeded())
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.2, False), (0.3, True)])
+def test_a_derivative_may_miss_a_quarter_of_the_change(share: float, refused: bool) -> None:
+    class Partly(Field):
+        """A linear field, a share of which autograd does not see."""
+
+        def forward(self, x: Tensor, at: At) -> Tensor:
+            return -(1 - share) * x - share * x.detach()
+
+    flow = probability_flow(ParticleModel(Partly(), GaussianPrior((2,)), steps=5))
+    with pytest.raises(ConfigError, match="misses") if refused else contextlib.nullcontext():
+        check_derivative(flow, randn(64, 2), generator=seeded())
 
 
 def test_models_without_a_velocity_are_refused() -> None:

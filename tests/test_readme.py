@@ -57,7 +57,7 @@ def test_the_readme_names_presets_that_exist() -> None:
 
 
 def test_a_point_of_the_plane() -> None:
-    from partikel import DiscriminatorField, ParticleModel, ScoreField
+    from partikel import At, DiscriminatorField, ParticleModel, ScoreField
     from partikel.denoising import EDMDenoiser
 
     names: dict[str, object] = {
@@ -70,5 +70,12 @@ def test_a_point_of_the_plane() -> None:
         ),
     }
     exec(BLOCKS[2], names)
-    x = names["model"].sample(5, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
-    assert x.isfinite().all()
+    model, s_p, critic = (names[name] for name in ("model", "s_p", "critic"))
+    assert isinstance(model, ParticleModel)
+    assert isinstance(s_p, ScoreField)
+    assert isinstance(critic, DiscriminatorField)
+    t = torch.tensor([1.0, 39.0])
+    x, at = torch.tensor([[30.0, -9.0], [2.0, 1.0]]), At(t, 40 - t)
+    drift = (40 - t)[:, None] * (critic.estimate(x, at)[1] + s_p(x, at))  # ½β (∇d + s_p), β = 2σ
+    torch.testing.assert_close(model.field(x, at), drift)
+    assert model.diffusion is None  # g² = λ²
