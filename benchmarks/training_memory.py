@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from common import one_thread, save  # isort: skip
+from common import one_thread, save, system_of  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
@@ -43,8 +43,7 @@ def measure(preset: str) -> dict[str, float]:
     shape = (1 if recipe.data.name.endswith("mnist") else 3, size, size)
     images = {split: torch.zeros(512, *shape, dtype=torch.uint8) for split in SPLITS}
     dataset = FiniteDataset(recipe.data.name, images, sigma_data=0.5)
-    required = None if recipe.required is None else recipe.required.compose(dataset).model
-    system = recipe.compose(dataset, required)
+    _, _, system = system_of(preset, dataset=dataset)
     trainer = Trainer(system.model, dataset, system.phases, iterations=2, ema=recipe.ema)
     steps = trainer.run()
     next(steps)
