@@ -50,14 +50,33 @@ PICTURES = ("app/show/", "app/gallery.py", "app/demo.py", "app/terminal.py", "st
 """How things look is judged by eye."""
 SILENT = {"print", "warn", "warning", "info", "cast", "TypeVar", "overload", "super", "isinstance"}
 """Calls that say something to people or to type checkers, or fail at once where they are changed."""
-CONVERSIONS = {"float", "int", "str", "list", "tuple", "set", "dict", "bool", "Path", "iter", "type"}
+CONVERSIONS = {
+    "float",
+    "int",
+    "str",
+    "list",
+    "tuple",
+    "set",
+    "dict",
+    "bool",
+    "Path",
+    "iter",
+    "type",
+}
 Record = dict[str, dict[str, Any]]
 """By test: its CPU ``seconds`` and, by file, the ``lines`` it runs; what tests of a file share is the file's."""
 COSMETIC = {"encoding", "strict", "title", "label", "color", "help", "description", "flush"}
 """Keywords of which the same holds, or which change nothing on this system."""
 ORDER = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")}
 HEAVY = ["torch", "torch.func", "torch.nn.utils.parametrizations", "accelerate", "scipy.stats"]
-HEAVY += ["sklearn.datasets", "matplotlib.pyplot", "ot", "torchdiffeq", "safetensors.torch", "pytest"]
+HEAVY += [
+    "sklearn.datasets",
+    "matplotlib.pyplot",
+    "ot",
+    "torchdiffeq",
+    "safetensors.torch",
+    "pytest",
+]
 
 
 @dataclass(frozen=True)
@@ -380,6 +399,7 @@ class Recording:
 def record(files: list[str]) -> None:
     """Run tests, all or those of some files, and keep which lines each runs."""
     import coverage
+
     import partikel
 
     watch = coverage.Coverage(data_file=None, source=[str(ROOT / PACKAGE)])
@@ -526,7 +546,9 @@ def run(options: argparse.Namespace) -> None:
         for path in sorted((ROOT / PACKAGE).rglob("*.py"))
         if not str(path.relative_to(ROOT / PACKAGE)).startswith((*PICTURES, *options.without))
     }
-    found = [m for m in mutants_of(sources) if not options.rooms or room_of(m.file) in options.rooms]
+    found = [
+        m for m in mutants_of(sources) if not options.rooms or room_of(m.file) in options.rooms
+    ]
     chosen = drawn(found, options.number, options.seed)
     known: Record = {}
     for file in sorted(RECORD.glob("test_*.json")):
@@ -566,7 +588,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """One mutant a line, whole or not at all."""
     new = path.with_suffix(".new")
-    new.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+    new.write_text(
+        "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
+    )
     new.replace(path)
 
 

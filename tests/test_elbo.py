@@ -249,8 +249,8 @@ def test_the_standard_error_is_unbiased(draws: int) -> None:
     """Independent paths: the mean of its square is the variance of the bound, however few they are."""
     sde = exact_sde(GAUSSIAN, PATHS["vp"])
     x = randn(1, 2).expand(6000, 2)
-    found = elbo(sde, x, generator=seeded(2), inference="tight", draws=draws, steps=6)
-    assert_mean(found.standard_error**2, found.bound.var(), errors=6)
+    found = Elbo("tight", draws, steps=6).log_prob(sde, x, generator=seeded(2))
+    assert_mean(found.standard_error**2, found.log_prob.var(), errors=6)
 
 
 # --- training
