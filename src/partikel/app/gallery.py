@@ -52,6 +52,7 @@ from partikel.metrics.evaluation import (
     evaluate,
     find_memorised,
 )
+from partikel.metrics.measures import main_measure
 from partikel.models import Sampling
 from partikel.schedules import Nodes
 from partikel.streams import seeded
@@ -313,10 +314,10 @@ def curve_run(
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
-    images = len(run.data.shape) > 1
-    measure = "frechet" if images else "energy"
-    if measure in result.left_out:
-        raise DataError(f"there is no curve of the {measure}, which {result.left_out[measure]}.")
+    measure = main_measure(run.data.shape)
+    key = measure.key
+    if key in result.left_out:
+        raise DataError(f"there is no curve of the {key}, which {result.left_out[key]}.")
     path = run.path / f"curve-{along}.json"
     if accelerator is not None and not accelerator.is_main_process:
         return path
@@ -324,13 +325,13 @@ def curve_run(
     reference = result.reference
     record = {"along": along, "points": measured, "reference": reference, "protocol": common}
     write_json(path, record)
-    label = "Fréchet distance" if images else "energy distance"
+    features = common.get("features")
     figure = plots.quality_figure(
         run.recipe.title,
-        [(p["nfe" if along == "nfe" else "stop"], p["metrics"][measure]) for p in measured],
+        [(p["nfe" if along == "nfe" else "stop"], p["metrics"][key]) for p in measured],
         "function evaluations per sample" if along == "nfe" else f"steps taken, of {own}",
-        label + (f" on {common['features']}" if images else ""),
-        level=("data vs data", reference.get(measure, math.nan)),
+        measure.label if features is None else f"{measure.label} on {features}",
+        level=("data vs data", reference.get(key, math.nan)),
         doubling=along == "nfe",
     )
     plots.save_figure(figure, path.with_suffix(".png"))
@@ -583,7 +584,7 @@ def summarise(
     moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
     if animation and drawable and moves:
         animate_run(run, moving, size=480, title=False)
-    curve_name = "energy" if len(run.data.shape) == 1 else "frechet"
+    curve_name = main_measure(run.data.shape).key
     curve = [
         (float(line["cpu_seconds"]), float(line[curve_name]))
         for line in run.log
