@@ -110,12 +110,8 @@ def _of_bench(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
         ]
         states, calls = path(runs[0], plan.rows, "shown")
         states = torch.stack([visible(x) for x in states])
-        last = len(states) - 1
-        shown = {
-            f"{name}: after so many evaluations of its field": [
-                round(k * last / (plan.columns - 1)) for k in range(plan.columns)
-            ]
-        }
+        even = torch.linspace(0, len(states) - 1, plan.columns).round().int().tolist()
+        shown = {f"{name}: after so many evaluations of its field": even}
         if name == FLOW:
             shown[f"{name}: its first steps"] = list(range(min(plan.columns, len(states))))
         for head, nodes in shown.items():

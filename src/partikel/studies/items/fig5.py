@@ -96,8 +96,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
                 method: [_of_paths(plan, lab, run, method) for run in runs] for method in METHODS
             }
             sheets[name] = _sheet(plan, lab, runs[0])
-            dataset = runs[0].dataset
-            features = choose_features(None, dataset).name
+            features = choose_features(None, runs[0].dataset).name
         places = torch.linspace(0, 1, plan.columns)
         lab.draw(
             plots.strips_figure(sheets, {n: [f"{x:.3g}" for x in places] for n in sheets}),

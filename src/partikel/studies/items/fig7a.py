@@ -27,8 +27,7 @@ CLAIMS = {
         "Stopped early, a Discriminator Flow is nearer to the data than EDM: it converges faster.",
         "GPM §4.3, §C.5, Figure 7a",
         "after half of the steps, log of EDM's distance over Discriminator Flow's",
-        QUARTER,
-        LOG,
+        *(QUARTER, LOG),
     )
 }
 DENOISED = "EDM, then denoised"
@@ -36,8 +35,8 @@ STROKES = {
     name: plots.Stroke(plots.SERIES[color])
     for name, color in {EDM: 0, DENOISED: 3, FLOW: 1}.items()
 }
-HALF = 0.5
-"""Share of the steps at which the models are compared."""
+HALF = 50.0
+"""Percent of the steps at which the models are compared."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     points = {EDM: stopped, DENOISED: denoised, FLOW: stopped}
     parts = {}
     for bench in plan.benches:
-        edm = bench.models[EDM]
-        models = {EDM: edm, DENOISED: edm, FLOW: bench.models[FLOW]}
+        models = {name: bench.models[EDM] for name in (EDM, DENOISED)} | {FLOW: bench.models[FLOW]}
         panel = measured(lab, bench, models, points)
         figure = panel.curves("percent of the steps taken", strokes=STROKES)
         lab.draw(figure, f"{bench.data}: generation stopped early, mean over seeds.", bench.key)
@@ -116,13 +114,12 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 
 def finding(panel: Panel) -> Finding:
     """Of the two models after half of their steps."""
-    half = 100 * HALF
-    flow, edm, denoised = (spread(panel.figures(n, place=half)) for n in (FLOW, EDM, DENOISED))
+    flow, edm, denoised = (spread(panel.figures(n, place=HALF)) for n in (FLOW, EDM, DENOISED))
     return CLAIMS["nearer"].found(
         panel.where,
         f"After half of the steps the {panel.measure.label} is {flow} for Discriminator Flow and {edm} for "
         f"EDM ({denoised} when that is then denoised at once).",
-        panel.ratios(EDM, FLOW, half),
+        panel.ratios(EDM, FLOW, HALF),
     )
 
 
