@@ -151,7 +151,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         ),
     ]
     return Outcome(
-        _findings(plan, found),
+        findings(plan, found),
         tables,
         found,
         {"laws": "a mixture of three Gaussians, and a Gaussian", "iterations": plan.iterations},
@@ -163,7 +163,8 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     )
 
 
-def _findings(plan: Plan, found: Mapping[str, Sequence[Any]]) -> list[Finding]:
+def findings(plan: Plan, found: Mapping[str, Sequence[Any]]) -> list[Finding]:
+    """What the parts say that are measured for each seed, by name."""
     where = on("laws in closed form", plan.seeds)
     narrow, wide = str(plan.widths[0]), str(plan.widths[-1])
     small = max(each["step"] for each in found["ipm"])

@@ -38,9 +38,10 @@ CLAIMS = {
     "reasonable": Claim(
         REASONABLE,
         SOURCE,
-        "of the worse of the two, log of how many times nearer it is to the data than the nearer of noise "
-        "and the mean of the data; where a class or mode is missing, minus the share that is",
-        math.log(NEARER),
+        f"of the worse of the two, log of how many times nearer to the data it is than a {NEARER:g}th of "
+        "the nearer distance of noise and the mean of the data; where a class or mode is missing, minus the "
+        "share that is",
+        0.0,
         LOG,
     ),
     **{
@@ -138,7 +139,7 @@ def _column(lab: Lab, bench: Bench, plan: Plan, features: str | None) -> Outcome
         ),
     }
     table = panel.table(*COLUMNS[panel.measure.key], others=others, columns=columns)
-    outcome = panel.outcome(_findings(panel, levels, held, bench.key == plan.judged), [table])
+    outcome = panel.outcome(findings(panel, levels, held, judged=bench.key == plan.judged), [table])
     more = {"others": others, "present": held, "cpu seconds": {n: panel.seconds(n) for n in FOUR}}
     return replace(outcome, values={**outcome.values, **more})
 
@@ -159,17 +160,25 @@ def _present(held: Held) -> str | None:
     return "{} of {}".format(*min(held)) if held else None
 
 
-def _findings(
-    panel: Panel, levels: Mapping[str, float], held: Mapping[str, Held], judged: bool
+def findings(
+    panel: Panel, levels: Mapping[str, float], held: Mapping[str, Held], *, judged: bool
 ) -> list[Finding]:
+    """What the distances say.
+
+    Args:
+        panel: of the four models.
+        levels: distances of what is no model.
+        held: classes or modes that each model has.
+        judged: whether these are the data of which "good performance" speaks.
+    """
     far = {name: panel.figures(name) for name in FOUR}
     nearest = min(levels.values())
     worse = [max(pair) for pair in zip(far[EDM], far[GAN], strict=True)]
     said = panel.said(FOUR)
 
     def nearness(name: str) -> list[float]:
-        """Log of how many times nearer than what is no model; minus the share that is missing."""
-        ratios = log_ratios([nearest] * len(far[name]), far[name], panel.floor)
+        """Log of how many times nearer than demanded; minus the share that is missing."""
+        ratios = log_ratios([nearest / NEARER] * len(far[name]), far[name], panel.floor)
         shares = [have / every for have, every in held[name]] or [1.0] * len(ratios)
         return [
             ratio if have == 1 else have - 1 for ratio, have in zip(ratios, shares, strict=True)
@@ -179,7 +188,7 @@ def _findings(
     both = [min(pair) for pair in zip(*map(nearness, NEW), strict=True)]
     there = "; ".join(f"{name}: {_present(held[name])}" for name in NEW if held[name])
     no_models = ", ".join(f"{value:.3g} for {name}" for name, value in levels.items())
-    findings = [
+    found = [
         CLAIMS["reasonable"].found(
             panel.where,
             f"{said}; {no_models}. Classes or modes present: {there or 'not known'}.",
@@ -189,8 +198,8 @@ def _findings(
     ]
     if judged:
         effects = [math.log(GOOD) - ratio for ratio in over[FLOW]]
-        findings.append(CLAIMS["good"].found(panel.where, f"{said}.", effects))
-    return findings
+        found.append(CLAIMS["good"].found(panel.where, f"{said}.", effects))
+    return found
 
 
 def _no_models(dataset: Dataset, n: int, features: str | None) -> dict[str, dict[str, float]]:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
+import torch
 
 from partikel.metrics.measures import FRECHET
-from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, SCORE_GAN, Training
-from partikel.studies.items import fig1, fig4, fig5, fig6, fig7a, fig7b
+from partikel.studies import sheets
+from partikel.studies.benches import BENCHES, EDM, FLOW, FOUR, GAN, SCORE_GAN, Training
+from partikel.studies.items import (
+    fig1,
+    fig4,
+    fig5,
+    fig6,
+    fig7a,
+    fig7b,
+    findings6_7,
+    speed,
+    table3,
+)
 from partikel.studies.judgement import FAILS, HOLDS, OPEN, Claim, Finding
 from partikel.studies.panel import END, Panel
 
@@ -224,3 +236,100 @@ def test_who_collapses(
     keys = ("collapse", "absent", "absent, first", "generator")
     assert tuple(found[key] for key in keys) == expected
     assert found["better"] == HOLDS
+
+
+# distances of EDM, Discriminator Flow, GAN and Score GAN, classes held of ten, noise's distance
+@pytest.mark.parametrize(
+    ("far", "held", "expected"),
+    [
+        ((1, 1.5, 1.2, 3), 10, {"reasonable": HOLDS, FLOW: OPEN, SCORE_GAN: HOLDS, "good": HOLDS}),
+        ((1, 3, 1.2, 30), 10, {"reasonable": FAILS, FLOW: HOLDS, "good": FAILS}),
+        ((1, 1.5, 1.2, 3), 9, {"reasonable": FAILS}),  # a class is missing
+        ((2, 1, 2, 1), 10, {FLOW: FAILS, SCORE_GAN: FAILS, "good": HOLDS}),
+        # below what two draws of the data differ by nothing is nearer
+        ((0.001, 0.009, 0.001, 0.009), 10, {"reasonable": HOLDS, FLOW: OPEN, SCORE_GAN: OPEN}),
+    ],
+)
+def test_distances_of_the_four_models(
+    far: Sequence[float], held: int, expected: dict[str, str]
+) -> None:
+    rows = {name: {END: seeds(value)} for name, value in zip(FOUR, far, strict=True)}
+    present = {name: [(held, 10)] * len(SHIFTS) for name in FOUR}
+    found = table3.findings(panel(rows), {"noise": 100.0, "mean": 60.0}, present, judged=True)
+    decided = verdicts(table3.CLAIMS, found)
+    assert {key: decided[key] for key in expected} == expected
+    apart = table3.findings(panel(rows), {"noise": 100.0, "mean": 60.0}, present, judged=False)
+    assert "good" not in verdicts(table3.CLAIMS, apart)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "far", "expected"),
+    [
+        ((50, 20, 1, 1, 20), (1, 2), {"orders": HOLDS, "slower": HOLDS, "between": HOLDS}),
+        ((5, 20, 1, 1, 20), (1, 2), {"orders": FAILS, "slower": HOLDS, "between": FAILS}),
+        ((50, 1, 1, 3, 20), (2, 1), {"slower": FAILS, "between": FAILS}),
+        ((0.01, 1, 1, 1, 1), (1, 2), {"orders": FAILS, "slower": OPEN, "between": FAILS}),
+    ],
+)
+def test_speed(
+    seconds: Sequence[float], far: tuple[float, float], expected: dict[str, str]
+) -> None:
+    between = speed.DIFFUSION_GAN
+    names = (EDM, FLOW, GAN, SCORE_GAN, between)
+    taken = {name: seeds(value) for name, value in zip(names, seconds, strict=True)}
+    rows = {name: {END: seeds(1)} for name in names}
+    rows |= {between: {END: seeds(far[0])}, GAN: {END: seeds(far[1])}}
+    each = {FLOW: seeds(2), GAN: seeds(1)}
+    decided = verdicts(speed.CLAIMS, speed.findings(panel(rows), taken, each))
+    decided["between"] = decided.pop(between)
+    assert decided["training"] == HOLDS
+    assert {key: decided[key] for key in expected} == expected
+
+
+def test_what_findings_6_and_7_say() -> None:
+    plan = findings6_7.Plan(widths=(8, 64))
+
+    def decided(cosine: float, step: float, wide: float, apart: float) -> dict[str, str]:
+        near = {"8": 1.0, "64": wide}
+        found = {
+            "f": [{"logit": 1.0, "saturating": cosine + shift} for shift in SHIFTS],
+            "ipm": [{"step": step, "trained": near} for _ in SHIFTS],
+            "stein": [near for _ in SHIFTS],
+            "invertible": [apart * (1 + shift) for shift in SHIFTS],
+        }
+        return verdicts(findings6_7.CLAIMS, findings6_7.findings(plan, found))
+
+    assert set(decided(0.97, 1e-3, 0.2, 0.01).values()) == {HOLDS}
+    assert set(decided(0.80, 1e-1, 2.1, 0.2).values()) == {FAILS}
+    astride = decided(0.90, 1e-3, 0.6, 0.05)
+    assert {key for key, verdict in astride.items() if verdict == OPEN} == {
+        *("f", "lazy", "stein", "invertible")
+    }
+
+
+@pytest.mark.parametrize(
+    ("near", "sure", "seen", "verdicts_of"),
+    [
+        (0.6, 0.2, 10, (HOLDS, FAILS)),
+        (0.2, 0.6, 10, (FAILS, HOLDS)),
+        (0.6, 0.6, 9, (FAILS, FAILS)),  # a class is missing
+    ],
+)
+def test_sheets_are_reasonable_by_what_is_near_the_data(
+    near: float, sure: float, seen: int, verdicts_of: tuple[str, str]
+) -> None:
+    def reading(sure: float, seen: int = 10) -> sheets.Reading:
+        return sheets.Reading(64, sure, (0.1,) * 10, 10.0, seen, seen)
+
+    names = (*FOUR, sheets.TEST, sheets.NOISE)
+    readings = {
+        name: [reading(sure, seen) for _ in SHIFTS] if name in FOUR else [reading(0.8)]
+        for name in names
+    }
+    shares = {name: seeds(near) if name in FOUR else [0.8] for name in names}
+    found = sheets.Sheet({}, torch.zeros(64, 1, 8, 8), readings, shares)
+    claims = sheets.claims("§1")
+    decided = verdicts(claims, sheets.sheet_findings(BENCH, found, claims))
+    assert (decided["near"], decided["sure"]) == verdicts_of
+    assert claims["sure"].replaced
+    assert not claims["near"].replaced
