@@ -295,19 +295,21 @@ def run_train(bench: Bench, record: Record, clock: Clock) -> None:
 @contextlib.contextmanager
 def flags(**settings: Any) -> Iterator[None]:
     """PyTorch's own switches, put back afterwards."""
-    places = {
+    places: dict[str, tuple[Any, str]] = {
         "tf32_convolutions": (torch.backends.cudnn, "allow_tf32"),
         "tf32_products": (torch.backends.cuda.matmul, "allow_tf32"),
         "tuned_convolutions": (torch.backends.cudnn, "benchmark"),
     }
-    before = {name: getattr(*places[name]) for name in settings}
+    before = []
     try:
         for name, value in settings.items():
-            setattr(*places[name], value)
+            owner, switch = places[name]
+            before.append((owner, switch, getattr(owner, switch)))
+            setattr(owner, switch, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(*places[name], value)
+        for owner, switch, value in before:
+            setattr(owner, switch, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,7 +397,7 @@ def run_compile(bench: Bench, record: Record, clock: Clock) -> None:
     if bench.smoke:  # the tests compile
         environment["TORCHDYNAMO_DISABLE"] = "1"
     found: dict[str, Path] = {}
-    running: dict[str, subprocess.Popen[str]] = {}
+    running: dict[str, subprocess.Popen[bytes]] = {}
     for model in wanted:
         if any("seconds" not in record.rows["compile"].get(f"{model}, {n}", {}) for n in COMPILED):
             found[model] = bench.folder / f"compiled-{model}.json"
