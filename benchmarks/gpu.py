@@ -359,8 +359,8 @@ def measure(bench: Bench, model: str, variant: Variant, seconds: float) -> dict[
         need_cuda(bench.place)
     if bench.place.cuda:
         torch.cuda.empty_cache()
-    with flags(**variant.flags), tempfile.TemporaryDirectory() as cache:
-        data = mapped(bench.place.data, cache) if variant.mapped else None
+    with flags(**variant.flags):
+        data = mapped(bench.place.data, str(bench.folder)) if variant.mapped else None
         trainer = bench.trainer(
             *(model, Engine(**variant.engine), data), preset=variant.preset, **variant.settings
         )

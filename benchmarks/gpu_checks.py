@@ -94,7 +94,7 @@ def noise_images(count: int = 64) -> FiniteDataset:
     )
 
 
-def mapped(data: FiniteDataset, cache: str, count: int = 10_000) -> MappedDataset:
+def mapped(data: FiniteDataset, cache: str, count: int = 4000) -> MappedDataset:
     """The first training images of a data set, prepared: bytes in a file."""
     images = data.stored("train")[0][:count, 0].numpy()
 
