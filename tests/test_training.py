@@ -342,6 +342,21 @@ def test_a_foreign_checkpoint_says_so(tmp_path: Path) -> None:
         load_checkpoint(trainer_of(wider), path)
 
 
+def test_a_checkpoint_of_another_kind_of_device_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    states = {name: state[:16].clone() for name, state in trainer.streams.state_dict().items()}
+    monkeypatch.setattr(trainer.streams, "state_dict", lambda: states)  # as large as a GPU's are
+    path = save_checkpoint(trainer, tmp_path)
+    with pytest.raises(CheckpointError, match=r"another kind of device.*\(cpu\)"):
+        load_checkpoint(trainer_of(small("gan")), path)
+    finished = trainer_of(small("gan", iterations=1))  # which draws nothing any more
+    load_checkpoint(finished, path)
+    assert finished.step == 1
+
+
 def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path) -> None:
     trainer = trainer_of(small("gan"))
     advance(trainer, 1)
