@@ -1,4 +1,4 @@
-"""Free particles that are kept from update to update, instead of simulated anew for each."""
+"""Free particles of all ages, moved by one step for each update (a pool instead of simulations)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from partikel.errors import ConfigError, NumericsError
 from partikel.errors.checks import Size
 from partikel.fields import Context, Field
 from partikel.fields.particles import Particles
-from partikel.models.particle import ParticleModel, depends_on_cloud
+from partikel.models.particle import depends_on_cloud
+from partikel.models.staged import PoolOfParticles
 from partikel.priors import GaussianPrior
 from partikel.solvers import Euler, EulerMaruyama
 from partikel.streams import Streams
 from partikel.tensors import expand_like
 
 
-class PooledParticleModel(ParticleModel):
-    """Free particles of all ages in a pool: a draw takes some, and has moved them by one step each.
+class PooledParticleModel(PoolOfParticles):
+    """Free particles of all ages in a pool: a draw moves some by one step, and hands them out.
 
-    A :class:`ParticleModel` simulates N/2 steps on average for each particle that the field is trained
-    on; here it is one. The pool is drawn from in turns; particles that reach the last node t_{N-1}
-    start anew from the prior, and their ages are spread evenly. The law of a particle at a node is that
-    of the simulated ones, as long as the field changes little within N of its draws: each step is along
-    the field of its time. Pool, nodes and turn are buffers, so that a checkpoint holds them. Sampling is
-    that of a :class:`ParticleModel`. Particles of a conditional model keep the labels that they start
-    with, drawn at the data's frequencies.
+    A :class:`ParticleModel` takes N/2 steps on average for each particle that the field is trained
+    on; here it is one. The pool is drawn from in turns; ages are spread evenly, and particles at the
+    last node t_{N-1} start anew from the prior. The law of a particle at a node is that of simulated
+    ones as far as the field has changed little since it started, N draws of it ago: each of its steps
+    was along the field of that time. Nodes and turn are buffers too.
 
     Args:
         field: what moves the particles; of each one alone.
@@ -36,33 +35,24 @@ class PooledParticleModel(ParticleModel):
         options: as for :class:`ParticleModel`, with Euler's steps.
     """
 
-    pool: Tensor
-    pool_labels: Tensor | None
     nodes: Tensor
     turn: Tensor
 
     def __init__(self, field: Field, prior: GaussianPrior, *, pool: Size, **options: Any) -> None:
-        super().__init__(field, prior, **options)
-        if not isinstance(self.solver, Euler | EulerMaruyama):
-            raise ConfigError("a pool of particles of all ages moves by Euler's steps only.")
-        if depends_on_cloud(field):
+        super().__init__(field, prior, pool=pool, **options)
+        if depends_on_cloud(field) or not isinstance(self.solver, Euler | EulerMaruyama):
             raise ConfigError(
-                "the particles of a pool are of all ages, and this field depends on the cloud at one "
-                "time (by what it compares, or batch norm): leave the pool out."
+                "particles of all ages take Euler's steps, along a field that does not depend on the "
+                "cloud at one time (by what it compares, or batch norm): leave the pool out."
             )
         if self.times_per_path > 1:
             raise ConfigError(
-                "particles of a pool are not taken from simulated paths: leave out pool, or "
-                "times_per_path."
+                "a pool has no paths to take from: set times_per_path to 1, or no pool."
             )
-        if self.conditional and self.label_weights is None:
-            raise ConfigError("a pool of labelled particles needs the shares of the classes.")
-        self.register_buffer("pool", torch.zeros(pool, *prior.shape))
-        labels = torch.zeros(pool, dtype=torch.int64) if self.conditional else None
-        self.register_buffer("pool_labels", labels)
         self.register_buffer("nodes", torch.arange(pool) % self.steps)
         self.register_buffer("turn", torch.tensor(-1))
 
+    @torch.no_grad()
     def particles(
         self,
         n: int,
@@ -72,55 +62,35 @@ class PooledParticleModel(ParticleModel):
         real: Tensor | None = None,
     ) -> Particles:
         """The next n particles of the pool, moved by one step each; the first draw simulates the pool."""
-        if n > len(self.pool):
+        every = torch.arange(len(self.pool), device=self.pool.device)
+        if n > len(every):
             raise ConfigError(
-                f"{n} particles cannot be drawn at once from a pool of {len(self.pool)}: make pool at "
-                "least as large as batch (times reuse)."
+                f"a pool of {len(every)} particles has no {n} to draw at once: make it at least as large "
+                "as batch (times reuse)."
             )
         if int(self.turn) < 0:
-            start, labels = self._fresh(len(self.pool), streams)
-            with torch.no_grad():
-                self.pool.copy_(self._at_nodes(start, self.nodes[:, None], streams, labels, real))
-            if self.pool_labels is not None and labels is not None:
-                self.pool_labels.copy_(labels)
+            self._start_anew(every, streams)
+            start, nodes = self.pool.clone(), self.nodes[:, None]
+            self.pool.copy_(self._at_nodes(start, nodes, streams, self.pool_labels, real))
             self.turn.zero_()
-        device = self.pool.device
-        rows = (self.turn + torch.arange(n, device=device)) % len(self.pool)
-        with torch.no_grad():
-            self._move(rows, streams, real)
-        self.turn.copy_((self.turn + n) % len(self.pool))
-        x, t = self.pool[rows], self.grid.nodes(self.steps).to(self.pool)[self.nodes[rows]]
-        return Particles(x, *self._at(t, self._labels_of(rows)))
-
-    def _move(self, rows: Tensor, streams: Streams, real: Tensor | None) -> None:
-        """One step of these particles; those that stand at the last node t_{N-1} start anew."""
-        field = self.field.bind(Context(real=real, generator=streams.noise))
-        going = self.nodes[rows] < self.steps - 1
-        ended, rows = rows[~going], rows[going]
+        rows = (self.turn + every[:n]) % len(every)
         times = self.grid.nodes(self.steps).to(self.pool)
-        t, t_next = times[self.nodes[rows]], times[self.nodes[rows] + 1]
-        x = self.pool[rows]
-        moved = x + expand_like(t_next - t, x) * self.velocity(x, t, self._labels_of(rows), field)
+        going = self.nodes[rows] < self.steps - 1
+        ended, moving = rows[~going], rows[going]
+        x, t, t_next = self.pool[moving], times[self.nodes[moving]], times[self.nodes[moving] + 1]
+        field = self.field.bind(Context(real=real, generator=streams.noise))
+        x = x + expand_like(t_next - t, x) * self.velocity(x, t, self._labels_of(moving), field)
         if self.diffusion is not None:
-            scale = self.diffusion(t) * (t_next - t).sqrt()
             noise = torch.empty_like(x).normal_(generator=streams.noise)
-            moved += expand_like(scale, x) * noise
-        if not moved.isfinite().all():
+            x += expand_like(self.diffusion(t) * (t_next - t).sqrt(), x) * noise
+        if not x.isfinite().all():
             raise NumericsError(
                 "particles of the pool left the finite numbers: take more steps or a weaker field "
                 "(smaller eta)."
             )
-        start, labels = self._fresh(len(ended), streams)
-        self.pool[rows], self.pool[ended] = moved, start
-        self.nodes[rows] += 1
-        self.nodes[ended] = 0
-        if self.pool_labels is not None and labels is not None:
-            self.pool_labels[ended] = labels
-
-    def _fresh(self, n: int, streams: Streams) -> tuple[Tensor, Tensor | None]:
-        """Particles at t = 0, and their labels."""
-        labels = None if n == 0 else self.labels(n, generator=streams.latent)
-        return self.start(n, streams.latent), labels
-
-    def _labels_of(self, rows: Tensor) -> Tensor | None:
-        return None if self.pool_labels is None else self.pool_labels[rows]
+        self.pool[moving] = x
+        self.nodes[rows] = (self.nodes[rows] + 1) % self.steps
+        self._start_anew(ended, streams)
+        self.turn.copy_((self.turn + n) % len(every))
+        at = self._at(times[self.nodes[rows]], self._labels_of(rows))
+        return Particles(self.pool[rows], *at)
