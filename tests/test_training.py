@@ -109,15 +109,22 @@ def advance(trainer: Trainer, steps: int) -> None:
         next(run)
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
-    straight = trainer_of(small(name))
+POOL = {"pool": 50, "times_per_path": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in RECIPES), ("discriminator-flow", POOL)]
+)
+def test_resuming_continues_bit_for_bit(
+    name: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    straight = trainer_of(small(name, **changes))
     advance(straight, 12)
-    first = trainer_of(small(name))
+    first = trainer_of(small(name, **changes))
     advance(first, 5)
     path = save_checkpoint(first, tmp_path)
     torch.manual_seed(123)  # nothing may depend on the global state
-    second = trainer_of(small(name))
+    second = trainer_of(small(name, **changes))
     load_checkpoint(second, path)
     assert second.step == 5
     advance(second, 7)
@@ -125,7 +132,7 @@ def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert expected.keys() == got.keys()
     for key in expected:
         assert torch.equal(expected[key], got[key]), key
-    changed = trainer_of(small(name))
+    changed = trainer_of(small(name, **changes))
     assert any(not torch.equal(a, b) for a, b in zip(
         changed.model.state_dict().values(), straight.model.state_dict().values(), strict=True
     ))  # fmt: skip
