@@ -90,7 +90,7 @@ class Option:
         headed: dict[str, Any] = {} if self.place else {"group": groups[self.group], "name": named}
         told = Parameter(
             help=self._help(),
-            metavar=None if self.flag else _metavar(self.hint),
+            metavar=None if self.flag else "VALUE",
             show_default=False,
             **headed,
         )
@@ -146,8 +146,8 @@ def options_in(
         if inner is not None:
             more = value if isinstance(value, inner) else None
             said = re.split(r"[:;.]", about.get(key, ""))[0]
-            title = f"{path}: {said}" if values is not None else group
-            deeper = f"{path}." if values is not None else prefix
+            nested = not inspect.isfunction(of)
+            title, deeper = (f"{path}: {said}", f"{path}.") if nested else (group, prefix)
             found += options_in(inner, more, deeper, title, told)
     return found
 
@@ -178,18 +178,6 @@ def parse(name: str, command: Callable[..., Any], tokens: Sequence[str]) -> Plac
         else:
             values[option.key] = text if isinstance(text, bool) else _value(option, text, said)
     return places, _gathered(command, values)
-
-
-def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
-    """``--key value`` and ``--key=value`` pairs as nested settings; values are YAML, or words as given.
-
-    Raises:
-        ConfigError: for a token without a key, or a key without a value.
-    """
-
-    def settings(**settings: Any) -> None: ...
-
-    return _split("train", settings, [], tokens).get("settings", {})
 
 
 def print_help(name: str, command: Callable[..., Any], more: Sequence[Option] = ()) -> None:
@@ -319,15 +307,6 @@ def _refusal(name: str, options: Sequence[Option], error: CycloptsError) -> Conf
 
 def _needs_more(name: str) -> ConfigError:
     return ConfigError(f"'partikel {name}' needs more: see 'partikel {name} --help'.")
-
-
-def _metavar(hint: Any) -> str:
-    """What stands for a value in the help."""
-    kinds = [parts_of(each)[0] for each in options_of(hint) if each is not type(None)]
-    names = {int: "N", float: "NUMBER", str: "TEXT", bool: "true|false"}
-    return names.get(
-        kinds[0], "CHOICE" if typing.get_origin(kinds[0]) is typing.Literal else "VALUE"
-    )
 
 
 @functools.cache
