@@ -1,4 +1,4 @@
-"""What the benchmarks share: the unit of cost, distances at 50k points, JSON with its protocol."""
+"""What the benchmarks share: the unit of cost, systems of presets, distances, JSON with its protocol."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from partikel.app.config import load_preset, make_recipe
+from partikel.data import Dataset, open_dataset
 from partikel.metrics import (
     mode_statistics,
     pairwise_distances_report,
     sliced_wasserstein2,
 )
+from partikel.models import Carrier
 from partikel.networks.mlp import MLP
+from partikel.recipes import Recipe, System
 from partikel.targets import GaussianMixture
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +59,22 @@ def unit() -> Callable[[], None]:
     return work
 
 
+def system_of(
+    preset: str,
+    *settings: dict[str, Any],
+    dataset: Dataset | None = None,
+    required: Carrier | None = None,
+) -> tuple[Recipe, Dataset, System]:
+    """The untrained system of a preset with changes, on its data or on others.
+
+    The model that it builds on is untrained too unless ``required`` is given.
+    """
+    loaded = load_preset(preset)
+    recipe = make_recipe(loaded.recipe, loaded.settings, *settings)
+    dataset = open_dataset(recipe.data) if dataset is None else dataset
+    return recipe, dataset, recipe.system(dataset, required)
+
+
 def distances(x: torch.Tensor, y: torch.Tensor, target: GaussianMixture) -> dict[str, float]:
     """Energy distance, MMD², sliced W2 and mode figures of x against y."""
     report = pairwise_distances_report(x, y)
@@ -69,20 +89,21 @@ def distances(x: torch.Tensor, y: torch.Tensor, target: GaussianMixture) -> dict
     }
 
 
+def machine() -> dict[str, Any]:
+    """What this process measures on."""
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def save(name: str, record: dict[str, Any]) -> Path:
     """Write a result with the machine it was measured on."""
     RESULTS.mkdir(exist_ok=True)
-    record = {
-        "machine": {
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        **record,
-    }
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
     return path
 
 

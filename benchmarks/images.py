@@ -27,6 +27,7 @@ from partikel.app.config import load_preset, make_recipe
 from partikel.app.gallery import evaluate_run
 from partikel.app.runs import train_run
 from partikel.app.show.plots import save_picture
+from partikel.metrics.measures import MEASURES
 
 CEILINGS = {
     "edm-digits": 1.4,
@@ -63,7 +64,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     figures = {
         key: {
             "mean": statistics.mean(row["metrics"][key] for row in rows),
-            "worst": (max if key in ("frechet", "kid") else min)(
+            "worst": (max if MEASURES[key].better == "lower" else min)(
                 row["metrics"][key] for row in rows
             ),
         }

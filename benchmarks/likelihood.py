@@ -44,13 +44,13 @@ from partikel.denoising import Weighting
 from partikel.diffflow import DiffFlow
 from partikel.fields import At, AtScale, ExactScoreField, ScoreField
 from partikel.likelihood import (
+    Elbo,
     Integrator,
+    Ode,
     ProbabilityFlow,
     byte_width,
     dequantised,
-    elbo,
     generative_sde,
-    log_likelihood,
     probability_flow,
 )
 from partikel.metrics import energy_distance
@@ -94,23 +94,19 @@ def of_points(run: Run) -> dict[str, Any]:
         return run.dataset.draw(n, split, generator=_generator(seed), dtype=torch.float64).x
 
     x = data(POINTS, "test", 7)
-    ode = log_likelihood(
-        probability_flow(model, sigma_min=SIGMA_MIN),
-        x,
-        generator=_generator(),
-        integrator=Integrator("rk4", steps=100),
-        strict=False,
+    ode = Ode(integrator=Integrator("rk4", steps=100), strict=False).log_prob(
+        probability_flow(model, sigma_min=SIGMA_MIN), x, generator=_generator()
     )
     flow = run.recipe.flow if isinstance(run.recipe, PlanePoint) else None
     sde = generative_sde(model, flow, sigma_min=SIGMA_MIN, sigma_data=run.dataset.sigma_data)
-    bound = elbo(sde, x, generator=_generator(), draws=64)
+    bound = Elbo(draws=64).log_prob(sde, x, generator=_generator())
     own = run.sample(10_000, generator=_generator(3))
     return {
         "ode": _mean(ode.log_prob),
         "converged": ode.converged,
-        "elbo": _mean(bound.bound),
+        "elbo": _mean(bound.log_prob),
         "energy": energy_distance(own, data(10_000, "test", 4)),
-        "each": {"ode": ode.log_prob, "elbo": bound.bound},
+        "each": {"ode": ode.log_prob, "elbo": bound.log_prob},
     }
 
 
@@ -120,7 +116,9 @@ def with_score_error(run: Run, levels: int = 10, bands: int = 4) -> dict[str, An
     model = run.model
     sde = generative_sde(model, sigma_min=SIGMA_MIN, sigma_data=run.dataset.sigma_data)
     others = run.dataset.draw(POINTS, "validation", generator=_generator(8), dtype=torch.float64).x
-    figures["selection"] = float(elbo(sde, others, generator=_generator(1)).bound.mean())
+    figures["selection"] = float(
+        Elbo().log_prob(sde, others, generator=_generator(1)).log_prob.mean()
+    )
     (score,) = (part for part in model.field.modules() if isinstance(part, ScoreField))
     target = run.dataset.target
     assert isinstance(target, GaussianMixture)
@@ -151,17 +149,12 @@ def of_digits(run: Run) -> dict[str, Any]:
         return dequantised(images, width, generator=_generator(8))
 
     test, others = held_out("test"), held_out("validation")
-    ode = log_likelihood(
-        probability_flow(run.model, sigma_min=DIGITS_SIGMA_MIN),
-        test,
-        generator=_generator(),
-        probes=4,
-        integrator=Integrator("rk4", steps=24),
-        strict=False,
+    ode = Ode(probes=4, integrator=Integrator("rk4", steps=24), strict=False).log_prob(
+        probability_flow(run.model, sigma_min=DIGITS_SIGMA_MIN), test, generator=_generator()
     )
     sde = generative_sde(run.model, sigma_min=DIGITS_SIGMA_MIN, sigma_data=run.dataset.sigma_data)
-    bound = elbo(sde, test, generator=_generator(), draws=128)
-    each = {"ode": ode.log_prob, "elbo": bound.bound}
+    bound = Elbo(draws=128).log_prob(sde, test, generator=_generator())
+    each = {"ode": ode.log_prob, "elbo": bound.log_prob}
     bits = {f"{k} bits": -(v / 64 + math.log(width)) / math.log(2) for k, v in each.items()}
     quality = evaluate_run(run)
     return {
@@ -169,7 +162,9 @@ def of_digits(run: Run) -> dict[str, Any]:
         "converged": ode.converged,
         "frechet": quality.metrics["frechet"],
         "frechet_of_data": quality.reference["frechet"],
-        "selection": float(elbo(sde, others, generator=_generator(1), draws=128).bound.mean()),
+        "selection": float(
+            Elbo(draws=128).log_prob(sde, others, generator=_generator(1)).log_prob.mean()
+        ),
         "each": each | bits,
     }
 
@@ -335,7 +330,7 @@ def digits_cost(seed: int, folder: Path) -> list[dict[str, Any]]:
         x,
         ways,
         lambda: (
-            log_likelihood(ode, x, generator=_generator(), integrator=fine, checked=False).log_prob
+            Ode(integrator=fine, checked=False).log_prob(ode, x, generator=_generator()).log_prob
         ),
     )
 
@@ -347,8 +342,8 @@ def timed(
     exact, rows = truth(), []
     for how in ways:
         started = time.process_time()
-        found = log_likelihood(
-            ode, x, generator=_generator(), integrator=how, strict=False, checked=False
+        found = Ode(integrator=how, strict=False, checked=False).log_prob(
+            ode, x, generator=_generator()
         )
         seconds = time.process_time() - started
         rows.append(
@@ -356,7 +351,7 @@ def timed(
                 **how.protocol,
                 "evaluations": found.evaluations,
                 "error": float((found.log_prob - exact).abs().mean()),
-                "stated_error": float(found.solver_error.mean()),
+                "stated_error": float(found.flaws.mean()),
                 "converged": found.converged,
                 "ms_per_point": 1000 * seconds / len(x),
             }
@@ -386,8 +381,8 @@ def peak(steps: int) -> dict[str, Any]:
     evaluations = 0
     if steps:
         how = Integrator("rk4", steps=steps)
-        found = log_likelihood(
-            ode, x, generator=_generator(), integrator=how, strict=False, checked=False
+        found = Ode(integrator=how, strict=False, checked=False).log_prob(
+            ode, x, generator=_generator()
         )
         evaluations = found.evaluations
     top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

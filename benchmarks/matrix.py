@@ -1,6 +1,6 @@
 """Every field in both carriers on the paper's Gaussians: measures and CPU seconds, over seeds.
 
-    python benchmarks/matrix.py [--seeds 0 1 2] [--cap 30] [--out runs/matrix]
+    python benchmarks/matrix.py [--seeds 0 1 2] [--cap 1000] [--out runs/matrix]
 
 Runs ``partikel matrix`` in one thread (an interrupted run continues), and writes results/matrix.json, the
 picture and the table of docs/matrix.md. Takes about seven CPU minutes a seed.
@@ -57,7 +57,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cap", type=float, default=30.0)
+    parser.add_argument("--cap", type=int)
     parser.add_argument("--out", type=Path, default=Path("runs/matrix"))
     arguments = parser.parse_args()
     one_thread()
@@ -68,7 +68,7 @@ def main() -> None:
     missed = {(cell.row, cell.carrier) for cell in cells if not cell.reaches(MODES)}
     record = {
         "data": DATA,
-        "cap": arguments.cap,
+        "cap of iterations": arguments.cap,
         "samples": SAMPLES,
         "reference": REFERENCE,
         "limit": LIMIT,

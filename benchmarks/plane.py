@@ -30,6 +30,7 @@ from partikel.data import Dataset, open_dataset
 from partikel.diffflow import DiffFlow
 from partikel.metrics import FeatureStatistics, energy_distance, extract_features, frechet_distance
 from partikel.metrics.evaluation import choose_features
+from partikel.metrics.measures import main_measure
 from partikel.models import Carrier, ParticleModel
 from partikel.recipes import EDM, Recipe
 from partikel.recipes.base import score_in
@@ -56,7 +57,7 @@ class Protocol:
         self.dataset = dataset
         self.images = len(dataset.shape) > 1
         self.n = 2_000 if self.images else 10_000
-        self.measure = "frechet" if self.images else "energy"
+        self.measure = main_measure(dataset.shape).key
         if self.images:
             self.network = choose_features(None, dataset)
             self.references = {

@@ -1,19 +1,24 @@
-"""Put measured results where users read them: into the presets, docs/measurements.md and docs/images.md.
+"""Put measured results where users read them: into the presets, the README and two pages of docs.
 
     python benchmarks/record.py
 
-Reads results/*.json; writes the ``measured`` line of each preset and what stands between the marks of
-the two pages. Run it after the benchmarks; it invents nothing and rounds to three digits.
+Reads results/*.json and docs/reproduce/table3.json; writes the ``measured`` line of each preset and what
+stands between the marks of the pages. Run it after the benchmarks; it invents nothing and rounds to three
+digits.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from partikel.metrics.measures import MEASURES
+from partikel.studies.benches import BENCHES, FOUR
+from partikel.studies.item import spread
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "src" / "partikel" / "recipes" / "presets"
@@ -52,14 +57,14 @@ def record_presets() -> None:
 def table() -> str:
     """The table of results on the paper's Gaussians."""
     lines = [
-        "| preset | sampling | energy | sliced W2 | mode TV | within 3σ | modes | CPU s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| preset | seeds | sampling | energy | sliced W2 | mode TV | within 3σ | modes | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     spread = load("gaussians-data")
     if spread is not None:
         row = spread["data vs data"]
         lines.append(
-            f"| data vs data | - | {row['energy']['mean']:.2g} ± {row['energy']['sd']:.2g} | "
+            f"| data vs data | | - | {row['energy']['mean']:.2g} ± {row['energy']['sd']:.2g} | "
             f"{row['sliced_w2']['mean']:.3f} ± {row['sliced_w2']['sd']:.3f} | "
             f"{row['mode_tv']['mean']:.3f} | {row['within_3sigma']['mean']:.3f} | 5 | - |"
         )
@@ -70,9 +75,12 @@ def table() -> str:
         summary = dict(result["summary"])
         seconds = summary.pop("cpu_seconds")
         for label, f in summary.items():
-            energy = f"{f['energy']['mean']:.4f} (worst {f['energy']['worst']:.4f})"
+            count = len(result["seeds"])
+            energy = f"{f['energy']['mean']:.4f}"
+            if count > 1:
+                energy += f" (worst {f['energy']['worst']:.4f})"
             lines.append(
-                f"| {result['preset']} | {label} | {energy} | {f['sliced_w2']['mean']:.3f} | "
+                f"| {result['preset']} | {count} | {label} | {energy} | {f['sliced_w2']['mean']:.3f} | "
                 f"{f['mode_tv']['mean']:.3f} | {f['within_3sigma']['mean']:.3f} | "
                 f"{f['modes']['worst']:g} | {seconds:.0f} |"
             )
@@ -83,13 +91,13 @@ def image_table() -> str:
     """The table of image presets, each data set with its floor and baselines."""
     figures = ("frechet", "kid", "precision", "recall", "density", "coverage")
     lines = [
-        "| data | model | Fréchet | KID | precision | recall | density | coverage | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | model | seeds | Fréchet | KID | precision | recall | density | coverage | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
-    def line(data: str, model: str, row: dict[str, float], seconds: str = "-") -> str:
+    def line(data: str, model: str, row: dict[str, float], seeds: str = "", cpu: str = "-") -> str:
         cells = " | ".join(f"{row[key]:.3g}" for key in figures)
-        return f"| {data} | {model} | {cells} | {seconds} |"
+        return f"| {data} | {model} | {seeds} | {cells} | {cpu} |"
 
     sets: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
@@ -108,7 +116,32 @@ def image_table() -> str:
         for result in results:
             means = {key: result["summary"][key]["mean"] for key in figures}
             seconds = f"{result['summary']['cpu_seconds']:.0f}"
-            lines.append(line(data, f"`{result['preset']}`", means, seconds))
+            count = str(len(result["seeds"]))
+            lines.append(line(data, f"`{result['preset']}`", means, count, seconds))
+    return "\n".join(lines)
+
+
+def four_models() -> str:
+    """The four models of the GPM paper on three data sets: means and ranges over training seeds."""
+    result = json.loads((ROOT / "docs" / "reproduce" / "table3.json").read_text())
+    lines = [
+        "| | particles | | generator | | data |",
+        "|---|---|---|---|---|---|",
+        "| | **EDM** | **Discriminator Flow** | **GAN** | **Score GAN** | against data |",
+    ]
+    for bench in BENCHES["cpu"].values():
+        part = result["values"][bench.key]
+        measure = MEASURES[part["measure"]]
+        cells = [
+            spread([row[measure.key] for row in part["models"][name]])
+            + f", {statistics.median(part['cpu seconds'][name]):.0f} s"
+            for name in FOUR
+        ]
+        seeds = len(part["models"][FOUR[0]])
+        data = f"{part['data vs data'][measure.key]:.2g}"
+        lines.append(
+            f"| {bench.data}: {measure.label}, {seeds} seeds | {' | '.join(cells)} | {data} |"
+        )
     return "\n".join(lines)
 
 
@@ -123,6 +156,7 @@ def record_page(path: Path, content: str) -> None:
 def main() -> None:
     """Record all results."""
     record_presets()
+    record_page(ROOT / "README.md", four_models())
     record_page(ROOT / "docs" / "measurements.md", table())
     record_page(ROOT / "docs" / "images.md", image_table())
 

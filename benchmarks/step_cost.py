@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from common import one_thread, save, unit  # isort: skip
+from common import one_thread, save, system_of, unit  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
@@ -30,10 +30,7 @@ ROUNDS = 40
 
 def step_of(preset: str, **settings: Any) -> Callable[[], Any]:
     """One training iteration of a preset."""
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, {"iterations": 10**6}, settings)
-    dataset = open_dataset(recipe.data)
-    system = recipe.system(dataset)
+    _, dataset, system = system_of(preset, {"iterations": 10**6, **settings})
     iterations = Trainer(system.model, dataset, system.phases, iterations=10**6).run()
     return lambda: next(iterations)
 

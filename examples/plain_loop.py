@@ -25,14 +25,15 @@ from partikel.data import DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.metrics import energy_distance
 from partikel.models import Carrier, surrogate_loss
-from partikel.networks import MLP
+from partikel.networks import MLP, Conditioning
 from partikel.schedules import EDMSchedule, KarrasGrid, LogNormalLaw
 from partikel.solvers import Heun
 from partikel.streams import Streams
 
 DATA = open_dataset(DataSettings("gaussians"))
 SMALL = {"width": 128, "depth": 3}
-TIMED = {**SMALL, "scalars": 1, "fourier_scale": 1.0, "embedding_features": 32}
+ONE_TIME = Conditioning(scalars=1, embedding_features=32, fourier_scale=1.0)
+TIMED = {**SMALL, "conditions": ONE_TIME}
 
 
 def batches(iterations: int, streams: Streams, size: int = 128) -> Iterator[Tensor]:

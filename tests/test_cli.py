@@ -20,7 +20,9 @@ import yaml
 from partikel.app.arguments import options_in
 from partikel.app.cli import COMMANDS, SolverName, main
 from partikel.app.config import load_preset, make_recipe, preset_names
+from partikel.app.runs import load
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
+from partikel.fields import At, Context, ScoreField
 from partikel.solvers import SOLVERS
 
 TINY = [
@@ -56,6 +58,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert said.startswith("partikel: ")
     assert all("it/s" in line for line in progress)
     return err
+
+
+def sampled(run: Path, *arguments: str) -> torch.Tensor:
+    """Points that the command writes."""
+    main(["sample", str(run), *arguments, "--out", str(run / "x.npz")])
+    return torch.from_numpy(np.load(run / "x.npz")["x"])
 
 
 def test_a_run_explains_itself(gan: Path) -> None:
@@ -142,8 +150,15 @@ def test_a_relativistic_flow_finds_its_real_samples(tmp_path: Path) -> None:
     options = ["--objective", "relativistic", "--network.width", "8", "--steps", "3"]
     options += ["--iterations", "2", "--evaluate-every", "1", "--evaluate-samples", "20"]
     main(["train", "discriminator-flow-gaussians", *options, "--out", str(out)])
-    main(["sample", str(out), "-n", "6", "--out", str(out / "x.npz")])
-    assert np.isfinite(np.load(out / "x.npz")["x"]).all()
+    start, moved = (sampled(out, "-n", "6", "--stop", str(steps)) for steps in (0, 1))
+    run = load(out)
+    real = run.context()
+    assert real is not None
+    assert len(real) > 1
+    field = run.model.field.bind(Context(real=real))
+    torch.testing.assert_close(moved, start + 20 / 3 * field(start, At(torch.zeros(()))))
+    fewer = run.model.field.bind(Context(real=real[:1]))
+    assert not torch.allclose(moved, start + 20 / 3 * fewer(start, At(torch.zeros(()))))
 
 
 def stand_in(settings: DataSettings) -> Dataset:
@@ -266,13 +281,20 @@ def test_refusals(
 
 
 def test_one_step_is_enough(tmp_path: Path) -> None:
+    """From the highest noise level to what the denoiser makes of it; η ∇(c∘d) from the prior."""
     options = ["--network.width", "8", "--network.depth", "2", "--iterations", "2"]
     options += ["--evaluate-samples", "50"]
     for preset in ("edm-gaussians", "discriminator-flow-gaussians"):
         out = tmp_path / preset
         main(["train", preset, *options, "--steps", "1", "--out", str(out)])
-        main(["sample", str(out), "-n", "3", "--out", str(tmp_path / "x.npz")])
-        assert np.isfinite(np.load(tmp_path / "x.npz")["x"]).all()
+        start, end = sampled(out, "-n", "3", "--stop", "0"), sampled(out, "-n", "3")
+        model = load(out).model
+        if preset == "edm-gaussians":
+            (score,) = (part for part in model.field.modules() if isinstance(part, ScoreField))
+            expected = score.denoiser(start, torch.tensor(model.prior.std))
+        else:
+            expected = start + model.eta * model.field(start, At(torch.zeros(())))  # type: ignore[attr-defined]
+        torch.testing.assert_close(end, expected)
 
 
 def test_a_folder_of_another_run_is_left_alone(

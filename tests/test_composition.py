@@ -11,10 +11,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import Recorder, randn, tensor
+from conftest import Recorder, randn, seeded, tensor
 from partikel.data import DataSettings, open_dataset
 from partikel.denoising import PreconditionedLogit
-from partikel.fields import AtScale, DiscriminatorField, Particles
+from partikel.fields import (
+    At,
+    AtScale,
+    Context,
+    DiscriminatorField,
+    Particles,
+    Perturbed,
+    ScoreField,
+    WhiteNoise,
+)
 from partikel.models import (
     Carrier,
     GeneratorModel,
@@ -31,7 +40,16 @@ from partikel.recipes.discriminator_flow import DiscriminatorFlow
 from partikel.recipes.edm import EDM
 from partikel.recipes.gan import GAN
 from partikel.recipes.score_gan import ScoreFlow, ScoreGAN
-from partikel.schedules import EDMSchedule, KarrasGrid, UniformGrid, VESchedule, karras_level
+from partikel.schedules import (
+    EDMSchedule,
+    KarrasGrid,
+    KarrasLaw,
+    LogNormalLaw,
+    LogUniformLaw,
+    UniformGrid,
+    VESchedule,
+    karras_level,
+)
 from partikel.solvers import SOLVERS, EulerMaruyama, Heun
 from partikel.streams import Streams
 from partikel.training import AdamSettings, Phase, Trainer, fit
@@ -51,13 +69,25 @@ def critic_of(model: Carrier) -> DiscriminatorField:
     return critic
 
 
+def scores_of(model: Carrier) -> list[ScoreField]:
+    return [part for part in model.field.modules() if isinstance(part, ScoreField)]
+
+
 def small_edm(**settings: Any) -> EDM:
     return EDM(network=TINY, **settings)
 
 
 def test_an_edm_is_what_its_settings_say() -> None:
     recipe = small_edm(
-        sigma_min=0.01, sigma_max=30.0, rho=4.0, steps=9, churn=3.0, batch=77, optimizer=FAST
+        sigma_min=0.01,
+        sigma_max=30.0,
+        rho=4.0,
+        law_mean=-0.4,
+        law_std=0.9,
+        steps=9,
+        churn=3.0,
+        batch=77,
+        optimizer=FAST,
     )
     system = recipe.compose(DATA)
     model = particle(system)
@@ -69,10 +99,12 @@ def test_an_edm_is_what_its_settings_say() -> None:
     assert system.phases == (Phase("score", FAST, 77),)
     levels = 30.0 - model.grid.nodes(9)[:-1]
     assert_close(levels, karras_level(torch.linspace(0, 1, 9).double(), 0.01, 30.0, 4.0))
-    (loss,) = model.losses()
-    assert loss.module.sigma_data == DATA.sigma_data  # type: ignore[union-attr]
-    own = small_edm(sigma_data=0.7).compose(DATA).model.losses()[0].module
-    assert own.sigma_data == 0.7  # type: ignore[union-attr]
+    (score,) = scores_of(model)
+    assert (score.law, score.weighting, score.of) == (LogNormalLaw(-0.4, 0.9), "edm", "data")
+    assert score.denoiser.sigma_data == DATA.sigma_data
+    (own,) = scores_of(small_edm(sigma_data=0.7, weighting="likelihood").compose(DATA).model)
+    assert own.denoiser.sigma_data == 0.7
+    assert (own.law, own.weighting) == (LogUniformLaw(0.002, 80.0), "likelihood")
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler", "ddim", "dpmpp-2m"])
@@ -163,11 +195,64 @@ def test_a_discriminator_flow_is_what_its_settings_say() -> None:
 
 
 @pytest.mark.parametrize("kind", [ScoreGAN, ScoreFlow])
-def test_a_score_difference_trains_its_own_score_so_often(kind: type) -> None:
-    recipe = kind(score=small_edm(), own_score=TINY, score_steps=6, batch=21, score_optimizer=SLOW)
-    system = recipe.compose(DATA, recipe.required.compose(DATA).model)
+def test_a_score_difference_is_what_its_settings_say(kind: type) -> None:
+    """At (x, σ): α s_p - β_own s_ρ, asked at the levels of its law and weighted by σ."""
+    recipe = kind(
+        score=small_edm(),
+        own_score=TINY,
+        alpha=1.5,
+        beta_own=0.6,
+        sigma_min=0.2,
+        sigma_max=5.0,
+        rho=4.0,
+        own_sigma_data=0.8,
+        weighting="edm",
+        score_steps=6,
+        batch=21,
+        score_optimizer=SLOW,
+    )
+    teacher = recipe.required.compose(DATA).model
+    system = recipe.compose(DATA, teacher)
     assert system.phases[0] == Phase("own score", SLOW, 21, repeats=6)
     assert len(system.phases) == (2 if kind is ScoreGAN else 1)
+    perturbed = system.model.field
+    assert isinstance(perturbed, Perturbed)
+    assert (perturbed.law, perturbed.power) == (KarrasLaw(0.2, 5.0, 4.0), 1.0)
+    s_p, s_rho = scores_of(system.model)
+    assert s_p.frozen
+    assert s_p.denoiser is scores_of(teacher)[0].denoiser
+    assert (s_rho.law, s_rho.weighting, s_rho.of) == (perturbed.law, "edm", "particles")
+    assert (s_rho.denoiser.sigma_data, s_rho.denoiser.timed) == (0.8, kind is ScoreFlow)
+    x, at = randn(6, 2).float(), At(torch.linspace(0, 1, 6), torch.linspace(0.3, 2, 6))
+    assert_close(perturbed.field(x, at), 1.5 * s_p(x, at) - 0.6 * s_rho(x, at))
+
+
+def test_a_score_gan_carries_noise_for_a_share_of_its_own_score() -> None:
+    """γ of β_own is noise of √(2γβ_own/lr), and 1/√σ of that at σ."""
+    recipe = ScoreGAN(
+        score=small_edm(), own_score=TINY, generator=TINY, latent=7, beta_own=0.6, gamma=0.25,
+        batch=21, generator_optimizer=FAST,
+    )  # fmt: skip
+    system = recipe.compose(DATA, small_edm().compose(DATA).model)
+    assert isinstance(system.model, GeneratorModel)
+    assert (system.model.prior.std, system.model.prior.shape) == (1.0, (7,))
+    assert system.phases[1] == Phase("generator", FAST, 21)
+    perturbed = system.model.field
+    assert isinstance(perturbed, Perturbed)
+    (noise,) = (part for part in perturbed.modules() if isinstance(part, WhiteNoise))
+    assert callable(noise.std)
+    assert_close(noise.std(tensor([4.0])), tensor([math.sqrt(2 * 0.25 * 0.6 / 5e-3) / 2]))
+    s_p, s_rho = scores_of(system.model)
+    x, at = randn(6, 2).float(), At(torch.linspace(0, 1, 6), torch.linspace(0.3, 2, 6))
+    draw = Context(generator=seeded())
+    drawn = perturbed.field.bind(draw)(x, at) - noise.bind(Context(generator=seeded()))(x, at)
+    assert_close(drawn, s_p(x, at) - 0.75 * 0.6 * s_rho(x, at), rtol=1e-4, atol=1e-3)
+
+
+def test_a_score_flow_starts_and_moves_as_its_settings_say() -> None:
+    recipe = ScoreFlow(score=small_edm(), own_score=TINY, steps=13, eta=2.5, prior_std=1.7)
+    model = particle(recipe.compose(DATA, small_edm().compose(DATA).model))
+    assert (model.prior.std, model.steps, model.eta) == (1.7, 13, 2.5)
 
 
 PATHS = {
@@ -265,6 +350,13 @@ def test_a_preconditioned_logit_sees_particles_at_unit_scale() -> None:
     shown, conditions, _ = network.calls[0]
     assert_close(shown, x / (sigma**2 + 4).sqrt()[:, None])
     assert_close(conditions, c)
+
+
+def test_a_point_of_the_planes_logit_has_the_datas_scale() -> None:
+    recipe = PlanePoint(score=small_edm(), discriminator=TINY)
+    network = critic_of(recipe.compose(DATA, small_edm().compose(DATA).model).model).network
+    assert isinstance(network, PreconditionedLogit)
+    assert network.sigma_data == DATA.sigma_data
 
 
 # --- phases

@@ -16,7 +16,7 @@ from partikel.errors import ConfigError
 from partikel.fields import At, Context, DeepMMDField, Field, MMDField, TrainingBatch
 from partikel.kernels import Kernel
 from partikel.models import GeneratorModel, ParticleModel
-from partikel.networks import MLP
+from partikel.networks import MLP, Conditioning
 from partikel.priors import GaussianPrior
 from partikel.schedules import KarrasLaw, NoiseLaw, VESchedule
 from partikel.streams import Streams
@@ -27,7 +27,9 @@ LAW = KarrasLaw(0.1, 3.0)
 
 
 def network(features: int = 5, seed: int = 0) -> MLP:
-    net = MLP((2,), (features,), width=8, depth=2, activation="tanh", scalars=1).double()
+    net = MLP(
+        (2,), (features,), width=8, depth=2, activation="tanh", conditions=Conditioning(1)
+    ).double()
     for i, p in enumerate(net.parameters()):
         p.data = randn(*p.shape, seed=seed + i) / 2
     return net

@@ -23,13 +23,13 @@ from partikel.fields import (
 )
 from partikel.fields.base import TrainingBatch
 from partikel.likelihood import (
+    Elbo,
     GenerativeSDE,
     Inference,
     MaximumLikelihood,
-    elbo,
+    Ode,
     elbo_loss,
     generative_sde,
-    log_likelihood,
     probability_flow,
 )
 from partikel.models import ParticleModel
@@ -84,9 +84,9 @@ def gap(
     """Mean of log ρ - ELBO over points of the law, and its standard error."""
     exact = law(target, sde.flow.schedule, sde.end)
     x = exact.sample(n, generator=seeded(1), dtype=torch.float64)
-    found = elbo(sde, x, generator=seeded(2), draws=draws)
+    found = Elbo(draws=draws).log_prob(sde, x, generator=seeded(2))
     error = float(found.standard_error.square().sum().sqrt()) / n
-    return float((exact.log_density(x) - found.bound).mean()), error
+    return float((exact.log_density(x) - found.log_prob).mean()), error
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -101,10 +101,10 @@ def test_the_reverse_sde_has_a_tight_bound(name: str, target: GaussianMixture) -
 def test_traces_agree(trace: str) -> None:
     sde = exact_sde(MIXTURE, PATHS["vp"])
     x = MIXTURE.sample(100, generator=seeded(1), dtype=torch.float64)
-    found = elbo(sde, x, generator=seeded(2), draws=64, trace=trace)  # type: ignore[arg-type]
+    found = Elbo(draws=64, trace=trace).log_prob(sde, x, generator=seeded(2))  # type: ignore[arg-type]
     exact = law(MIXTURE, PATHS["vp"], sde.end).log_density(x)
     error = float(found.standard_error.square().sum().sqrt()) / 100
-    assert abs(float((found.bound - exact).mean())) < 3 * error
+    assert abs(float((found.log_prob - exact).mean())) < 3 * error
 
 
 def closed_gap(sde: GenerativeSDE, x: Tensor, target: GaussianMixture) -> Tensor:
@@ -129,10 +129,10 @@ def test_elsewhere_it_is_loose_by_the_closed_form(name: str, g2: float) -> None:
     sde = exact_sde(GAUSSIAN, PATHS[name], g2=g2)
     exact = law(GAUSSIAN, PATHS[name], sde.end)
     x = exact.sample(200, generator=seeded(1), dtype=torch.float64)
-    found = elbo(sde, x, generator=seeded(2), draws=64)
+    found = Elbo(draws=64).log_prob(sde, x, generator=seeded(2))
     expected = closed_gap(sde, x, GAUSSIAN)
     error = float(found.standard_error.square().sum().sqrt()) / 200
-    loose = float((exact.log_density(x) - found.bound).mean())
+    loose = float((exact.log_density(x) - found.log_prob).mean())
     assert loose > 3 * error
     assert abs(loose - float(expected.mean())) < 3 * error
 
@@ -175,8 +175,8 @@ def test_tight_inference_is_tight_for_every_g(g2: float, lambda2: float) -> None
     means, errors = [], []
     for steps in (200, 400):
         options = {"inference": "tight", "draws": 4, "steps": steps}
-        found = elbo(sde, x, generator=seeded(2), **options)  # type: ignore[arg-type]
-        means.append(float((found.bound - exact.log_density(x)).mean()))
+        found = Elbo(**options).log_prob(sde, x, generator=seeded(2))  # type: ignore[arg-type]
+        means.append(float((found.log_prob - exact.log_density(x)).mean()))
         errors.append(float(found.standard_error.square().sum().sqrt()) / 300)
     coarse, fine = means
     error = math.hypot(2 * errors[1], errors[0])
@@ -194,9 +194,9 @@ def test_the_elbo_is_below_the_odes_likelihood_of_the_same_law() -> None:
     )
     ode = probability_flow(model, prior=law(MIXTURE, schedule, 0.0))
     x = MIXTURE.sample(200, generator=seeded(1), dtype=torch.float64)
-    exact = log_likelihood(ode, x, generator=seeded()).log_prob
-    found = elbo(sde, x, generator=seeded(2), draws=64)
-    assert float(found.bound.mean()) < float(exact.mean())
+    exact = Ode().log_prob(ode, x, generator=seeded()).log_prob
+    found = Elbo(draws=64).log_prob(sde, x, generator=seeded(2))
+    assert float(found.log_prob.mean()) < float(exact.mean())
 
 
 def test_a_known_prior_needs_no_draws() -> None:
@@ -211,7 +211,9 @@ def test_a_known_prior_needs_no_draws() -> None:
         prior=GaussianMixture([[0.0, 0.0]], std=closed.prior.std),  # type: ignore[union-attr]
     )
     x = randn(1, 2).expand(4000, 2)
-    difference = [elbo(each, x, generator=seeded(3), draws=1).bound for each in (closed, drawn)]
+    difference = [
+        Elbo(draws=1).log_prob(each, x, generator=seeded(3)).log_prob for each in (closed, drawn)
+    ]
     assert_mean(difference[0], float(difference[1].mean()), errors=6)
 
 
@@ -236,10 +238,19 @@ def test_error_falls_with_the_draws() -> None:
     sde = exact_sde(GAUSSIAN, PATHS["vp"])
     x = randn(50, 2)
     errors = [
-        float(elbo(sde, x, generator=seeded(2), draws=draws).standard_error.mean())
+        float(Elbo(draws=draws).log_prob(sde, x, generator=seeded(2)).standard_error.mean())
         for draws in (16, 64, 256)
     ]
     assert slope(tensor([16.0, 64.0, 256.0]), tensor(errors)) == pytest.approx(-0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("draws", [2, 3])
+def test_the_standard_error_is_unbiased(draws: int) -> None:
+    """Independent paths: the mean of its square is the variance of the bound, however few they are."""
+    sde = exact_sde(GAUSSIAN, PATHS["vp"])
+    x = randn(1, 2).expand(6000, 2)
+    found = Elbo("tight", draws, steps=6).log_prob(sde, x, generator=seeded(2))
+    assert_mean(found.standard_error**2, found.log_prob.var(), errors=6)
 
 
 # --- training
@@ -336,7 +347,7 @@ def test_the_loss_is_the_elbo_up_to_a_constant() -> None:
     x = GAUSSIAN.sample(4000, generator=seeded(1), dtype=torch.float64)
     for size in (0.0, 2.0):
         sde = exact_sde(GAUSSIAN, PATHS["ve"], score=Wrong(size), sigma_min=0.1)
-        bounds.append(elbo(sde, x, generator=seeded(2), draws=8).bound)
+        bounds.append(Elbo(draws=8).log_prob(sde, x, generator=seeded(2)).log_prob)
         losses.append(
             torch.cat([elbo_loss(sde, x, time=seeded(k), noise=seeded(k)) for k in range(8)])
         )
@@ -360,10 +371,10 @@ def test_models_without_noise_have_no_bound() -> None:
 def test_bad_input_is_refused_in_a_sentence() -> None:
     sde = exact_sde(GAUSSIAN, PATHS["vp"])
     with pytest.raises(ConfigError, match="of shape"):
-        elbo(sde, randn(3, 4), generator=seeded())
+        Elbo().log_prob(sde, randn(3, 4), generator=seeded())
     with pytest.raises(ConfigError, match="linear"):
-        elbo(sde, randn(3, 2), generator=seeded(), inference="liner")  # type: ignore[arg-type]
+        Elbo(inference="liner").log_prob(sde, randn(3, 2), generator=seeded())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="at least 1"):
-        elbo(sde, randn(3, 2), generator=seeded(), draws=0)
+        Elbo(draws=0).log_prob(sde, randn(3, 2), generator=seeded())
     with pytest.raises(ConfigError, match="level of the path"):
         exact_sde(GAUSSIAN, PATHS["ve"], sigma_min=1e-4)

@@ -22,7 +22,7 @@ from conftest import seeded
 from partikel.app.config import load_preset, make_recipe
 from partikel.app.gallery import curve_run, evaluate_run, neighbours_run
 from partikel.app.runs import Run
-from partikel.data import DataSettings, FiniteDataset, open_dataset
+from partikel.data import SPLITS, DataSettings, FiniteDataset, open_dataset
 from partikel.errors import ConfigError
 from partikel.metrics import FeatureSet, evaluation
 from partikel.metrics.evaluation import (
@@ -81,6 +81,26 @@ def test_images_are_measured_on_the_features_of_their_data(digits: FiniteDataset
         lambda n, g: digits.draw(n, "train", generator=g).x, digits, features="pixels"
     )
     assert pixels.protocol["dimension"] == 64
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_samples_are_measured_against_the_split_that_is_named(split: str) -> None:
+    """The test split unless another one is; while a model is trained, the validation split."""
+    greys = {"train": 40, "validation": 120, "test": 200}
+    data = FiniteDataset(
+        "greys",
+        {
+            name: (grey + torch.randint(0, 20, (60, 1, 4, 4), generator=seeded(grey))).byte()
+            for name, grey in greys.items()
+        },
+    )
+
+    def sampler(n: int, g: torch.Generator) -> Tensor:
+        return data.draw(n, split, generator=g).x
+
+    assert evaluate(sampler, data, n=50, split=split).metrics["frechet"] < 1
+    assert (evaluate(sampler, data, n=50).metrics["frechet"] < 1) is (split == "test")
+    assert (quick_evaluation(sampler, data, n=50)["frechet"] < 1) is (split == "validation")
 
 
 def test_features_that_do_not_fit_are_refused(digits: FiniteDataset) -> None:

@@ -562,7 +562,11 @@ def test_the_cards_example_runs(
         code = Path(name, "README.md").read_text().split("```python\n")[1].split("```")[0]
         values: dict[str, Any] = {}
         exec(code, values)
-        assert values["x"].shape[1:] == runs[name].dataset.shape
+        generator, model = values["generator"], runs[name].model
+        z = model.start(8, seeded(3))
+        cond = None if generator.classes is None else torch.arange(8) % generator.classes
+        assert_close(generator(z, cond), model.sample(8, generator=seeded(), start=z, cond=cond))
+        assert values["x"].shape == (8, *runs[name].dataset.shape)
 
 
 def test_places_on_this_machine_stay_out_of_the_card() -> None:

@@ -227,9 +227,12 @@ class Linear(nn.Module):
         return self.linear(z)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5])
-def test_a_generator_does_not(gamma: float) -> None:
-    """The noise averages out in A_θ, the score that it replaced is missed: C shrinks to (1-γ) C."""
+@pytest.mark.parametrize(("gamma", "limit"), [(0.0, 1e-4), (0.5, 0.04)])
+def test_a_generator_does_not(gamma: float, limit: float) -> None:
+    """The noise averages out in A_θ, the score that it replaced is missed: C shrinks to (1-γ) C.
+
+    The limit is 4 standard deviations over seeds of the mean over the last 100 updates.
+    """
     rate, n, streams = 0.05, 2000, Streams(0)
     network = Linear()
     h = (
@@ -240,9 +243,12 @@ def test_a_generator_does_not(gamma: float) -> None:
     (loss,) = GeneratorModel(h, network, GaussianPrior((2,))).losses()
     optimizer = torch.optim.SGD(network.parameters(), lr=rate)
     batch = TrainingBatch(None, None, n, streams)
-    for _ in range(150):
+    found = []
+    for _ in range(250):
         optimizer.zero_grad()
         loss.compute(batch).loss.mean().backward()
         optimizer.step()
-    weight = network.linear.weight.detach()
-    assert_close(weight @ weight.T, (1 - gamma) * VARIANCES.diag(), atol=0.1, rtol=0)
+        weight = network.linear.weight.detach()
+        found.append(weight @ weight.T)
+    mean = torch.stack(found[150:]).mean(0)
+    assert_close(mean, (1 - gamma) * VARIANCES.diag(), atol=limit, rtol=0)

@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from conftest import randn, seeded
 from partikel.errors import ConfigError
 from partikel.networks import (
-    DCGANDiscriminator,
-    DCGANGenerator,
+    Conditioning,
+    ConvDiscriminator,
+    ConvGenerator,
     FastGANDiscriminator,
     FastGANGenerator,
     NetworkSettings,
@@ -86,7 +87,7 @@ def test_every_size_and_colour(kind, role, side, channels):
 @pytest.mark.parametrize("side", SIDES)
 def test_sizes_to_256_with_the_widths_of_the_papers(kind, role, side):
     classes = {
-        "dcgan": {"logit": DCGANDiscriminator, "generator": DCGANGenerator},
+        "dcgan": {"logit": ConvDiscriminator, "generator": ConvGenerator},
         "resnet": {"logit": ResNetDiscriminator, "generator": ResNetGenerator},
         "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
         "unet": {"denoiser": UNet},
@@ -94,7 +95,7 @@ def test_sizes_to_256_with_the_widths_of_the_papers(kind, role, side):
     latent = {"latent": 128} if role == "generator" else {}
     c = {"c": torch.zeros(1, 1, device="meta")}
     with torch.device("meta"):
-        network = classes[kind][role](shape=(3, side, side), scalars=1, **latent)
+        network = classes[kind][role](shape=(3, side, side), conditions=Conditioning(1), **latent)
         x = torch.empty(2, *((128,) if role == "generator" else (3, side, side)))
         assert network(x, **c).shape == shape(role, 2, side, 3)
 
@@ -104,7 +105,7 @@ def test_sizes_to_256_with_the_widths_of_the_papers(kind, role, side):
     [
         (
             lambda: ResNetDiscriminator(
-                (3, 64, 64), norm="none", attention_resolutions=(), scalars=1
+                (3, 64, 64), norm="none", attention_resolutions=(), conditions=Conditioning(1)
             ),
             22_695_041,
             22.7e6,
@@ -133,8 +134,8 @@ def test_parameter_counts_of_the_paper(network, count, published):
 )
 def test_dcgan_ends_at_four_pixels_and_eight_widths(side, channels, kernels):
     with torch.device("meta"):
-        down = DCGANDiscriminator((3, side, side), width=5, norm="none")
-        up = DCGANGenerator(7, (3, side, side), width=5, norm="none")
+        down = ConvDiscriminator((3, side, side), width=5, norm="none")
+        up = ConvGenerator(7, (3, side, side), width=5, norm="none")
     outs = [5 * channel for channel in channels]
     convs = [m.weight.shape for m in down.modules() if isinstance(m, nn.Conv2d)]
     assert [tuple(s) for s in convs] == [
@@ -466,7 +467,7 @@ def test_features_stay_channels_last(kind):
 def test_recomputed_blocks_have_the_same_gradients() -> None:
     """With dropout, whose masks have to be drawn alike both times."""
     made = [
-        UNet((1, 16, 16), channels=8, blocks=1, dropout=0.5, recompute=recompute, scalars=1)
+        UNet((1, 16, 16), channels=8, blocks=1, dropout=0.5, recompute=recompute)
         for recompute in (False, True)
     ]
     made[1].load_state_dict(made[0].state_dict())

@@ -19,21 +19,18 @@ from partikel.networks import (
     MLP,
     NETWORKS,
     Bank,
-    DCGANDiscriminator,
-    DCGANGenerator,
-    FourierEmbedding,
+    Conditioning,
+    ConvDiscriminator,
+    ConvGenerator,
     NetworkSettings,
-    PositionalEmbedding,
     Role,
-    ScalarConditions,
-    SmallDiscriminator,
     UNet,
     build_network,
     initialise,
 )
-from partikel.networks.embeddings import EMBEDDINGS
+from partikel.networks.conditions import Modulation, ScalarConditions
+from partikel.networks.embeddings import EMBEDDINGS, FourierEmbedding, PositionalEmbedding
 from partikel.networks.initialise import SCHEMES, ZeroInit
-from partikel.networks.modulation import Modulation
 from partikel.networks.unet import _Attention
 
 ROWS = 3
@@ -156,12 +153,16 @@ def parameters(network: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("network", "count", "published"),
     [
-        (lambda: MLP((2,), (), scalars=1), 855_553, 0.86e6),
+        (lambda: MLP((2,), (), conditions=Conditioning(1)), 855_553, 0.86e6),
         (lambda: MLP((2,), ()), 790_017, 0.79e6),
         (lambda: MLP((128,), (2,)), 855_042, 0.86e6),
-        (lambda: DCGANDiscriminator((1, 32, 32)), 2_763_137, 2.76e6),
-        (lambda: DCGANGenerator(128, (1, 32, 32)), 3_803_585, 3.80e6),
-        (lambda: DCGANDiscriminator((1, 32, 32), norm="none", scalars=1), 3_353_601, 3.36e6),
+        (lambda: ConvDiscriminator((1, 32, 32)), 2_763_137, 2.76e6),
+        (lambda: ConvGenerator(128, (1, 32, 32)), 3_803_585, 3.80e6),
+        (
+            lambda: ConvDiscriminator((1, 32, 32), norm="none", conditions=Conditioning(1)),
+            3_353_601,
+            3.36e6,
+        ),
         (lambda: UNet((1, 32, 32)), 315_297, 0.33e6),
         (lambda: UNet((3, 64, 64), channels=128, blocks=2), 27_808_387, 28.0e6),
     ],
@@ -331,7 +332,8 @@ def test_forward_and_reverse_derivatives_agree(name):
 
 
 def test_mlp_is_the_chain_of_its_layers():
-    network = MLP((2,), (3,), width=6, depth=3, scalars=1, embedding_features=4).double()
+    network = MLP((2,), (3,), width=6, depth=3, conditions=Conditioning(1, embedding_features=4))
+    network.double()
     x, t = torch.randn(4, 2, generator=rng(), dtype=torch.float64), torch.linspace(0, 1, 4)
     t = t.double()[:, None]
     angles = 2 * math.pi * t * network.conditions.get_buffer("embed.frequencies")
@@ -480,7 +482,7 @@ def test_positional_embedding_is_a_rotation_in_t():
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_each_scalar_and_the_label_have_their_own_part(embedding):
-    join = ScalarConditions(2, 6, embedding, classes=3).double()
+    join = ScalarConditions(Conditioning(2, 3, embedding, embedding_features=6)).double()
     given = conditions()
     vector = join(ROWS, **given)
     assert vector is not None
@@ -572,7 +574,7 @@ def test_default_is_the_law_of_pytorch(layer, fan_in):
 
 
 def test_normal_scheme():
-    network = initialise(DCGANGenerator(32, (1, 32, 32), width=16), "normal0.02", generator=rng())
+    network = initialise(ConvGenerator(32, (1, 32, 32), width=16), "normal0.02", generator=rng())
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.ConvTranspose2d, nn.Conv2d)):
             _moments(module.weight.detach(), 0, 0.02, 3)
@@ -614,11 +616,12 @@ def test_initialise_refuses_what_it_does_not_know():
 
 def test_settings_and_signatures_have_the_same_options():
     options = {field.name for field in fields(NetworkSettings)} - {"kind", "init"}
-    given = {"shape", "latent", "in_shape", "out_shape", "scalars", "classes"}
+    given = {"shape", "latent", "in_shape", "out_shape", "scalars", "classes", "strides"}
     taken = set()
     for roles in NETWORKS.values():
         for network in roles.values():
             names = set(inspect.signature(network).parameters) - {"conditions"}
+            names |= {field.name for field in fields(Conditioning)}
             assert names <= options | given
             taken |= names
     assert options <= taken
@@ -628,7 +631,10 @@ def test_none_is_the_default_of_the_class():
     built = build_network(
         NetworkSettings("small"), "logit", shape=(1, 8, 8), scalars=1, generator=rng()
     )
-    same = initialise(SmallDiscriminator((1, 8, 8), scalars=1), generator=rng())
+    same = ConvDiscriminator(
+        (1, 8, 8), width=32, strides=(1, 2, 2), norm="none", conditions=Conditioning(1)
+    )
+    initialise(same, generator=rng())
     for name, value in same.state_dict().items():
         assert_close(built.state_dict()[name], value, rtol=0, atol=0)
 

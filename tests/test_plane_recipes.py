@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from conftest import MIXTURE, Recorder, assert_moments, randn, seeded
 from partikel.app.config import make_recipe
 from partikel.data import open_dataset
 from partikel.errors import ConfigError
-from partikel.fields import At, Scaled
+from partikel.fields import At, DiscriminatorField, Particles, Scaled
 from partikel.models import StagedParticleModel
 from partikel.recipes import DiffFlowGAN, DiffODEGAN, PlanePoint, System
 from partikel.streams import Streams
@@ -65,7 +66,7 @@ def test_diffusion_gan_trains_its_discriminator_along_the_path(path: str) -> Non
     system, edm = composed(recipe)
     (phase,) = system.phases
     assert phase.loss == "discriminator"
-    dataset = open_dataset(recipe.data)
+    dataset, schedule = open_dataset(recipe.data), recipe.flow.schedule
     before = {k: v.clone() for k, v in system.model.state_dict().items()}
     for _ in Trainer(system.model, dataset, system.phases, iterations=3).run():
         pass
@@ -73,9 +74,19 @@ def test_diffusion_gan_trains_its_discriminator_along_the_path(path: str) -> Non
     assert changed
     frozen = {id(p) for p in edm.parameters()}
     assert not any(id(p) in frozen for p in system.model.parameters() if p.requires_grad)
-    x = system.model.sample(9, generator=torch.Generator().manual_seed(0))
-    assert x.shape == (9, 2)
-    assert x.isfinite().all()
+    # it sees (x + σε)/u of the data beside particles of the same t, and is told ln(σ)/4
+    critic = next(m for m in system.model.modules() if isinstance(m, DiscriminatorField))
+    critic.network = network = Recorder(lambda x: 0 * x[:, 0])
+    n = 4000
+    t = 0.9 * schedule.horizon * torch.rand(n, generator=seeded(), dtype=torch.float64)
+    real, particles = MIXTURE.sample(n, generator=seeded()).double(), Particles(randn(n, 2), t)
+    system.model.field.loss(real, particles, streams=Streams(0))
+    ((shown, told, _),) = network.calls
+    u, sigma = schedule.u(t)[:, None], schedule.sigma(t)[:, None]
+    noise = (u * shown[:n] - real) / sigma
+    assert_moments(noise, torch.zeros(2).double(), torch.eye(2).double())
+    assert torch.equal(shown[n:], particles.x)
+    assert_close(told, (sigma.log() / 4).repeat(2, 1))
 
 
 def test_a_joint_score_is_trained_beside_the_discriminator() -> None:

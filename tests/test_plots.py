@@ -625,7 +625,7 @@ def pictures(tmp_path: Path) -> tuple[Path, Path]:
     return still, film
 
 
-REFERENCE = {"energy": -0.0004, "within_3sigma": 0.989, "nll": 3.0, "modes_covered": "5/5"}
+REFERENCE = {"energy": -0.0004, "within_3sigma": 0.989, "nll": 3.0, "modes": "5/5"}
 
 
 def run(
@@ -639,7 +639,7 @@ def run(
         "metrics": {
             "energy": energy,
             "within_3sigma": within,
-            "modes_covered": modes,
+            "modes": modes,
             "nll": nll,
             "unknown": energy,
         },

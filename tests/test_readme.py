@@ -9,7 +9,7 @@ import torch
 
 from partikel import GaussianPrior
 from partikel.app.config import load_preset, preset_names
-from partikel.networks import MLP
+from partikel.networks import MLP, Conditioning
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -28,8 +28,8 @@ def test_the_same_field_in_both_carriers() -> None:
 
 def test_the_same_score_difference_in_both_carriers() -> None:
     names: dict[str, object] = {
-        "data_network": MLP((2,), (2,), width=8, scalars=1),
-        "own_network": MLP((2,), (2,), width=8, scalars=2),
+        "data_network": MLP((2,), (2,), width=8, conditions=Conditioning(1)),
+        "own_network": MLP((2,), (2,), width=8, conditions=Conditioning(2)),
         "generator": MLP((4,), (2,), width=8),
         "latent": GaussianPrior((4,)),
         "prior": GaussianPrior((2,)),
@@ -57,14 +57,25 @@ def test_the_readme_names_presets_that_exist() -> None:
 
 
 def test_a_point_of_the_plane() -> None:
-    from partikel import DiscriminatorField, ParticleModel, ScoreField
+    from partikel import At, DiscriminatorField, ParticleModel, ScoreField
     from partikel.denoising import EDMDenoiser
 
     names: dict[str, object] = {
         "ParticleModel": ParticleModel,
-        "s_p": ScoreField(EDMDenoiser(MLP((2,), (2,), width=8, scalars=1))).freeze(),
-        "critic": DiscriminatorField(MLP((2,), (), width=8, scalars=1), conditions=("t",)),
+        "s_p": ScoreField(
+            EDMDenoiser(MLP((2,), (2,), width=8, conditions=Conditioning(1)))
+        ).freeze(),
+        "critic": DiscriminatorField(
+            MLP((2,), (), width=8, conditions=Conditioning(1)), conditions=("t",)
+        ),
     }
     exec(BLOCKS[2], names)
-    x = names["model"].sample(5, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
-    assert x.isfinite().all()
+    model, s_p, critic = (names[name] for name in ("model", "s_p", "critic"))
+    assert isinstance(model, ParticleModel)
+    assert isinstance(s_p, ScoreField)
+    assert isinstance(critic, DiscriminatorField)
+    t = torch.tensor([1.0, 39.0])
+    x, at = torch.tensor([[30.0, -9.0], [2.0, 1.0]]), At(t, 40 - t)
+    drift = (40 - t)[:, None] * (critic.estimate(x, at)[1] + s_p(x, at))  # ½β (∇d + s_p), β = 2σ
+    torch.testing.assert_close(model.field(x, at), drift)
+    assert model.diffusion is None  # g² = λ²

@@ -11,11 +11,11 @@ from partikel.app.cli import main
 from partikel.errors import CheckpointError, ConfigError
 from partikel.files import fingerprint, plain
 from partikel.studies.benches import BENCHES, FOUR, SCALES, Training
-from partikel.studies.item import FAILS, HOLDS, OPEN, judged, log_ratio, spread
 from partikel.studies.items import ITEMS
+from partikel.studies.judgement import OPEN
 from partikel.studies.lab import Lab
-from partikel.studies.page import index, page
-from partikel.studies.reproduce import reproduce
+from partikel.studies.page import index, labelled, page
+from partikel.studies.reproduce import changed, check, reproduce
 from partikel.training.fit import Interrupted
 
 
@@ -39,7 +39,9 @@ def test_every_item_runs_at_smoke(name: str, folders: tuple[Path, Path]) -> None
     (result,) = results
     assert result["findings"]
     # a few iterations decide nothing, whatever the numbers
-    assert {finding["verdict"] for finding in result["findings"]} == {OPEN}
+    assert {finding["judgement"]["verdict"] for finding in result["findings"]} == {OPEN}
+    claims = [plain(claim) for claim in ITEMS[name].claims.values()]
+    assert all(finding["claim"] in claims for finding in result["findings"])
     assert result["pictures"] or result["tables"]
     for picture in result["pictures"]:
         assert (out / picture).stat().st_size > 0
@@ -47,7 +49,7 @@ def test_every_item_runs_at_smoke(name: str, folders: tuple[Path, Path]) -> None
     assert text == page(result)
     assert f"partikel reproduce {name} --scale smoke" in text
     for finding in result["findings"]:
-        assert finding["claim"] in text
+        assert finding["claim"]["text"] in text
         assert finding["measured"] in text
     assert f"[{name}]({name}.md)" in (out / "README.md").read_text()
     # what is there is read, not measured
@@ -111,18 +113,6 @@ def test_a_model_with_other_settings_under_the_same_name_is_refused(tmp_path: Pa
     assert model.but("small", batch=16).name == "edm-digits-small"
 
 
-def test_verdicts() -> None:
-    assert judged([0.3, 0.2, 0.5], 0.1) == HOLDS
-    assert judged([-0.3, -0.2], 0.1) == FAILS
-    assert judged([0.3, -0.2], 0.1) == OPEN  # seeds disagree
-    assert judged([0.05, 0.3], 0.1) == OPEN  # one is within the noise
-    assert judged([]) == OPEN
-    assert log_ratio(-1.0, 0.001, 0.001) == 0
-    assert log_ratio(2.0, 1.0, 0.1) == pytest.approx(0.6931, abs=1e-4)
-    assert spread([2.0]) == "2"
-    assert spread([1.0, 3.0]) == "2 (1 to 3)"
-
-
 def test_all_scales_have_the_four_models() -> None:
     for benches in BENCHES.values():
         for bench in benches.values():
@@ -164,22 +154,45 @@ def test_an_interruption_stops_all_items(tmp_path: Path, monkeypatch: pytest.Mon
 DOCS = Path(__file__).parents[1] / "docs" / "reproduce"
 
 
-def test_the_committed_pages_are_of_todays_plans() -> None:
-    """What the repository shows is what the command would not measure again."""
-    results, missing = [], []
+def test_the_committed_pages_say_whether_they_are_stale() -> None:
+    """``partikel reproduce --check --out docs/reproduce`` writes what is asked here."""
+    results, missing, stale = [], [], {}
     for name, item in ITEMS.items():
         file = DOCS / f"{name}.json"
         if not file.exists():
             missing.append((name, item.title))
             continue
         result = json.loads(file.read_text())
-        assert result["plan"] == fingerprint(item.plans["cpu"]), f"measure {name} again"
-        assert (DOCS / f"{name}.md").read_text() == page(result)
+        stale[name] = changed(result)
+        text = (DOCS / f"{name}.md").read_text()
+        assert text.startswith("> **Stale**") == bool(stale[name]), "run partikel reproduce --check"
+        if "rule" not in stale[name]:  # a page in today's form
+            assert text == labelled(page(result), stale[name])
         assert all((DOCS / picture).is_file() for picture in result["pictures"])
         results.append(result)
-    assert (DOCS / "README.md").read_text() == index(results, missing)
+    assert (DOCS / "README.md").read_text() == index(results, missing, stale)
     shown = {path.name for path in DOCS.iterdir()} - {"README.md"}
     named = {r["item"] for r in results}
     assert shown == {p for r in results for p in r["pictures"]} | {
         f"{name}.{kind}" for name in named for kind in ("json", "md")
     }
+
+
+def test_check_labels_stale_pages_and_takes_the_label_off(tmp_path: Path) -> None:
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    (result,), _ = reproduce(["fig2"], "smoke", out=out, runs=runs)
+    assert check(out) == {"fig2": []}
+    assert (out / "fig2.md").read_text() == page(result)
+    for key in ("plan", "settings", "rule", "measuring"):
+        made = {**result["made of"], key: "another"}
+        (out / "fig2.json").write_text(json.dumps({**result, "made of": made}))
+        assert check(out) == {"fig2": [key]}
+        text = (out / "fig2.md").read_text()
+        assert text == labelled(page(result), [key])
+        assert f"stale ({key})" in (out / "README.md").read_text()
+        # a stale result is measured again, and fresh afterwards
+    (again,), _ = reproduce(["fig2"], "smoke", out=out, runs=runs)
+    assert again["made of"] == result["made of"]
+    assert check(out) == {"fig2": []}
+    with pytest.raises(ConfigError, match="has no results"):
+        check(tmp_path / "nothing")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from partikel.app.config import make_recipe
-from partikel.app.runs import train_run
+from partikel.app.runs import load, train_run
 from partikel.data import open_dataset
 from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import Loss, LossValue
@@ -35,6 +35,7 @@ from partikel.training import (
     load_checkpoint,
     save_checkpoint,
 )
+from partikel.training.checkpoint import load_weights
 from partikel.training.ema import averaged_model, decay_rule, power_of_width, swapped_in
 from partikel.training.engine import networks_of
 
@@ -590,10 +591,11 @@ def test_an_overflow_in_fp16_skips_the_step_and_scales_less(tmp_path: Path) -> N
     advance(trainer, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     assert scaler.get_scale() == 2.0**119
-    scaler.update(2.0**16)
+    scaler.update(2.0**11)  # not the one that a scaler starts with
     path = save_checkpoint(trainer, tmp_path)
     again = trainer_of(small("edm", engine={"precision": "fp16"}, optimizer={"clip": 1.0}))
     load_checkpoint(again, path)
+    assert again.scalers[0].get_scale() == 2.0**11
     for each in (trainer, again):
         advance(each, 2)
     for a, b in zip(weights(trainer).values(), weights(again).values(), strict=True):
@@ -608,6 +610,33 @@ def test_an_overflow_in_fp16_skips_the_step_and_scales_less(tmp_path: Path) -> N
     scaler.update(1.0)
     with pytest.raises(NumericsError, match=r"fp16.*engine.precision bf16"):
         advance(trainer, 1)
+
+
+def test_what_is_clipped_in_fp16_is_the_gradient_itself() -> None:
+    """Not the gradient of the scaled loss, 65536 times as long."""
+    norms = []
+    for precision in ("fp32", "fp16"):
+        settings = {"engine": {"precision": precision}, "optimizer": {"clip": 0.01}}
+        trainer = trainer_of(small("edm", **settings))
+        norms.append(float(next(trainer.run()).metrics["score/gradient_norm"]))
+        kept = [p.grad.norm() for p in trainer.optimizers[0].param_groups[0]["params"]]
+        assert float(torch.stack(kept).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_a_run_is_read_with_its_averaged_weights(tmp_path: Path) -> None:
+    run = train_run(small("edm", optimizer={"lr": 0.01}, evaluate_every=None), tmp_path / "run")
+    checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    model = load(tmp_path / "run").model.sampled
+    kept = [p.detach().clone() for p in model.parameters()]
+    average = averaged_model(model, 0.5)
+    load_weights(average, checkpoint, "average")
+    for a, b, c in zip(kept, average.module.parameters(), run.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    load_weights(run.model, checkpoint, "model")
+    assert not any(torch.equal(a, b) for a, b in zip(kept, run.model.parameters(), strict=True))
 
 
 def test_compiled_networks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,11 @@ from partikel.errors import ConfigError
 from partikel.fields import At, Field
 from partikel.fields.terms import LogRatioField
 from partikel.metrics import energy_distance
+from partikel.metrics.chance import energy_quantile
 from partikel.schedules import VESchedule
 from partikel.studies import theory as room
 from partikel.studies.gaussian_laws import Convergence, gaussian_fisher, stationary_law
-from partikel.studies.theory import Check, OwnScore, energy_quantile, propagated, verify
+from partikel.studies.theory import Check, OwnScore, propagated, verify
 from partikel.targets import Gaussian, gaussian_kl
 
 

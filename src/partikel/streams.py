@@ -31,6 +31,12 @@ def seeded(seed: int, *path: object, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(derive_seed(seed, *path))
 
 
+def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in the shape, dtype and place of x, drawn where the generator lives."""
+    home = generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=home).to(x.device)
+
+
 class Streams(Checked):
     """One ``torch.Generator`` for each purpose of training.
 

@@ -395,7 +395,7 @@ def draw_matrix(
     target: str = "gaussians",
     rows: list[str] | None = None,
     seeds: list[Seed] | None = None,
-    cap: Positive = 30.0,
+    cap: Count | None = None,
 ) -> None:
     """Run every field with free particles and with a generator: pictures, measures, CPU seconds.
 
@@ -406,7 +406,7 @@ def draw_matrix(
         target: two-dimensional data with a density: gaussians, unequal, ring, grid25.
         rows: the fields, as in [svgd,sliced]; all of them unless given.
         seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
-        cap: CPU seconds at which a cell's training stops.
+        cap: iterations of any training, at most; the catalogue's own unless given.
     """
     from partikel.app import tables
     from partikel.studies import catalogue
@@ -483,20 +483,16 @@ def likelihood(
         json: print JSON instead of a table.
     """
     from partikel.app import gallery, tables
-    from partikel.likelihood import Integrator
+    from partikel.likelihood import Elbo, Integrator, Map, Method, Ode, Points
 
-    loaded = _load(run)
-    options: dict[str, Any] = {
-        "n": n,
-        "split": data,
-        "seed": seed,
-        "batch": batch,
-        "labels": labels,
+    ways: dict[str, Method] = {
+        "ode": Ode(divergence, probes, Integrator(solver, tolerance, steps)),
+        "elbo": Elbo(inference, draws, steps=steps),
+        "map": Map(),
     }
-    options |= {"divergence": divergence, "probes": probes, "draws": draws, "inference": inference}
-    options |= {"integrator": Integrator(solver, tolerance, steps), "bits": bits or None}
+    points, loaded = Points(data, n, seed, batch, labels, bits or None), _load(run)
     record, path = gallery.likelihood_run(
-        loaded, method, agree=agree, console=_console(), steps=steps, **options
+        loaded, ways[method], points, agree=agree, console=_console()
     )
     _show(tables.likelihood, record, f"{loaded.preset}, iteration {loaded.step}", json)
     if not json:
@@ -510,6 +506,7 @@ def reproduce(
     out: str | None = None,
     runs: str = "runs/reproduce",
     again: bool = False,
+    check: bool = False,
 ) -> None:
     """Reproduce tables, figures and claims of the papers, and set them beside what was measured.
 
@@ -523,9 +520,12 @@ def reproduce(
         out: folder of results, with README.md as their list; reproduce/SCALE unless given.
         runs: folder of trained runs, which items share.
         again: measure items that have a result too.
+        check: measure nothing, but say on the pages in --out which of them are stale: made with other
+            settings, another rule of judgement or other code that measures than today's.
     """
     from partikel.app import tables
     from partikel.studies.items import ITEMS
+    from partikel.studies.reproduce import check as check_pages
     from partikel.studies.reproduce import reproduce as run_items
 
     if items == ["list"]:
@@ -533,6 +533,11 @@ def reproduce(
         tables.table("The papers' items", ["item", "paper", "what"], listed)
         return
     folder = Path(out or f"reproduce/{scale}")
+    if check:
+        for name, old in check_pages(folder).items():
+            said = f"stale ({', '.join(old)})" if old else "fresh"
+            print(f"{name}: {said}")
+        return
     names = list(ITEMS) if items == ["all"] else items
     results, errors = run_items(
         names, scale, out=folder, runs=Path(runs), again=again, console=_console()
@@ -540,9 +545,9 @@ def reproduce(
     for result in results:
         print(f"{result['item']}: {result['title']}")
         for finding in result["findings"]:
-            print(f"  {finding['claim']} ({finding['source']})")
+            print(f"  {finding['claim']['text']} ({finding['claim']['source']})")
             print(f"    {finding['where']}: {finding['measured']}")
-            print(f"    {finding['verdict']}")
+            print(f"    {finding['judgement']['verdict']}")
     if results:
         print(f"pages: {folder}/README.md")
     if errors:

@@ -37,7 +37,10 @@ from partikel.data import FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
 from partikel.files import replacing, write_json
 from partikel.likelihood import (
-    Integrator,
+    Elbo,
+    Method,
+    Ode,
+    Points,
     agreement,
     dataset_likelihood,
     generative_sde,
@@ -49,6 +52,7 @@ from partikel.metrics.evaluation import (
     evaluate,
     find_memorised,
 )
+from partikel.metrics.measures import main_measure
 from partikel.models import Sampling
 from partikel.schedules import Nodes
 from partikel.streams import seeded
@@ -149,27 +153,21 @@ def sample_run(
 
 def likelihood_run(
     run: Run,
-    method: str,
+    method: Method,
+    points: Points,
     *,
-    seed: int = 0,
-    labels: bool = False,
     agree: int | None = None,
-    integrator: Integrator | None = None,
     console: Console | None = None,
-    **options: Any,
 ) -> tuple[dict[str, Any], Path]:
     """Measure the log-likelihood of data under free particles, and keep it in the run's folder.
 
     Args:
         run: a trained run.
-        method: "ode", "elbo" or "map".
-        seed: of points, noise and probes.
-        labels: give a conditional model the labels of the data.
+        method: one of the three.
+        points: of the run's data; in float64 where they are no images.
         agree: samples by which the ODE and the run's own sampler are compared; 1000 for points, 0 for
             images, unless given.
-        integrator: of the ODE.
         console: where progress is shown.
-        options: others of :func:`partikel.likelihood.dataset_likelihood`.
 
     Returns:
         The figures, and likelihood-METHOD.json.
@@ -177,33 +175,42 @@ def likelihood_run(
     Raises:
         ConfigError, DataError, NumericsError: as :func:`partikel.likelihood.dataset_likelihood`.
     """
-    if labels and run.model.label_weights is None:
+    if points.labels and run.model.label_weights is None:
         raise ConfigError("this model was trained without labels: leave out --labels.")
-    points = len(run.data.shape) == 1
-    dtype = torch.float64 if points else torch.float32
-    model, context = run.model.to(dtype), run.context()
-    real = None if context is None else context.to(dtype)
+    planar = len(run.data.shape) == 1
+    points = replace(points, dtype=torch.float64 if planar else torch.float32)
+    model, context = run.model.to(points.dtype), run.context()
+    real = None if context is None else context.to(points.dtype)
     flow = probability_flow(model, real=real)
-    asked: Any = flow if method == "ode" else model
-    if method == "elbo":
+    asked: Any = model
+    if isinstance(method, Ode):
+        asked = flow
+    elif isinstance(method, Elbo):
         at = getattr(run.recipe, "flow", None)
         asked = generative_sde(model, at, sigma_data=run.data.sigma_data)
-    kept = {"about": f"{run.preset} at iteration {run.step}", "folder": run.path / "likelihood"}
-    options |= {**kept, "seed": seed, "labels": labels, "integrator": integrator}
     with progress_of("likelihood", console) as progress:
         report = dataset_likelihood(
-            asked, run.dataset, real=real, dtype=dtype, progress=progress, **options
+            method,
+            asked,
+            run.dataset,
+            points,
+            real=real,
+            about=f"{run.preset} at iteration {run.step}",
+            folder=run.path / "likelihood",
+            progress=progress,
         )
         record = report.as_dict()
-        agree = (1000 if points else 0) if agree is None else agree
-        if method == "ode" and agree:
-            generator = torch.Generator().manual_seed(seed)
+        agree = (1000 if planar else 0) if agree is None else agree
+        if isinstance(method, Ode) and agree:
+            generator = torch.Generator().manual_seed(points.seed)
             cond = run.labels(agree, generator=generator)
             own = run.sample(agree, generator=generator, cond=cond)
-            found = agreement(flow, own, generator=generator, cond=cond, integrator=integrator)
+            found = agreement(
+                flow, own, generator=generator, cond=cond, integrator=method.integrator
+            )
             record |= {"ode_to_sampler": found.distance, "same_law_quantile": found.quantile}
             record["agrees"] = found.agrees
-    path = run.path / f"likelihood-{method}.json"
+    path = run.path / f"likelihood-{method.protocol['method']}.json"
     write_json(path, record)
     return record, path
 
@@ -307,10 +314,10 @@ def curve_run(
         point = {k: result.protocol[k] for k in ("steps", "stop", "nfe") if k in result.protocol}
         measured.append({**point, "metrics": result.metrics})
     assert result is not None
-    images = len(run.data.shape) > 1
-    measure = "frechet" if images else "energy"
-    if measure in result.left_out:
-        raise DataError(f"there is no curve of the {measure}, which {result.left_out[measure]}.")
+    measure = main_measure(run.data.shape)
+    key = measure.key
+    if key in result.left_out:
+        raise DataError(f"there is no curve of the {key}, which {result.left_out[key]}.")
     path = run.path / f"curve-{along}.json"
     if accelerator is not None and not accelerator.is_main_process:
         return path
@@ -318,13 +325,13 @@ def curve_run(
     reference = result.reference
     record = {"along": along, "points": measured, "reference": reference, "protocol": common}
     write_json(path, record)
-    label = "Fréchet distance" if images else "energy distance"
+    features = common.get("features")
     figure = plots.quality_figure(
         run.recipe.title,
-        [(p["nfe" if along == "nfe" else "stop"], p["metrics"][measure]) for p in measured],
+        [(p["nfe" if along == "nfe" else "stop"], p["metrics"][key]) for p in measured],
         "function evaluations per sample" if along == "nfe" else f"steps taken, of {own}",
-        label + (f" on {common['features']}" if images else ""),
-        level=("data vs data", reference.get(measure, math.nan)),
+        measure.label if features is None else f"{measure.label} on {features}",
+        level=("data vs data", reference.get(key, math.nan)),
         doubling=along == "nfe",
     )
     plots.save_figure(figure, path.with_suffix(".png"))
@@ -576,7 +583,7 @@ def summarise(
     moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
     if animation and drawable and moves:
         animate_run(run, moving, size=480)
-    curve_name = "energy" if len(run.data.shape) == 1 else "frechet"
+    curve_name = main_measure(run.data.shape).key
     curve = [
         (float(line["cpu_seconds"]), float(line[curve_name]))
         for line in run.log

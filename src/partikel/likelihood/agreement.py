@@ -14,7 +14,7 @@ from torch import Tensor
 from partikel.errors import ConfigError
 from partikel.errors.checks import checked
 from partikel.likelihood.flow import ProbabilityFlow
-from partikel.likelihood.ode import Integrator, decode
+from partikel.likelihood.ode import DOPRI5, Integrator, decode
 from partikel.metrics import energy_distance
 
 
@@ -45,7 +45,7 @@ def agreement(
     generator: torch.Generator,
     cond: Tensor | None = None,
     data: Tensor | None = None,
-    integrator: Integrator | None = None,
+    integrator: Integrator = DOPRI5,
     repeats: int = 100,
 ) -> Agreement:
     """Compare the ODE's samples with the model's own.

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 
 from partikel.diffflow import DiffFlow
-from partikel.errors import ConfigError, nearest
-from partikel.errors.checks import checked
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, checked
 from partikel.fields import At, AtScale, Field, Loss, LossValue, ScoreField, TrainingBatch
 from partikel.fields.guidance import hiding_labels_of
-from partikel.likelihood.flow import Law, divergence, log_ratio_in, sample_time
+from partikel.likelihood.flow import Law, divergence, log_ratio_in, probes_of, sample_time
+from partikel.likelihood.method import Densities, Method
 from partikel.models import Carrier, free_particles
 from partikel.priors import GaussianPrior
 from partikel.schedules import ConstantSchedule
+from partikel.streams import normal_like
 from partikel.tensors import expand_like, flat_sum
 
 NODES = 4097
@@ -200,41 +202,10 @@ def generative_sde(
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A lower bound of log-densities.
-
-    Attributes:
-        bound: (B,) estimates of the ELBO in nats, float64; unbiased.
-        standard_error: (B,) of the draws; nan for one.
-        evaluations: of the drift.
-        protocol: how it was computed.
-    """
-
-    bound: Tensor
-    standard_error: Tensor
-    evaluations: int
-    protocol: dict[str, Any]
-
-
-@checked
-def elbo(
-    sde: GenerativeSDE,
-    x: Tensor,
-    *,
-    generator: torch.Generator,
-    cond: Tensor | None = None,
-    inference: Literal["linear", "tight"] = "linear",
-    draws: int = 32,
-    trace: Trace = "free",
-    steps: int = 256,
-) -> Bound:
+class Elbo(Method):
     """A lower bound of log ρ(x) (DiffFlow Theorem 3).
 
-    Args:
-        sde: the model.
-        x: (B, ...) points.
-        generator: source of times and noise.
-        cond: (B,) labels.
+    Attributes:
         inference: "linear" (times drawn, no simulation; tight at g² = 2λ²) or "tight" (paths simulated;
             tight for every g where the networks are exact).
         draws: times for each point, stratified (linear), or paths (tight).
@@ -243,38 +214,46 @@ def elbo(
         steps: of the paths of tight inference.
 
     Raises:
-        ConfigError: for settings that cannot be, or tight inference without a score.
+        ConfigError: for settings that cannot be, or (when asked) tight inference without a score.
     """
-    if x.ndim != len(sde.shape) + 1 or tuple(x.shape[1:]) != sde.shape:
-        raise ConfigError(
-            f"this model is of points of shape {sde.shape}, got {tuple(x.shape[1:])}: give a batch of "
-            "such points."
+
+    inference: Literal["linear", "tight"] = "linear"
+    draws: Count = 32
+    trace: Trace = "free"
+    steps: Count = 256
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See :class:`Method`."""
+        how = {"trace": self.trace} if self.inference == "linear" else {"steps": self.steps}
+        return {"method": "elbo", "inference": self.inference, "draws": self.draws, **how}
+
+    def law(self, model: Carrier | GenerativeSDE, real: Tensor | None = None) -> GenerativeSDE:
+        """The SDE of a model, see :func:`generative_sde`."""
+        return model if isinstance(model, GenerativeSDE) else generative_sde(model)
+
+    @torch.no_grad()
+    def densities(
+        self, law: GenerativeSDE, x: Tensor, cond: Tensor | None, *, generator: torch.Generator
+    ) -> Densities:
+        """Average over the draws."""
+        total, square = (
+            torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2)
         )
-    if inference not in ("linear", "tight"):
-        raise ConfigError(
-            f"no inference is called '{inference}': {nearest(inference, ('linear', 'tight'))}."
-        )
-    if draws < 1 or steps < 1:
-        raise ConfigError(f"draws and steps are at least 1, got {draws} and {steps}.")
-    total, square = (torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
-    for k in range(draws):  # one at a time: memory does not grow with the draws
-        if inference == "linear":
-            q = (k + _uniform(x, generator)) / draws
-            with torch.no_grad():
-                value = _prior_term(sde, x, generator) - _integrand(
-                    sde, x, q, cond, generator, trace
-                )
-        else:
-            with torch.no_grad():
-                value = _path(sde, x, cond, steps, generator)
-        total += value
-        square += value**2
-    mean = total / draws
-    variance = (square / draws - mean**2).clamp(min=0) * draws / max(draws - 1, 1)
-    error = (variance / draws).sqrt() if draws > 1 else torch.full_like(mean, torch.nan)
-    protocol: dict[str, Any] = {"inference": inference, "draws": draws}
-    protocol |= {"trace": trace} if inference == "linear" else {"steps": steps}
-    return Bound(mean, error, draws * (1 if inference == "linear" else steps), protocol)
+        for k in range(self.draws):  # one at a time: memory does not grow with the draws
+            if self.inference == "linear":
+                q = (k + _uniform(x, generator)) / self.draws
+                value = _prior_term(law, x, generator)
+                value = value - _integrand(law, x, q, cond, generator, self.trace)
+            else:
+                value = _path(law, x, cond, self.steps, generator)
+            total += value
+            square += value**2
+        mean = total / self.draws
+        variance = (square / self.draws - mean**2).clamp(min=0) / max(self.draws - 1, 1)
+        error = variance.sqrt() if self.draws > 1 else torch.full_like(mean, torch.nan)
+        asked = self.draws * (1 if self.inference == "linear" else self.steps)
+        return Densities(mean, error, torch.zeros_like(mean), asked)
 
 
 @checked
@@ -356,11 +335,9 @@ def _integrand(
     """(ds/dq)(∇·μ + ‖b‖²/(2ς²)) at one noised point each, an unbiased estimate of the integral: (B,)."""
     t, speed, scale, std = sde.inference.at(q)
     c = sde.flow.coefficients(t)
-    eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x)
+    eps = normal_like(x, generator)
     y = expand_like(scale, x) * x + expand_like(std, x) * eps
-    if (
-        torch.is_grad_enabled()
-    ):  # a discriminator's gradient keeps its graph where its points have one
+    if torch.is_grad_enabled():  # a discriminator's gradient keeps its graph where points have one
         y.requires_grad_()
     b = sde.correction(y, t, cond)
     noise = c.g2 - c.lambda2
@@ -380,10 +357,7 @@ def _integrand(
         def network(points: Tensor, _: Tensor, labels: Tensor | None) -> Tensor:
             return sde.correction(points, t, labels)
 
-        probes = None
-        if trace == "rademacher":
-            signs = torch.randint(0, 2, x.shape, generator=generator, device=generator.device)
-            probes = (signs * 2 - 1).to(x)[None]
+        probes = probes_of(trace, 1, x, generator)
         growth = divergence(network, y, t, cond, probes)[1][:, 0].double()
     whole = growth + cost
     return speed * (whole + c.f * sde.dim if constant else whole)
@@ -395,7 +369,7 @@ def _prior_term(sde: GenerativeSDE, x: Tensor, generator: torch.Generator) -> Te
     if isinstance(sde.prior, GaussianPrior):  # E‖Y_T‖² is known
         mean = sde.prior.log_density(float(scale) * x.double())
         return mean - 0.5 * sde.dim * float(std / sde.prior.std) ** 2
-    eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x)
+    eps = normal_like(x, generator)
     return sde.prior.log_density(float(scale) * x.double() + float(std) * eps.double())
 
 
@@ -422,9 +396,7 @@ def _path(
         variance = float(c.g2[k + 1] - c.lambda2[k + 1]) * step
         pull = own(y.to(x.dtype), At(t.to(x.dtype), None, cond)).double()
         phi = -c.f[k] * y + (0.5 * c.g2[k] - c.lambda2[k]) * pull
-        eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(
-            y
-        )
+        eps = normal_like(x, generator).to(y)
         after = y + phi * step + variance**0.5 * eps
         back = y - after - sde.drift(after.to(x.dtype), ahead, cond).double() * step
         log_weight += 0.5 * flat_sum(eps**2) - flat_sum(back**2) / (2 * variance)

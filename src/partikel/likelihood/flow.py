@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from partikel.errors.checks import checked
 from partikel.fields import At, Context, LogRatioField
 from partikel.models import Carrier, ParticleModel, free_particles
 from partikel.schedules import ConstantSchedule, Schedule
+from partikel.streams import normal_like
 from partikel.tensors import expand_like
 
 SIGMA_MIN = 0.002
@@ -26,6 +27,8 @@ SIGMA_MIN = 0.002
 
 KINK = 0.25
 """Share of a field's change along a segment that its derivative may miss."""
+
+Probing: TypeAlias = Literal["exact", "rademacher", "gaussian"]
 
 Velocity = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """(x (B, ...), t () or (B,), cond) -> (B, ...)."""
@@ -91,20 +94,6 @@ class ProbabilityFlow:
         sigma = torch.tensor(place, dtype=torch.float64).exp()
         t = self.schedule.time(sigma).clamp(0.0, self.end)
         return float(t), float(sigma / self.schedule.sigma_rate(t))
-
-    def check_points(self, x: Tensor) -> None:
-        """Refuse points that are not of this model's shape, or not finite.
-
-        Raises:
-            ConfigError: saying which.
-        """
-        if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
-            raise ConfigError(
-                f"this model is of points of shape {self.shape}, got {tuple(x.shape[1:])}: give a "
-                "batch of such points."
-            )
-        if not x.isfinite().all():
-            raise ConfigError("a likelihood is of finite points: leave out those with nan or inf.")
 
 
 @checked
@@ -273,6 +262,17 @@ def _follows_its_path(model: ParticleModel, velocity: Velocity) -> bool:
     return True
 
 
+def probes_of(kind: Probing, count: int, x: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Probes (K, B, ...) of Hutchinson's estimator for points x (B, ...); None of the exact divergence."""
+    if kind == "exact":
+        return None
+    many = x.expand(count, *x.shape)
+    if kind == "gaussian":
+        return normal_like(many, generator)
+    signs = torch.randint(0, 2, many.shape, generator=generator, device=generator.device)
+    return (signs * 2 - 1).to(x)
+
+
 @checked
 def divergence(
     velocity: Velocity,
@@ -354,8 +354,9 @@ def check_derivative(
         points = x
         if flow.schedule is not None:
             points = flow.schedule.noised(x, t, generator=generator)
-        signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device).to(x) * 2 - 1
-        step = 0.1 * float(points.std() if points.numel() > 1 else 1.0) * signs
+        signs = probes_of("rademacher", 1, x, generator)
+        assert signs is not None
+        step = 0.1 * float(points.std() if points.numel() > 1 else 1.0) * signs[0]
         # a stratified average of the derivative along the segment from -step to +step
         strata = 16
         jitter = torch.rand(strata, generator=generator, device=x.device).tolist()

@@ -17,25 +17,18 @@ from torch import Tensor
 
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.errors.checks import Checked, Count, Positive, checked
-from partikel.likelihood.flow import ProbabilityFlow, check_derivative, divergence
-from partikel.solvers import (
-    ADAPTIVE,
-    RK4,
-    Dynamics,
-    Euler,
-    Heun,
-    Midpoint,
-    Solver,
-    Step,
-    solve_adaptively,
+from partikel.likelihood.flow import (
+    ProbabilityFlow,
+    check_derivative,
+    divergence,
+    probability_flow,
+    probes_of,
 )
+from partikel.likelihood.method import Densities, Method, Worth, check_points
+from partikel.models import Carrier
+from partikel.solvers import ADAPTIVE, SOLVERS, Dynamics, Step, solve_adaptively
 
-FIXED: dict[str, Callable[[], Solver]] = {
-    "euler": Euler,
-    "midpoint": Midpoint,
-    "heun": Heun,
-    "rk4": RK4,
-}
+FIXED = ("euler", "midpoint", "heun", "rk4")
 """Solvers of fixed steps."""
 
 EXACT_DIM = 32
@@ -116,58 +109,21 @@ class Integrator(Checked):
 
         places = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
         joined = torch.cat([x.flatten(1).double(), extra.double()], 1)
-        final = FIXED[self.method]().solve(Dynamics(drift), joined, places).x
+        final = SOLVERS[self.method]().solve(Dynamics(drift), joined, places).x
         return final[:, :width].to(x.dtype).reshape(x.shape), final[:, width:].to(extra)
 
 
+DOPRI5 = Integrator()
+
+
 @dataclass(frozen=True)
-class LogLikelihood:
-    """Log-densities with what they are worth.
-
-    Attributes:
-        log_prob: (B,) log ρ(x) in nats, float64.
-        standard_error: (B,) of Hutchinson's estimator over its probes; 0 where the divergence is exact,
-            nan for one probe, of which no error can be told.
-        solver_error: (B,) distance from the result at half the steps, or ten times the tolerance.
-        latent: (B, ...) where the points come from at t = 0.
-        evaluations: of the velocity, those of the check included.
-        converged: whether the solver's error is within the limit.
-        protocol: how it was computed.
-    """
-
-    log_prob: Tensor
-    standard_error: Tensor
-    solver_error: Tensor
-    latent: Tensor
-    evaluations: int
-    converged: bool
-    protocol: dict[str, Any]
-
-
-@checked
-def log_likelihood(
-    flow: ProbabilityFlow,
-    x: Tensor,
-    *,
-    generator: torch.Generator,
-    cond: Tensor | None = None,
-    divergence: Divergence = "auto",
-    probes: int = 1,
-    integrator: Integrator | None = None,
-    limit: float = 0.01,
-    strict: bool = True,
-    checked: bool = True,
-) -> LogLikelihood:
+class Ode(Method):
     """Log ρ(x) of the probability flow, and whether it converged.
 
     The ODE is integrated twice, the second time more coarsely with the same probes; the difference is the
     solver's error. Probes stay the same along a path (Grathwohl et al. 2019), so that the ODE is smooth.
 
-    Args:
-        flow: from :func:`~partikel.likelihood.flow.probability_flow`.
-        x: (B, ...) points.
-        generator: source of probes; the same state gives the same result.
-        cond: (B,) labels, whose log ρ(x | label) it then is.
+    Attributes:
         divergence: "exact" (D derivatives an evaluation), "rademacher" or "gaussian" probes
             (Hutchinson); "auto" is exact up to D = :data:`EXACT_DIM`, else Rademacher.
         probes: number of probes, for the estimators.
@@ -178,56 +134,88 @@ def log_likelihood(
             (:func:`~partikel.likelihood.flow.check_derivative`).
 
     Raises:
-        ConfigError: for points or settings that cannot be, or a velocity without a derivative.
-        NumericsError: where the ODE has not converged (if strict), or leaves the finite numbers.
+        ConfigError: for settings that cannot be.
     """
-    flow.check_points(x)
-    integrator = integrator or Integrator()
-    if divergence == "auto":
-        divergence = "exact" if flow.dim <= EXACT_DIM else "rademacher"
-    if probes < 1:
-        raise ConfigError(f"Hutchinson's estimator needs at least 1 probe, got {probes}.")
-    if not integrator.adaptive and integrator.steps < 2:
-        raise ConfigError("convergence is checked against half the steps: take at least 2.")
-    if checked:
-        check_derivative(flow, x, cond, generator=generator)
-    vectors = _probes(divergence, probes, x, generator)
-    count = [0]
 
-    def run(how: Integrator) -> tuple[Tensor, Tensor]:
-        latent, volume = _follow(flow, x, cond, vectors, how, count)
-        if not (latent.isfinite().all() and volume.isfinite().all()):
+    divergence: Divergence = "auto"
+    probes: Count = 1
+    integrator: Integrator = DOPRI5
+    limit: Positive = 0.01
+    strict: bool = True
+    checked: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if not self.integrator.adaptive and self.integrator.steps < 2:
+            raise ConfigError("convergence is checked against half the steps: take at least 2.")
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See :class:`Method`."""
+        how = {"divergence": self.divergence, "probes": self.probes}
+        return {"method": "ode", **how, **self.integrator.protocol}
+
+    def law(self, model: Carrier | ProbabilityFlow, real: Tensor | None = None) -> ProbabilityFlow:
+        """The probability flow of a model, see :func:`~partikel.likelihood.flow.probability_flow`."""
+        if isinstance(model, ProbabilityFlow):
+            return model
+        return probability_flow(model, real=real)
+
+    def check(
+        self, law: ProbabilityFlow, x: Tensor, cond: Tensor | None, *, generator: torch.Generator
+    ) -> None:
+        """Refuse a velocity whose derivative misses its changes."""
+        if self.checked:
+            check_derivative(law, x, cond, generator=generator)
+
+    def densities(
+        self, law: ProbabilityFlow, x: Tensor, cond: Tensor | None, *, generator: torch.Generator
+    ) -> Densities:
+        """Integrate from the points back to the prior."""
+        kind = self.divergence
+        if kind == "auto":
+            kind = "exact" if law.dim <= EXACT_DIM else "rademacher"
+        probes = probes_of(kind, self.probes, x, generator)
+        evaluations = 0
+
+        def ask(points: Tensor, t: Tensor) -> _State:
+            nonlocal evaluations
+            evaluations += 1
+            return divergence(law.velocity, points, t, cond, probes)
+
+        def run(how: Integrator) -> tuple[Tensor, Tensor]:
+            volume = x.new_zeros(len(x), 1 if probes is None else len(probes)).double()
+            latent, volume = _along(law, ask, (x, volume), how, backwards=True)
+            if not (latent.isfinite().all() and volume.isfinite().all()):
+                raise NumericsError(
+                    "points left the finite numbers on their way to the prior: take more steps or a "
+                    "smaller tolerance, or compute in float64."
+                )
+            with torch.no_grad():
+                prior = law.prior.log_density(latent.double())
+            return latent, prior[:, None] + volume
+
+        latent, each = run(self.integrator)
+        _, coarse = run(self.integrator.coarser)
+        log_prob = each.mean(1)
+        error = torch.zeros_like(log_prob)
+        if probes is not None:
+            error = each.std(1) / self.probes**0.5 if self.probes > 1 else error * torch.nan
+        flaws = (log_prob - coarse.mean(1)).abs()
+        return Densities(log_prob, error, flaws, evaluations, latent)
+
+    def worth(self, log_prob: Tensor, flaws: Tensor, dim: int) -> Worth:
+        """Whether the solver has converged, in the mean."""
+        error = float(flaws.mean())
+        converged = error / dim <= self.limit
+        if self.strict and not converged:
+            mend = "a smaller tolerance" if self.integrator.adaptive else "more steps"
             raise NumericsError(
-                "points left the finite numbers on their way to the prior: take more steps or a "
-                "smaller tolerance, or compute in float64."
+                f"the likelihood has not converged: half the work changes it by {error / dim:.3g} nats "
+                f"per dimension, more than {self.limit:g} (limit): take {mend}."
             )
-        with torch.no_grad():
-            prior = flow.prior.log_density(latent.double())
-        return latent, prior[:, None] - volume
-
-    latent, each = run(integrator)
-    _, coarse = run(integrator.coarser)
-    log_prob = each.mean(1)
-    error = (log_prob - coarse.mean(1)).abs()
-    standard = torch.zeros_like(log_prob)
-    if vectors is not None:
-        standard = each.std(1) / each.shape[1] ** 0.5 if probes > 1 else standard * torch.nan
-    worst = float(error.mean()) / flow.dim
-    converged = worst <= limit
-    if strict and not converged:
-        mend = "a smaller tolerance" if integrator.adaptive else "more steps"
-        raise NumericsError(
-            f"the likelihood has not converged: half the work changes it by {worst:.3g} nats per "
-            f"dimension, more than {limit:g}; take {mend}, or allow more (limit)."
-        )
-    protocol = {
-        "divergence": divergence
-        if vectors is None
-        else f"Hutchinson, {probes} {divergence} probes",
-        **integrator.protocol,
-        "sigma_min": flow.sigma_min,
-    }
-    return LogLikelihood(log_prob, standard, error, latent, count[0], converged, protocol)
+        return Worth(error, converged)
 
 
 @checked
@@ -236,7 +224,7 @@ def encode(
     x: Tensor,
     *,
     cond: Tensor | None = None,
-    integrator: Integrator | None = None,
+    integrator: Integrator = DOPRI5,
 ) -> Tensor:
     """Data -> prior: where points at the flow's end come from at t = 0; (B, ...) -> (B, ...)."""
     return _transport(flow, x, cond, integrator, backwards=True)
@@ -248,7 +236,7 @@ def decode(
     z: Tensor,
     *,
     cond: Tensor | None = None,
-    integrator: Integrator | None = None,
+    integrator: Integrator = DOPRI5,
 ) -> Tensor:
     """Prior -> data: the inverse of :func:`encode`."""
     return _transport(flow, z, cond, integrator, backwards=False)
@@ -260,7 +248,7 @@ def reconstruction_error(
     x: Tensor,
     *,
     cond: Tensor | None = None,
-    integrator: Integrator | None = None,
+    integrator: Integrator = DOPRI5,
 ) -> Tensor:
     """Root mean square over the coordinates of data -> prior -> data, minus the data: (B,)."""
     z = encode(flow, x, cond=cond, integrator=integrator)
@@ -268,58 +256,38 @@ def reconstruction_error(
     return (again - x).flatten(1).square().mean(1).sqrt()
 
 
-def _follow(
-    flow: ProbabilityFlow,
-    x: Tensor,
-    cond: Tensor | None,
-    probes: Tensor | None,
-    integrator: Integrator,
-    count: list[int],
-) -> tuple[Tensor, Tensor]:
-    """Points at t = 0, and ∫ ∇·v dt for each probe, (B, K) in float64."""
-    start, end = flow.places
-
-    def rate(place: float, points: Tensor) -> _State:
-        count[0] += 1
-        t, speed = flow.time(place)
-        v, growth = divergence(flow.velocity, points, points.new_tensor(t), cond, probes)
-        return speed * v, speed * growth
-
-    volume = torch.zeros(len(x), 1 if probes is None else len(probes), device=x.device).double()
-    latent, volume = integrator.solve(rate, x, volume, end, start)
-    return latent, -volume
-
-
 def _transport(
     flow: ProbabilityFlow,
     x: Tensor,
     cond: Tensor | None,
-    integrator: Integrator | None,
+    integrator: Integrator,
     *,
     backwards: bool,
 ) -> Tensor:
-    flow.check_points(x)
-    start, end = flow.places
+    check_points(x, flow.shape)
     nothing = x.new_zeros(len(x), 0)
+
+    @torch.no_grad()
+    def ask(points: Tensor, t: Tensor) -> _State:
+        return flow.velocity(points, t, cond), nothing
+
+    return _along(flow, ask, (x, nothing), integrator, backwards=backwards)[0]
+
+
+def _along(
+    flow: ProbabilityFlow,
+    ask: Callable[[Tensor, Tensor], _State],
+    state: _State,
+    how: Integrator,
+    *,
+    backwards: bool,
+) -> _State:
+    """Points, and the integral of what else ``ask(points, t)`` tells, at the flow's other end."""
+    start, end = flow.places
 
     def rate(place: float, points: Tensor) -> _State:
         t, speed = flow.time(place)
-        with torch.no_grad():
-            return speed * flow.velocity(points, points.new_tensor(t), cond), nothing
+        v, growth = ask(points, points.new_tensor(t))
+        return speed * v, speed * growth
 
-    ends = (end, start) if backwards else (start, end)
-    return (integrator or Integrator()).solve(rate, x, nothing, *ends)[0]
-
-
-def _probes(kind: Divergence, count: int, x: Tensor, generator: torch.Generator) -> Tensor | None:
-    shape, device = (count, *x.shape), generator.device
-    if kind == "exact":
-        return None
-    if kind == "rademacher":
-        signs = torch.randint(0, 2, shape, generator=generator, device=device)
-        return (signs * 2 - 1).to(x)
-    if kind == "gaussian":
-        return torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x)
-    raise ConfigError(
-        f"no divergence is called '{kind}': {nearest(kind, ('exact', 'rademacher', 'gaussian'))}."
-    )
+    return how.solve(rate, *state, *((end, start) if backwards else (start, end)))

@@ -1,7 +1,7 @@
 """Networks: functions of x under conditions, which know nothing of fields, noise or losses.
 
 All have the signature ``forward(x, c=None, cond=None)`` described in
-``partikel.networks.embeddings``. What a network is for is its role: a "logit" maps x to (B,), a
+``partikel.networks.conditions``. What a network is for is its role: a "logit" maps x to (B,), a
 "denoiser" to the shape of x, a "generator" maps latents (B, latent) to (B, *shape).
 ``build_network`` makes any of them from ``NetworkSettings``; a new kind is a new line in
 ``NETWORKS``, its options and their defaults are read from its class's signature.
@@ -10,8 +10,9 @@ All have the signature ``forward(x, c=None, cond=None)`` described in
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,19 +22,10 @@ from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import Checked, Depth, Part, Positive, Range, Width
 from partikel.networks.activations import ACTIVATIONS
 from partikel.networks.bank import Bank
-from partikel.networks.conv import (
-    NORMS,
-    SmallDiscriminator,
-    SmallGenerator,
-    condition_network,
-)
-from partikel.networks.dcgan import DCGANDiscriminator, DCGANGenerator
-from partikel.networks.embeddings import (
-    EMBEDDINGS,
-    FourierEmbedding,
-    PositionalEmbedding,
-    ScalarConditions,
-)
+from partikel.networks.conditions import Conditioning
+from partikel.networks.conv import NORMS
+from partikel.networks.dcgan import SMALL, ConvDiscriminator, ConvGenerator
+from partikel.networks.embeddings import EMBEDDINGS
 from partikel.networks.fastgan import FastGANDiscriminator, FastGANGenerator
 from partikel.networks.initialise import SCHEMES, initialise
 from partikel.networks.mlp import MLP
@@ -44,19 +36,15 @@ __all__ = [
     "MLP",
     "NETWORKS",
     "Bank",
-    "DCGANDiscriminator",
-    "DCGANGenerator",
+    "Conditioning",
+    "ConvDiscriminator",
+    "ConvGenerator",
     "FastGANDiscriminator",
     "FastGANGenerator",
-    "FourierEmbedding",
     "NetworkSettings",
-    "PositionalEmbedding",
     "ResNetDiscriminator",
     "ResNetGenerator",
     "Role",
-    "ScalarConditions",
-    "SmallDiscriminator",
-    "SmallGenerator",
     "UNet",
     "build_network",
     "initialise",
@@ -64,15 +52,18 @@ __all__ = [
 
 Role = Literal["logit", "denoiser", "generator"]
 
-NETWORKS: dict[str, dict[Role, type[nn.Module]]] = {
+NETWORKS: dict[str, dict[Role, Callable[..., nn.Module]]] = {
     "mlp": {"logit": MLP, "denoiser": MLP, "generator": MLP},
-    "small": {"logit": SmallDiscriminator, "generator": SmallGenerator},
-    "dcgan": {"logit": DCGANDiscriminator, "generator": DCGANGenerator},
+    "small": {
+        "logit": partial(ConvDiscriminator, strides=SMALL, width=32, norm="none"),
+        "generator": partial(ConvGenerator, strides=SMALL, width=32),
+    },
+    "dcgan": {"logit": ConvDiscriminator, "generator": ConvGenerator},
     "resnet": {"logit": ResNetDiscriminator, "generator": ResNetGenerator},
     "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
     "unet": {"denoiser": UNet},
 }
-"""Kind -> role -> class."""
+"""Kind -> role -> class, with its defaults."""
 
 
 @dataclass(frozen=True)
@@ -175,17 +166,14 @@ def build_network(
         if latent < 1:
             raise ConfigError(f"the size of a generator's latents must be at least 1, not {latent}")
     network = NETWORKS[kind][role]
-    conditions = inspect.signature(condition_network).parameters
-    signature = {**conditions, **inspect.signature(network).parameters}
-    options = {
-        field.name: value
-        for field in fields(settings)
-        if field.name not in ("kind", "init")
-        and (value := getattr(settings, field.name)) is not None
-    }
-    for name, value in {**options, "init": settings.init}.items():
-        if name != "init" and name not in signature:
-            takes = ", ".join(f.name for f in fields(settings) if f.name in signature)
+    signature = inspect.signature(network).parameters
+    told: Conditioning = signature["conditions"].default
+    known = {*signature, *(field.name for field in fields(told))}
+    asked = {name: value for name, value in vars(settings).items() if value is not None}
+    asked.pop("kind")
+    for name, value in asked.items():
+        if name != "init" and name not in known:
+            takes = ", ".join(f.name for f in fields(settings) if f.name in known)
             raise ConfigError(
                 f"network option '{name}' does not apply to kind '{kind}' as {role}, "
                 f"which takes: {takes}"
@@ -194,12 +182,15 @@ def build_network(
             raise ConfigError(
                 f"unknown {name} '{value}' of a network; {nearest(value, tuple(_NAMES[name]))}"
             )
-    embedding = options.get("embedding", signature["embedding"].default)
-    if "fourier_scale" in options and embedding != "fourier":
+    embedding = asked.get("embedding", told.embedding)
+    if "fourier_scale" in asked and embedding != "fourier":
         raise ConfigError(
             f"network option 'fourier_scale' does not apply to the embedding '{embedding}'; "
             "set embedding to 'fourier' or leave the scale out"
         )
+    asked |= {"scalars": scalars, "classes": classes}
+    of_conditions = {name: asked[name] for name in asked if name not in (*signature, "init")}
+    options = {name: asked[name] for name in asked if name in signature}
     sizes: dict[str, Any] = {
         "shape": tuple(shape),
         "latent": latent,
@@ -210,7 +201,8 @@ def build_network(
     # The constructors draw from the global state what ``initialise`` draws again.
     with torch.random.fork_rng(devices=[]):
         try:
-            built = network(**sizes, **options, scalars=scalars, classes=classes)
+            told = replace(told, **of_conditions)
+            built = network(**sizes, **options, conditions=told)
         except ValueError as error:
             raise ConfigError(f"network kind '{kind}' as {role}: {error}") from error
     if torch.empty(0).device.type == "meta":  # only its sizes are asked for

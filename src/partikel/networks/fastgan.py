@@ -12,27 +12,21 @@ the decoders of its self-supervised loss.
 from __future__ import annotations
 
 from itertools import cycle
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.conv import (
-    ConditionOptions,
-    Stage,
-    Stages,
-    condition_network,
-    doubled,
-    square_side,
-    weight_normed,
+from partikel.networks.conditions import (
+    UNCONDITIONAL,
+    Conditioned,
+    Conditioning,
+    ConditionNetwork,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from partikel.networks.conv import Stage, Stages, doubled, square_side, weight_normed
 
 
-class FastGANDiscriminator(nn.Module):
+class FastGANDiscriminator(Conditioned):
     """Blocks that halve the image down to 4x4 pixels, then a 1x1 convolution and a linear layer.
 
     Args:
@@ -40,7 +34,7 @@ class FastGANDiscriminator(nn.Module):
         width: channels at 64x64 pixels; they double with each halving, up to 16·width at 4x4.
         activation: name of the nonlinearity.
         norm: one of ``NORMS``; the first convolution's output is not normalised.
-        conditions: the network's conditions, see :class:`ConditionOptions`.
+        conditions: what the network is told.
 
     Raises:
         ValueError: images of another size, or an unknown name.
@@ -52,11 +46,10 @@ class FastGANDiscriminator(nn.Module):
         width: int = 32,
         activation: str = "leaky_relu",
         norm: str = "batch",
-        **conditions: Unpack[ConditionOptions],
+        conditions: Conditioning = UNCONDITIONAL,
     ) -> None:
-        super().__init__()
+        super().__init__(ConditionNetwork(conditions))
         side = square_side(shape)
-        self.conditions = condition_network(**conditions)
         make = Stages(norm, self.conditions.dim, activation)
         channels = {r: max(1, 64 * width // r) for r in _sides(side)}
         self.sides = [r for r in reversed(_sides(side)) if r < side]
@@ -70,21 +63,8 @@ class FastGANDiscriminator(nn.Module):
         self.mix = make.conv(channels[4], channels[4], 1)
         self.last = weight_normed(nn.Linear(16 * channels[4], 1), norm)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        """Logits of images.
-
-        Args:
-            x: (B, C, H, H).
-            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
-            cond: (B,) labels, or None.
-
-        Returns:
-            (B,).
-
-        Raises:
-            ValueError: ``c`` or ``cond`` is not what the network was built for.
-        """
-        e = self.conditions(len(x), c, cond)
+    def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """Logits (B,) of images."""
         h = self.first(x, e)
         seen: dict[int, Tensor] = {}
         for side, block in zip(self.sides, self.blocks, strict=True):
@@ -95,7 +75,7 @@ class FastGANDiscriminator(nn.Module):
         return self.last(self.mix(h, e).flatten(1)).squeeze(1)
 
 
-class FastGANGenerator(nn.Module):
+class FastGANGenerator(Conditioned):
     """A linear layer to 4x4 pixels, then upsampling, convolutions and gated linear units.
 
     Args:
@@ -118,11 +98,10 @@ class FastGANGenerator(nn.Module):
         width: int = 32,
         norm: str = "batch",
         final_activation: str = "tanh",
-        **conditions: Unpack[ConditionOptions],
+        conditions: Conditioning = UNCONDITIONAL,
     ) -> None:
-        super().__init__()
+        super().__init__(ConditionNetwork(conditions))
         side = square_side(shape)
-        self.conditions = condition_network(**conditions)
         make = Stages(norm, self.conditions.dim)
         self.final_activation = find_activation(final_activation)
         channels = {r: max(1, (64 if r <= 32 else 128) * width // r) for r in _sides(side)}
@@ -143,21 +122,8 @@ class FastGANGenerator(nn.Module):
         self.excitations = _excitations(self.sources, channels, norm)
         self.last = weight_normed(nn.Conv2d(channels[side], shape[0], 3, padding=1), norm)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        """Images from latents.
-
-        Args:
-            x: latents z, (B, latent).
-            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
-            cond: (B,) labels, or None.
-
-        Returns:
-            (B, C, H, H).
-
-        Raises:
-            ValueError: ``c`` or ``cond`` is not what the network was built for.
-        """
-        e = self.conditions(len(x), c, cond)
+    def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """Images (B, C, H, H) of latents."""
         h = F.glu(self.first(x, e), 1)
         seen = {4: h}
         for side, block in zip(self.sides, self.blocks, strict=True):

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.embeddings import ScalarConditions
+from partikel.networks.conditions import (
+    UNCONDITIONAL,
+    Conditioned,
+    Conditioning,
+    ScalarConditions,
+)
 
 
-class MLP(nn.Module):
+class MLP(Conditioned):
     """Linear(in, width), then ``depth`` times [activation, Linear]; conditions join the input.
 
     The paper's "MLP 4x512" is ``width=512, depth=4``.
@@ -25,13 +30,9 @@ class MLP(nn.Module):
         width: units of each hidden layer.
         depth: hidden layers.
         activation: "leaky_relu", "relu", "silu", "softplus", "tanh" or "identity".
-        scalars: S, the number of real conditions.
-        embedding: of each scalar, "fourier" or "positional".
-        embedding_features: size of each embedding.
-        fourier_scale: scale of the Fourier frequencies.
-        classes: number of labels, or None.
         final_activation: applied to the output; None = "identity".
         norm: "none", or "spectral" normalisation of all weights (Miyato et al. 2018).
+        conditions: what the network is told.
 
     Raises:
         ValueError: an unknown name or a number out of range.
@@ -44,15 +45,11 @@ class MLP(nn.Module):
         width: int = 512,
         depth: int = 4,
         activation: str = "leaky_relu",
-        scalars: int = 0,
-        embedding: str = "fourier",
-        embedding_features: int = 128,
-        fourier_scale: float = 16.0,
-        classes: int | None = None,
         final_activation: str | None = None,
         norm: str = "none",
+        conditions: Conditioning = UNCONDITIONAL,
     ) -> None:
-        super().__init__()
+        super().__init__(ScalarConditions(conditions))
         if norm not in ("none", "spectral"):
             raise ValueError(f"norm of an MLP must be none or spectral, not '{norm}'")
         if width < 1 or depth < 1:
@@ -61,9 +58,6 @@ class MLP(nn.Module):
         self.out_shape = tuple(out_shape)
         self.activation = find_activation(activation)
         self.final_activation = find_activation(final_activation or "identity")
-        self.conditions = ScalarConditions(
-            scalars, embedding_features, embedding, fourier_scale, classes
-        )
         self.first = nn.Linear(self.inputs + self.conditions.dim, width)
         self.rest = nn.ModuleList(
             nn.Linear(i, o) for i, o in pairwise([width] * depth + [math.prod(out_shape)])
@@ -72,24 +66,10 @@ class MLP(nn.Module):
             for layer in (self.first, *self.rest):
                 spectral_norm(layer)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: (B, *in_shape).
-            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0. In the second
-                case the first layer meets the embedding once instead of B times.
-            cond: (B,) labels, or None.
-
-        Returns:
-            (B, *out_shape).
-
-        Raises:
-            ValueError: ``c`` or ``cond`` is not what the network was built for.
-        """
+    def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """See :class:`Conditioned`; where all rows share ``e``, the first layer meets it once."""
         h = x.flatten(1)
         weight, bias = self.first.weight, self.first.bias
-        e = self.conditions(len(h), c, cond)
         if e is not None and len(e) == len(h):
             h = torch.cat([h, e], 1)
         elif e is not None:

@@ -8,34 +8,29 @@ pixels. Channels double with each halving, up to sixteen times as many.
 Conditions modulate every normalised output, in the generator before its activation: with batch
 normalisation this is the conditional batch normalisation of SAGAN. In the discriminator they
 modulate the output of every convolution, the 1x1 ones included, as the GPM paper has it: its
-Discriminator Flow on CelebA is ``norm="none", attention_resolutions=(), scalars=1``.
+Discriminator Flow on CelebA is ``norm="none", attention_resolutions=(), conditions=Conditioning(1)``.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.conv import (
-    ConditionOptions,
-    Stages,
-    condition_network,
-    doubled,
-    square_side,
-    weight_normed,
+from partikel.networks.conditions import (
+    UNCONDITIONAL,
+    Conditioned,
+    Conditioning,
+    ConditionNetwork,
 )
+from partikel.networks.conv import Stages, doubled, square_side, weight_normed
 from partikel.networks.initialise import Gain
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
-class ResNetDiscriminator(nn.Module):
+class ResNetDiscriminator(Conditioned):
     """Blocks that halve the image to 4x4 pixels, one more, then a linear layer on the pixels' sum.
 
     Args:
@@ -46,7 +41,7 @@ class ResNetDiscriminator(nn.Module):
             normalised.
         attention_resolutions: heights with self-attention after each block that ends there; those
             that do not occur have no effect.
-        conditions: the network's conditions, see :class:`ConditionOptions`.
+        conditions: what the network is told.
 
     Raises:
         ValueError: images of another size, or an unknown name.
@@ -59,11 +54,10 @@ class ResNetDiscriminator(nn.Module):
         activation: str = "leaky_relu",
         norm: str = "spectral",
         attention_resolutions: tuple[int, ...] = (32,),
-        **conditions: Unpack[ConditionOptions],
+        conditions: Conditioning = UNCONDITIONAL,
     ) -> None:
-        super().__init__()
+        super().__init__(ConditionNetwork(conditions))
         channels, side = _channels(shape, width), square_side(shape)
-        self.conditions = condition_network(**conditions)
         self.activation = find_activation(activation)
         make = Stages(norm, self.conditions.dim, activation)
         self.blocks = nn.ModuleList()
@@ -76,27 +70,14 @@ class ResNetDiscriminator(nn.Module):
             before = after
         self.last = weight_normed(nn.Linear(before, 1), norm)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        """Logits of images.
-
-        Args:
-            x: (B, C, H, H).
-            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
-            cond: (B,) labels, or None.
-
-        Returns:
-            (B,).
-
-        Raises:
-            ValueError: ``c`` or ``cond`` is not what the network was built for.
-        """
-        e = self.conditions(len(x), c, cond)
+    def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """Logits (B,) of images."""
         for block in self.blocks:
             x = block(x, e)
         return self.last(self.activation(x).sum((2, 3))).squeeze(1)
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(Conditioned):
     """A linear layer to 4x4 pixels, blocks that double the image, a last convolution.
 
     Args:
@@ -120,11 +101,10 @@ class ResNetGenerator(nn.Module):
         norm: str = "spectral+batch",
         final_activation: str = "tanh",
         attention_resolutions: tuple[int, ...] = (32,),
-        **conditions: Unpack[ConditionOptions],
+        conditions: Conditioning = UNCONDITIONAL,
     ) -> None:
-        super().__init__()
+        super().__init__(ConditionNetwork(conditions))
         channels = _channels(shape, width)[::-1]
-        self.conditions = condition_network(**conditions)
         make = Stages(norm, self.conditions.dim, activation)
         self.final_activation = find_activation(final_activation)
         self.first = nn.Sequential(
@@ -138,21 +118,8 @@ class ResNetGenerator(nn.Module):
         self.enter_last = make(nn.Identity(), width)
         self.last = weight_normed(nn.Conv2d(width, shape[0], 3, padding=1), norm)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        """Images from latents.
-
-        Args:
-            x: latents z, (B, latent).
-            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
-            cond: (B,) labels, or None.
-
-        Returns:
-            (B, C, H, H).
-
-        Raises:
-            ValueError: ``c`` or ``cond`` is not what the network was built for.
-        """
-        e = self.conditions(len(x), c, cond)
+    def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """Images (B, C, H, H) of latents."""
         h = self.first(x)
         for block in self.blocks:
             h = block(h, e)

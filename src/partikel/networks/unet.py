@@ -16,13 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from partikel.networks.conditions import (
+    Conditioned,
+    Conditioning,
+    ConditionNetwork,
+    Modulation,
+)
 from partikel.networks.conv import doubled, group_norm, image_size
-from partikel.networks.embeddings import ScalarConditions
 from partikel.networks.initialise import ZeroConv2d
-from partikel.networks.modulation import ConditionNetwork, Modulation
+
+NOISE_LEVEL = Conditioning(scalars=1, embedding="positional", embedding_features=256)
+"""One condition, embedded as in DDPM."""
 
 
-class UNet(nn.Module):
+class UNet(Conditioned):
     """Images to images of the same shape; the "default" initialisation makes its output zero.
 
     Args:
@@ -36,11 +43,7 @@ class UNet(nn.Module):
         dropout: probability inside residual blocks, in training mode.
         recompute: keep only what goes into each block for the backward pass and compute the rest again
             (Chen et al. 2016): the same gradients, a third more time, a fraction of the memory.
-        embedding: of each scalar, "positional" or "fourier".
-        embedding_features: size of each embedding.
-        fourier_scale: scale of the Fourier frequencies.
-        scalars: S, the number of real conditions.
-        classes: number of labels, or None.
+        conditions: what the network is told.
 
     Raises:
         ValueError: the image does not fit the multipliers, or an unknown name.
@@ -55,13 +58,9 @@ class UNet(nn.Module):
         attention_resolutions: tuple[int, ...] = (16,),
         dropout: float = 0.0,
         recompute: bool = False,
-        embedding: str = "positional",
-        embedding_features: int = 256,
-        fourier_scale: float = 16.0,
-        scalars: int = 1,
-        classes: int | None = None,
+        conditions: Conditioning = NOISE_LEVEL,
     ) -> None:
-        super().__init__()
+        super().__init__(ConditionNetwork(conditions, 4 * channels))
         size = image_size(shape)
         levels = len(multipliers)
         factor = 2 ** (levels - 1)
@@ -70,10 +69,6 @@ class UNet(nn.Module):
                 f"height and width must be divisible by {factor} for {levels} multipliers, "
                 f"not {size[0]}x{size[1]}"
             )
-        conditions = ScalarConditions(
-            scalars, embedding_features, embedding, fourier_scale, classes
-        )
-        self.conditions = ConditionNetwork(conditions, 4 * channels)
         self.recompute = recompute
 
         def block(before: int, after: int, attend: bool) -> _Block:
@@ -103,21 +98,8 @@ class UNet(nn.Module):
         self.norm = group_norm(now)
         self.last = ZeroConv2d(now, shape[0], 3, padding=1)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: (B, C, H, W).
-            c: (B, S), or (1, S) for the same conditions in all rows; None if S = 0.
-            cond: (B,) labels, or None.
-
-        Returns:
-            (B, C, H, W).
-
-        Raises:
-            ValueError: ``c`` or ``cond`` is not what the network was built for.
-        """
-        e = self.conditions(len(x), c, cond)
+    def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """See :class:`Conditioned`."""
         h = self.first(x)
         left = [h]
         for layer in self.down:

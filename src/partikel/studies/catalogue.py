@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.divergences import DivergenceLike
 from partikel.errors import CheckpointError, ConfigError, NumericsError, nearest
+from partikel.errors.checks import Count, checked
 from partikel.fields import (
     At,
     DeepMMDField,
@@ -66,8 +68,8 @@ from partikel.kernels import (
     RieszKernel,
 )
 from partikel.metrics import energy_distance, mode_statistics, sliced_wasserstein2
-from partikel.models import Carrier, GeneratorModel, ParticleModel, free_particles
-from partikel.networks import MLP, NetworkSettings, build_network, initialise
+from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.networks import MLP, Conditioning, NetworkSettings, build_network, initialise
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, LogNormalLaw, VESchedule
@@ -164,9 +166,7 @@ class Kit:
             width=WIDTH,
             depth=3,
             activation="silu",
-            scalars=1,
-            embedding_features=16,
-            fourier_scale=1.0,
+            conditions=Conditioning(scalars=1, embedding_features=16, fourier_scale=1.0),
         )
         return initialise(network, "he", generator=seeded(self.seed, "matrix", "features"))
 
@@ -722,7 +722,7 @@ class Cell:
         cpu_seconds: of training and sampling, without those of s_p.
         score_seconds: of training s_p, which rows share.
         iterations: of training that were run.
-        stopped: whether the cap stopped it.
+        stopped: whether the cap made its training shorter than the catalogue's.
         reason: why the pair cannot be.
     """
 
@@ -743,13 +743,14 @@ class Cell:
         return self.energy is not None and self.energy <= LIMIT and self.modes == modes
 
 
+@checked
 def run_matrix(
     out: Path,
     *,
     target: str = "gaussians",
     rows: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
-    cap: float = 30.0,
+    cap: Count | None = None,
     console: Console | None = None,
 ) -> list[Cell]:
     """Run the cells that are not in ``matrix.json`` yet, and draw all of them.
@@ -759,26 +760,25 @@ def run_matrix(
         target: name of two-dimensional data with a density.
         rows: names in :data:`CATALOGUE`; all of them unless given.
         seeds: each cell is run with each of them.
-        cap: CPU seconds at which the training of a cell (or its flow, where nothing learns) stops.
+        cap: iterations of any training, at most; the catalogue's own unless given. Learning rates
+            then fall over so many.
         console: where progress is shown.
 
     Returns:
         The chosen cells, in the catalogue's order.
 
     Raises:
-        ConfigError: for an unknown row, data without a density in the plane, a cap that is not
-            positive, no seeds, or a folder with a matrix of another target or cap.
+        ConfigError: for an unknown row, data without a density in the plane, no seeds, or a folder with
+            a matrix of another target or cap.
         CheckpointError: if ``matrix.json`` cannot be read.
     """
     chosen = _chosen(rows)
     dataset = _opened(target)
-    if not cap > 0 or not seeds:
-        raise ConfigError(
-            f"a matrix needs a cap of CPU seconds > 0 and a seed, got {cap} and {list(seeds)}."
-        )
+    if not seeds:
+        raise ConfigError("a matrix needs a seed: give one or more, such as [0].")
     protocol = {
         "data": dataset.name,
-        "cap": cap,
+        "iterations": "the catalogue's" if cap is None else f"at most {cap}",
         "samples": SAMPLES,
         "reference": REFERENCE,
         "limit": LIMIT,
@@ -817,7 +817,7 @@ def table(cells: Sequence[Cell], target: str) -> list[list[str]]:
     """A line for each pair: the worst figures of its seeds, their mean CPU seconds, and a note.
 
     The note is "cannot" where the catalogue or the run has a reason (:func:`reasons`), "misses" where a
-    seed leaves out a mode or ends above :data:`LIMIT`, "capped" where the cap stopped one.
+    seed leaves out a mode or ends above :data:`LIMIT`, "capped" where the cap shortened a training.
 
     Args:
         cells: of one target.
@@ -858,7 +858,7 @@ def _worst(values: Sequence[float | None], worst: Callable[..., float], shape: s
 def _line(cell: Cell) -> str:
     energy = "-" if cell.energy is None else f"{cell.energy:.4f}"
     modes = "" if cell.modes is None else f", {cell.modes} modes"
-    stopped = ", stopped at the cap" if cell.stopped else ""
+    stopped = ", capped" if cell.stopped else ""
     return (
         f"{cell.row}, {cell.carrier}, seed {cell.seed}: energy {energy}{modes}, "
         f"{cell.cpu_seconds:.1f} s{stopped}"
@@ -934,7 +934,7 @@ class _Scores:
 
     dataset: Dataset
     seed: int
-    cap: float
+    cap: int | None
     seconds: float = 0.0
     asked: bool = False
     _field: ScoreField | None = None
@@ -947,7 +947,7 @@ class _Scores:
             score = ScoreField(denoiser, LogNormalLaw(-0.4, 1.2))
             model = ParticleModel(score, GaussianPrior((2,)), steps=1)
             composition = Composition(model, (Phase("score", _ADAM, 256),), 4000, 0.999)
-            trainer, _ = _train(composition, self.dataset, self.seed, self.cap)
+            trainer = _train(composition, self.dataset, self.seed, self.cap)
             with swapped_in(model.sampled, trainer.average):
                 self._field = copy.deepcopy(score)
             self._field.freeze()
@@ -956,23 +956,23 @@ class _Scores:
 
 
 def _run(
-    row: Row, carrier: CarrierName, dataset: Dataset, seed: int, cap: float, scores: _Scores
+    row: Row, carrier: CarrierName, dataset: Dataset, seed: int, cap: int | None, scores: _Scores
 ) -> tuple[Cell, Tensor | None]:
     """Train, sample and measure one cell."""
     scores.asked = False
     build = row.particles if carrier == "particles" else row.generator
     composition = build(Kit(dataset, carrier, seed, scores))
-    model, iterations, stopped = composition.model, 0, False
+    model, iterations = composition.model, 0
     started = time.process_time()
     samples, reason = None, row.misses.get(carrier)
     try:
         if composition.phases:
-            trainer, stopped = _train(composition, dataset, seed, cap)
+            trainer = _train(composition, dataset, seed, cap)
             iterations = trainer.step
             with swapped_in(model.sampled, trainer.average):
-                samples, _ = _sampled(model, dataset, seed, math.inf)
+                samples = _sampled(model, dataset, seed)
         else:
-            samples, stopped = _sampled(model.eval(), dataset, seed, cap)
+            samples = _sampled(model.eval(), dataset, seed)
         if not samples.isfinite().all():
             raise NumericsError("particles left the finite numbers.")
     except NumericsError as error:
@@ -989,35 +989,24 @@ def _run(
         cpu_seconds=round(seconds, 2),
         score_seconds=round(scores.seconds, 2) if scores.asked else 0.0,
         iterations=iterations,
-        stopped=stopped,
+        stopped=iterations < composition.iterations,
         reason=reason,
     )
     return cell, samples
 
 
-def _train(of: Composition, dataset: Dataset, seed: int, cap: float) -> tuple[Trainer, bool]:
-    """Train until the end or the cap, and say which."""
-    trainer = Trainer(of.model, dataset, of.phases, iterations=of.iterations, seed=seed, ema=of.ema)
-    for _ in trainer.run():
-        if trainer.cpu_seconds > cap and trainer.step < of.iterations:
-            return trainer, True
-    return trainer, False
+def _train(of: Composition, dataset: Dataset, seed: int, cap: int | None) -> Trainer:
+    """Train until the end, or the cap."""
+    iterations = of.iterations if cap is None else min(cap, of.iterations)
+    trainer = Trainer(of.model, dataset, of.phases, iterations=iterations, seed=seed, ema=of.ema)
+    deque(trainer.run(), maxlen=0)
+    return trainer
 
 
-def _sampled(model: Carrier, dataset: Dataset, seed: int, cap: float) -> tuple[Tensor, bool]:
-    """Samples, and whether the cap stopped the flow."""
+def _sampled(model: Carrier, dataset: Dataset, seed: int) -> Tensor:
     generator = seeded(seed, "matrix", "samples")
     real = dataset.draw(SAMPLES, generator=seeded(seed, "matrix", "real")).x
-    if model.steps is None:
-        return model.sample(SAMPLES, generator=generator, real=real), False
-    model = free_particles(model, "only free particles can be followed.")
-    x = model.prior.sample(SAMPLES, generator=generator)
-    started, state = time.process_time(), None
-    for state in model.stream(x, generator=generator, real=real):
-        if time.process_time() - started > cap and state.t < model.horizon:
-            return state.x, True
-    assert state is not None
-    return state.x, False
+    return model.sample(SAMPLES, generator=generator, real=real)
 
 
 def _measured(samples: Tensor, dataset: Dataset) -> dict[str, Any]:
@@ -1109,6 +1098,7 @@ def _measures(cell: Cell) -> str:
 def _caption(protocol: Mapping[str, Any], seeds: Sequence[int]) -> str:
     return (
         "Each field carried by free particles (left) and by a generator (right). Below: energy distance, "
-        f"modes covered, CPU seconds.\nData: {protocol['data']}; {SAMPLES} samples, seed {seeds[0]}. "
-        f"Red: a mode is missing, or energy > {LIMIT:g}. *: stopped at the cap of {protocol['cap']:g} s."
+        f"modes covered, CPU seconds.\nData: {protocol['data']}; {SAMPLES} samples, seed {seeds[0]}; "
+        f"iterations: {protocol['iterations']} (*: fewer than the catalogue's). Red: a mode is missing, or "
+        f"energy > {LIMIT:g}."
     )

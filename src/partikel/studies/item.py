@@ -1,6 +1,7 @@
-"""What an item is: a plan for each scale, a measurement, and findings beside the papers' claims.
+"""What an item is: claims, a plan for each scale, and a measurement.
 
-An item's file says in its docstring what the paper shows, holds one plan for each scale, and a function
+An item's file says in its docstring what the paper shows. It holds the claims with the effects that
+decide on them (:class:`~partikel.studies.judgement.Claim`), one plan for each scale, and a function
 ``measure(plan, lab)`` that trains through the lab, measures, draws, and returns an :class:`Outcome`.
 """
 
@@ -10,51 +11,15 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from partikel.studies.benches import Scale
+from partikel.studies.judgement import Claim, Finding
 from partikel.studies.lab import Lab
-
-HOLDS = "holds"
-FAILS = "does not hold"
-OPEN = "not decidable at this scale"
-Verdict: TypeAlias = Literal["holds", "does not hold", "not decidable at this scale"]
 
 P = TypeVar("P")
 S = TypeVar("S")
 Value: TypeAlias = float | int | str | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A claim of a paper beside what was measured.
-
-    Attributes:
-        claim: what the paper says, in one sentence.
-        source: where it says so.
-        where: on what data and how many seeds it was measured.
-        measured: one sentence with the numbers.
-        verdict: whether it holds there.
-    """
-
-    claim: str
-    source: str
-    where: str
-    measured: str
-    verdict: Verdict
-
-    @classmethod
-    def of(
-        cls,
-        claim: str,
-        source: str,
-        where: str,
-        measured: str,
-        effects: Sequence[float],
-        least: float = 0.0,
-    ) -> Finding:
-        """With the verdict that effects agree on, see :func:`judged`."""
-        return cls(claim, source, where, measured, judged(effects, least))
 
 
 @dataclass(frozen=True)
@@ -139,6 +104,7 @@ class Item(Generic[P]):
         about: what the paper reports there, in a few sentences.
         plans: what is trained and measured at each scale.
         measure: trains, measures and draws.
+        claims: what is judged; no finding is of another claim.
     """
 
     name: str
@@ -147,40 +113,19 @@ class Item(Generic[P]):
     about: str
     plans: Mapping[Scale, P]
     measure: Callable[[P, Lab], Outcome]
-
-
-def judged(effects: Sequence[float], least: float = 0.0) -> Verdict:
-    """The verdict that effects agree on, one for each seed; positive where the claim holds.
-
-    Args:
-        effects: the signed sizes, such as log ratios of two distances.
-        least: sizes up to this one are taken for noise.
-
-    Returns:
-        "holds" if all are above ``least``, "does not hold" if all are below -``least``, else
-        undecided.
-    """
-    if effects and min(effects) > least:
-        return HOLDS
-    if effects and max(effects) < -least:
-        return FAILS
-    return OPEN
-
-
-def log_ratio(a: float, b: float, floor: float) -> float:
-    """log(a/b) of two distances, where those below what data have are taken for that.
-
-    Args:
-        a: a distance.
-        b: another one.
-        floor: positive; estimates around zero say no more than this.
-    """
-    return math.log(max(a, floor) / max(b, floor))
+    claims: Mapping[str, Claim]
 
 
 def log_ratios(first: Sequence[float], second: Sequence[float], floor: float) -> list[float]:
-    """:func:`log_ratio` of distances, seed by seed: positive where the second is nearer."""
-    return [log_ratio(a, b, floor) for a, b in zip(first, second, strict=True)]
+    """log(a/b) of distances, seed by seed: positive where the second is nearer.
+
+    Args:
+        first: distances.
+        second: as many others.
+        floor: positive; what two draws of the data differ by. Distances below it say no more.
+    """
+    pairs = zip(first, second, strict=True)
+    return [math.log(max(a, floor) / max(b, floor)) for a, b in pairs]
 
 
 def means(those: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

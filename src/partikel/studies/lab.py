@@ -7,7 +7,7 @@ what was measured once is read back, so that an interrupted command goes on wher
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +22,14 @@ from partikel.app.config import load_preset, make_recipe, settings_of
 from partikel.app.gallery import evaluate_run, on_device
 from partikel.app.runs import Run, train_run
 from partikel.app.show.plots import save_figure, save_image
-from partikel.data import open_dataset
+from partikel.data import Dataset, open_dataset
 from partikel.files import fingerprint, kept_json
+from partikel.metrics.chance import LEVEL, floor
 from partikel.recipes import Recipe
 from partikel.solvers import Solver
 from partikel.streams import seeded
 from partikel.studies.benches import Scale, Training
-from partikel.studies.distances import Evaluated
+from partikel.studies.provenance import metrics
 from partikel.training import Trainer
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Lab:
         *,
         out: Path,
         runs: Path,
+        code: str = "",
         console: Console | None = None,
     ) -> None:
         """Prepare the lab of an item.
@@ -64,6 +66,7 @@ class Lab:
             plan: what is measured; kept parts of another plan are not used.
             out: folder of results.
             runs: folder of trained runs and kept parts, which all items share.
+            code: fingerprint of what measures; parts kept of other code are not used.
             console: where progress is shown.
         """
         self.item, self.scale, self.out = item, scale, out
@@ -72,7 +75,7 @@ class Lab:
         self.trained: dict[str, tuple[Training, Run]] = {}
         self.pictures: dict[str, str] = {}
         self.seconds = 0.0
-        self._parts = self.runs / "parts" / f"{item}-{fingerprint(plan)}"
+        self._parts = self.runs / "parts" / f"{item}-{fingerprint([plan, code])}"
 
     def run(self, training: Training, seed: int) -> Run:
         """The trained run of a preset, trained first (or to its end) where it is not.
@@ -123,10 +126,22 @@ class Lab:
             run, named, lambda: evaluate_run(run, solver=solver, **options).as_dict()
         )
 
-    def evaluated(self, training: Training, seeds: Sequence[int], n: int) -> Evaluated:
-        """The runs of a training, one for each seed, and figures of n samples of each."""
-        runs = [self.run(training, seed) for seed in seeds]
-        return Evaluated(runs, [self.evaluate(run, n=n) for run in runs])
+    def floor(
+        self, dataset: Dataset, n: int, features: str | None = None, *, among: int = 1
+    ) -> float:
+        """What two draws of n points of the data differ by, see :mod:`partikel.metrics.chance`.
+
+        Args:
+            dataset: the data.
+            n: points of a draw.
+            features: a feature network for images; None chooses one.
+            among: distances of which the largest is compared: each is beyond the floor as much more
+                seldom (Bonferroni).
+        """
+        options = {"features": features, "level": 1 - (1 - LEVEL) / among}
+        about = {"data": dataset.fingerprint(), "n": n, **options, "by": metrics()}
+        path = self.runs / "chance" / f"{dataset.name}-{n}-{fingerprint(about)}.json"
+        return self._kept(path, lambda: floor(dataset, n, **options))
 
     def of_run(self, run: Run, about: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The JSON value of ``work()``, which is of a run alone: all items share it.
@@ -136,7 +151,7 @@ class Lab:
             about: what is measured, and how.
             work: measures it.
         """
-        key = {"settings": settings_of(run.recipe), "step": run.step, **about}
+        key = {"settings": settings_of(run.recipe), "step": run.step, "by": metrics(), **about}
         path = run.path / "measured" / f"{fingerprint(key)}.json"
 
         def measured() -> T:

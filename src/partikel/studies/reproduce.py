@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import torch
 from rich.console import Console
 
 from partikel.errors import CheckpointError, ConfigError, PartikelError, nearest
-from partikel.files import fingerprint, plain, write_json, write_whole, writing_to
+from partikel.files import plain, write_json, write_whole, writing_to
 from partikel.studies.benches import SCALES, Scale
-from partikel.studies.item import OPEN, Item
+from partikel.studies.item import Item
 from partikel.studies.items import ITEMS
+from partikel.studies.judgement import OPEN
 from partikel.studies.lab import Lab
-from partikel.studies.page import index, page
+from partikel.studies.page import index, labelled, page
+from partikel.studies.provenance import measuring, stamps
 from partikel.training.engine import one_thread
 from partikel.training.fit import Interrupted
 
@@ -94,7 +97,8 @@ def _measured(
 ) -> dict[str, Any]:
     """Measure an item and write its files, the JSON last: it says that all are there."""
     plan = item.plans[scale]
-    lab = Lab(item.name, scale, plan, out=out, runs=runs, console=console)
+    code = measuring(item.measure.__module__)
+    lab = Lab(item.name, scale, plan, out=out, runs=runs, code=code, console=console)
     with one_thread(scale != "paper"):  # the papers' settings may use all of them
         outcome = item.measure(plan, lab)
         threads = torch.get_num_threads()
@@ -107,16 +111,16 @@ def _measured(
         }
         for key, (training, run) in sorted(lab.trained.items())
     }
-    findings = [plain(finding) for finding in outcome.findings]
+    findings = outcome.findings
     if scale == "smoke":  # a few iterations decide nothing
-        findings = [{**finding, "verdict": OPEN} for finding in findings]
+        findings = [replace(f, judgement=replace(f.judgement, verdict=OPEN)) for f in findings]
     value = {
         "item": item.name,
         "title": item.title,
         "source": item.source,
         "about": item.about,
         "scale": scale,
-        "plan": fingerprint(plan),
+        "made of": stamps([plan, item.claims], trained, item.measure.__module__),
         "findings": findings,
         "tables": outcome.tables,
         "pictures": lab.pictures,
@@ -142,11 +146,51 @@ def _measured(
 
 
 def _finished(item: Item[Any], scale: Scale, out: Path) -> dict[str, Any] | None:
-    """The result that is there, if it is of the same plan and scale."""
+    """The result that is there, if it is of the same scale and not stale."""
     result = _read(out / f"{item.name}.json")
-    if result is None or result["scale"] != scale:
+    if result is None or result["scale"] != scale or changed(result):
         return None
-    return result if result["plan"] == fingerprint(item.plans[scale]) else None
+    return result
+
+
+def changed(result: Mapping[str, Any]) -> list[str]:
+    """What a result depends on and is no longer today's: plan, settings, rule, measuring.
+
+    Args:
+        result: content of an item's JSON file; one of an earlier version, which has no fingerprints,
+            differs in all.
+    """
+    item = ITEMS[result["item"]]
+    today = stamps(
+        [item.plans[result["scale"]], item.claims], result["trained"], item.measure.__module__
+    )
+    made = result.get("made of", {})
+    return [key for key, stamp in today.items() if made.get(key) != stamp]
+
+
+def check(out: Path) -> dict[str, list[str]]:
+    """Say on every page of a folder of results whether it is stale, and write their list again.
+
+    Args:
+        out: folder of results.
+
+    Returns:
+        For each result what it depends on and is no longer today's; nothing where it is fresh.
+
+    Raises:
+        CheckpointError: for a file that is no result.
+        ConfigError: for a folder without results.
+    """
+    results = [result for name in ITEMS if (result := _read(out / f"{name}.json")) is not None]
+    if not results:
+        raise ConfigError(f"{out} has no results: 'partikel reproduce all --out {out}' makes them.")
+    found = {result["item"]: changed(result) for result in results}
+    with writing_to(out, _MEND):
+        for name, old in found.items():
+            path = out / f"{name}.md"
+            write_whole(path, labelled(path.read_text(encoding="utf-8"), old))
+        _write_index(out, results[0]["scale"])
+    return found
 
 
 def _write_index(out: Path, scale: Scale) -> None:
@@ -155,7 +199,8 @@ def _write_index(out: Path, scale: Scale) -> None:
     names = {result["item"] for result in found}
     missing = [(n, i.title) for n, i in ITEMS.items() if n not in names and scale in i.plans]
     if found:
-        write_whole(out / "README.md", index(found, missing))
+        stale = {result["item"]: changed(result) for result in found}
+        write_whole(out / "README.md", index(found, missing, stale))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -163,7 +208,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if not {"item", "scale", "plan", "findings", "trained"} <= set(result):
+        if not {"item", "scale", "findings", "trained"} <= set(result):
             raise ValueError
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(

@@ -8,8 +8,7 @@ where every class appears on it and at least half as many samples are near as of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,8 @@ from partikel.metrics import (
 from partikel.metrics.evaluation import NEIGHBOUR
 from partikel.streams import seeded
 from partikel.studies.benches import EDM, FLOW, FOUR, SCORE_GAN, Bench
-from partikel.studies.item import Finding, Outcome, Table, spread
+from partikel.studies.item import Outcome, Table, spread
+from partikel.studies.judgement import Claim, Finding
 from partikel.studies.lab import Lab
 
 SURE = 0.9
@@ -114,7 +114,7 @@ def class_weights(dataset: Dataset) -> Tensor | None:
 def outcome(
     plan: Plan,
     lab: Lab,
-    source: str,
+    judged: Mapping[str, Claim],
     caption: str,
     *,
     beside: bool = False,
@@ -126,7 +126,7 @@ def outcome(
     Args:
         plan: what is drawn.
         lab: where.
-        source: of the claim.
+        judged: the :func:`claims`.
         caption: of the picture.
         beside: whether test images have a panel too.
         columns: panels side by side.
@@ -145,8 +145,8 @@ def outcome(
         )
         lab.draw(figure, f"{bench.data}: {caption}", bench.key)
         if found.readings:
-            finding, table = sheet_finding(bench, found, source), sheet_table(bench, found)
-            parts[bench.key] = Outcome([finding], [table], sheet_values(found))
+            findings = sheet_findings(bench, found, judged)
+            parts[bench.key] = Outcome(findings, [sheet_table(bench, found)], sheet_values(found))
         else:
             note = f"No classifier of {bench.data} ships: its sheet is for the eye only."
             parts[bench.key] = Outcome([], notes=[note])
@@ -259,35 +259,53 @@ def sheet_table(bench: Bench, found: Sheet) -> Table:
     )
 
 
-def sheet_finding(bench: Bench, found: Sheet, source: str) -> Finding:
-    """Whether the two introduced models' sheets are reasonable.
+def claims(source: str) -> dict[str, Claim]:
+    """What is judged on sheets: reasonable, and the rule that this replaced.
 
-    The effect of a seed is by how much the share of near samples exceeds half of that of test images,
-    or the share of classes that are missing, as a negative number; the worse of the two models counts.
-    Two standard errors of a share of n images are at most 1/√n: less is noise.
+    Args:
+        source: of the claim.
     """
-    (real,), (of_real,) = found.readings[TEST], found.near[TEST]
 
-    def effect(name: str, k: int) -> float:
+    def claim(what: str, replaced: str = "") -> Claim:
+        effect = (
+            f"of the worse of the two, the share of samples {what} less half of that of test images; where a "
+            "class is missing, minus the share of classes that are"
+        )
+        return Claim(CLAIM, source, effect, 0.0, replaced=replaced)
+
+    why = "a classifier is sure of much pure noise, as the row of noise shows"
+    return {"near": claim("near the data"), "sure": claim("that a classifier is sure of", why)}
+
+
+def sheet_findings(bench: Bench, found: Sheet, judged: Mapping[str, Claim]) -> list[Finding]:
+    """Whether the two introduced models' sheets are reasonable, by :func:`claims`."""
+    sure = {name: [each.sure for each in those] for name, those in found.readings.items()}
+    real = found.readings[TEST][0]
+
+    def effect(shares: Mapping[str, Sequence[float]], name: str, k: int) -> float:
         reading = found.readings[name][k]
         if reading.seen < reading.classes:
             return reading.seen / reading.classes - 1
-        return found.near[name][k] - HALF * of_real
+        return shares[name][k] - HALF * shares[TEST][0]
 
-    said = "; ".join(
-        f"{name}: {spread(found.near[name])}, "
-        f"{min(each.seen for each in found.readings[name])} of {real.classes} classes"
-        for name in FOUR
-    )
-    return Finding.of(
-        CLAIM,
-        source,
-        bench.where,
-        f"Share of {real.images} samples that are near the data, and classes seen: {said} "
-        f"(test images: {of_real:.3g}; noise: {found.near[NOISE][0]:.3g}).",
-        [min(effect(name, k) for name in NEW) for k in range(len(bench.seeds))],
-        1 / math.sqrt(real.images),
-    )
+    def finding(key: str, what: str, shares: Mapping[str, Sequence[float]]) -> Finding:
+        said = "; ".join(
+            f"{name}: {spread(shares[name])}, "
+            f"{min(each.seen for each in found.readings[name])} of {real.classes} classes"
+            for name in FOUR
+        )
+        measured = (
+            f"Share of {real.images} samples {what}, and classes seen: {said} (test images: "
+            f"{shares[TEST][0]:.3g}; noise: {shares[NOISE][0]:.3g})."
+        )
+        seeds = range(len(bench.seeds))
+        effects = [min(effect(shares, name, k) for name in NEW) for k in seeds]
+        return judged[key].found(bench.where, measured, effects)
+
+    return [
+        finding("near", "that are near the data", found.near),
+        finding("sure", "of which the classifier is sure", sure),
+    ]
 
 
 def sheet_values(found: Sheet) -> dict[str, Any]:

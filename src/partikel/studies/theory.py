@@ -14,7 +14,9 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -32,6 +34,7 @@ from partikel.fields.particles import Particles
 from partikel.fields.terms import AtScale, Potential
 from partikel.files import write_json
 from partikel.metrics import energy_distance, sliced_wasserstein2
+from partikel.metrics.chance import energy_quantile, quantile_between
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
@@ -63,8 +66,6 @@ PROPOSITION = "DiffFlow Proposition 2"
 """Source of most of the checks."""
 CHANCE = 0.01
 """Probability that any of the simulated laws is found to differ when all of them are right."""
-ERRORS = 4.5
-"""Standard errors that a mean may be off by."""
 FEWEST = 500
 """Particles below which the fluctuations of an energy distance are not those of the limit law."""
 STEPS = 60
@@ -101,6 +102,7 @@ class Check:
         expected: what the claim says.
         tolerance: what it may be off by: rounding, an integrator's error, or statistical error.
         holds: whether it does.
+        drawn: whether chance enters, as particles were simulated.
     """
 
     claim: str
@@ -110,6 +112,17 @@ class Check:
     expected: float
     tolerance: float
     holds: bool
+    drawn: bool = False
+
+    @property
+    def margin(self) -> float:
+        """How far it is from failing, as a share of what is allowed; negative where it fails."""
+        off = self.measured - self.expected
+        off = abs(off) if self.relation == "=" else off
+        scale = self.tolerance
+        if self.relation == "<=":
+            scale = max(abs(self.expected), self.tolerance)
+        return (self.tolerance - off) / scale if scale > 0 else math.copysign(1.0, -off)
 
 
 def verify(out: Path, *, samples: int = 10_000, seed: int = 0) -> list[Check]:
@@ -150,6 +163,7 @@ def measured(
     samples: int = 10_000,
     seed: int = 0,
     parts: Sequence[Part] = PARTS,
+    chance: float = CHANCE,
 ) -> list[Check]:
     """The checks of some parts of the theory.
 
@@ -158,6 +172,7 @@ def measured(
         samples: particles of each simulation.
         seed: of all random draws.
         parts: which.
+        chance: probability that any simulated law is found to differ when all of them are right.
 
     Returns:
         The checks, in the order of the paper.
@@ -171,8 +186,8 @@ def measured(
         "gan": lambda: _gan(seed),
         "invariance": _invariance_in_closed_form,
         "matched": _matched_in_closed_form,
-        "simulated": lambda: _simulated(samples, seed),
-        "lambda": lambda: _dependence_on_lambda(samples, seed),
+        "simulated": lambda: _simulated(samples, seed, chance),
+        "lambda": lambda: _dependence_on_lambda(samples, seed, chance),
         "convergence": lambda: _convergence(runs),
     }
     return [check for part in PARTS if part in parts for check in made[part]()]
@@ -222,28 +237,6 @@ class OwnScore(Field):
     def forward(self, x: Tensor, at: At) -> Tensor:
         """∇log ρ_t(x) at the node nearest to the time that all points share."""
         return self.laws[int((self.times - at.t).abs().argmin())].score(x)
-
-
-def energy_quantile(cloud: Tensor, n: int, m: int, level: float, seed: int = 0) -> float:
-    """Quantile of the energy distance between n and m draws of one law, given some of its points.
-
-    The unbiased distance is (1/n + 1/m) Σ λ_i (z_i² - 1) in the limit, z_i ~ N(0, 1), with λ_i the
-    eigenvalues of the centred kernel -|x - y| (Gretton et al. 2009, "A fast, consistent kernel
-    two-sample test"): those of its matrix on the cloud, divided by its size.
-
-    Args:
-        cloud: (k, D) points of the law; a thousand do.
-        n: points of one sample.
-        m: of the other.
-        level: in (0, 1).
-        seed: of the draws of z.
-    """
-    kernel = -torch.cdist(cloud, cloud).double()
-    kernel = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-    largest = torch.linalg.eigvalsh(kernel)[-64:] / len(cloud)
-    draws = torch.randn(200_000, len(largest), generator=seeded(seed, "verify", "quantile"))
-    null = (draws.square_() - 1) @ largest.float()
-    return float(null.quantile(level)) * (1 / n + 1 / m)
 
 
 # --- eqs. 4 and 28: the forms of the SDE
@@ -472,12 +465,12 @@ def _simulations() -> Iterator[_Simulation]:
     yield _to_the_mixture()
 
 
-def _simulated(samples: int, seed: int) -> Iterator[Check]:
+def _simulated(samples: int, seed: int, chance: float = CHANCE) -> Iterator[Check]:
     simulations = list(_simulations())
-    level = 1 - CHANCE / sum(len(simulation.flows) for simulation in simulations)
+    each = chance / (2 * sum(len(simulation.flows) for simulation in simulations))
     for simulation in simulations:
         cloud = simulation.trial.end(1000, seeded(seed, "verify", simulation.name, "null"))
-        bound = energy_quantile(cloud, samples, samples, level, seed)
+        bound = energy_quantile(cloud, samples, samples, 1 - each, seed)
         for place, flow in simulation.flows.items():
             own = derive_seed(seed, simulation.name, place)
             ended = simulation.run(flow, samples, own)
@@ -485,16 +478,12 @@ def _simulated(samples: int, seed: int) -> Iterator[Check]:
             name = f"{simulation.name}, {place}"
             energy = energy_distance(ended.float(), reference.float())
             claim = f"energy distance of particles to {name}"
-            yield _at_most(claim, simulation.source, energy, bound)
+            yield replace(_at_most(claim, simulation.source, energy, bound), drawn=True)
             # the energy distance sees where mass is, this how wide each component is
             found, expected = map(simulation.log_density, (ended, reference))
-            yield _equal(
-                f"mean log-density of particles in {name}",
-                simulation.source,
-                float(found.mean()),
-                float(expected.mean()),
-                ERRORS * float((found.var() + expected.var()) / samples) ** 0.5,
-            )
+            error = float((found.var() + expected.var()) / samples) ** 0.5
+            claim = f"mean log-density of particles in {name}"
+            yield _mean(claim, simulation.source, found, float(expected.mean()), error, each)
 
 
 # --- every preset, from its exact start
@@ -596,16 +585,15 @@ def limits(
         draw: draws of the law.
         n: points of a draw.
         level: in (0, 1).
-        pairs: draws of sliced W2; those of the energy distance are :func:`energy_quantile`'s.
+        pairs: draws of sliced W2; those of the energy distance are
+            :func:`partikel.metrics.chance.energy_quantile`'s.
         projections: lines of sliced W2.
         seed: of all draws.
     """
     energy = energy_quantile(draw(1000, seeded(seed, "verify", "cloud")), n, n, level, seed)
-    found = []
-    for pair in range(pairs):
-        x, y = draw(2 * n, seeded(seed, "verify", "pair", pair)).split(n)
-        found.append(sliced_wasserstein2(x, y, projections))
-    return energy, float(torch.tensor(found).quantile(level))
+    sliced = partial(sliced_wasserstein2, projections=projections)
+    source = seeded(seed, "verify", "pairs")
+    return energy, quantile_between(sliced, draw, n, pairs, level, source)
 
 
 def run_trial(
@@ -799,7 +787,7 @@ def _noised(
 # --- what λ does
 
 
-def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
+def _dependence_on_lambda(samples: int, seed: int, chance: float) -> Iterator[Check]:
     source = "framework §6 (stationary law)"
     level, horizon = 0.4, 60.0
     smoothed = GAUSSIAN.covariance + level**2 * torch.eye(2, dtype=torch.float64)
@@ -811,19 +799,16 @@ def _dependence_on_lambda(samples: int, seed: int) -> Iterator[Check]:
         worst = factors[(factors - expected).abs().argmax()]
         claim = f"ρ_t settles at so many times the data's covariance: λ² = {_times(lambda2)}"
         yield _equal(claim, source, float(worst), expected, 1e-9)
-    for g2, lambda2 in ((1.0, 0.8), (3.0, -1.0)):
+    places = ((1.0, 0.8), (3.0, -1.0))
+    for g2, lambda2 in places:
         base = DiffFlow.langevin(level, horizon=2.0).at(2.0, lambda2)
         trial = replace(_settled(base), flow=base.with_g2(g2))
         end = trial.run(samples, derive_seed(seed, "settled", lambda2))
         offsets = end.x - GAUSSIAN.mean
         squares = (offsets @ torch.linalg.inv(smoothed) * offsets).sum(1) / 2
-        yield _equal(
-            f"particles keep to that multiple: {_place(g2, lambda2)}",
-            source,
-            float(squares.mean()),
-            1 - lambda2 / 2,
-            ERRORS * float(squares.std()) / samples**0.5,
-        )
+        error = float(squares.std()) / samples**0.5
+        claim = f"particles keep to that multiple: {_place(g2, lambda2)}"
+        yield _mean(claim, source, squares, 1 - lambda2 / 2, error, chance / len(places))
 
 
 def _settled(base: DiffFlow) -> Trial:
@@ -987,6 +972,14 @@ def _at_most(
 ) -> Check:
     holds = measured <= bound + tolerance
     return Check(claim, source, measured, "<=", bound, tolerance, holds)
+
+
+def _mean(
+    claim: str, source: str, values: Tensor, expected: float, error: float, chance: float
+) -> Check:
+    """Of a mean with a standard error: it is off by chance with that probability."""
+    allowed = NormalDist().inv_cdf(1 - chance / 2) * error
+    return replace(_equal(claim, source, float(values.mean()), expected, allowed), drawn=True)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

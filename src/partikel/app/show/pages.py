@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup, escape
@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from partikel.app.show import plots
 from partikel.errors import DataError
 from partikel.files import write_whole
+from partikel.metrics.measures import MEASURES
 
 
 @dataclass(frozen=True)
@@ -70,45 +71,6 @@ class RunSummary:
         """What stands in the place of each measure."""
         return {**self.metrics, **self.left_out}
 
-
-@dataclass(frozen=True)
-class Measure:
-    """How a metric is written, and what is better.
-
-    Attributes:
-        label: in HTML.
-        better: "lower", "higher", or "like data": as near as can be to what data themselves have,
-            where that is known, else ``fallback``.
-        fallback: the direction without a reference.
-    """
-
-    label: str
-    better: Literal["lower", "higher", "like data"]
-    fallback: Literal["lower", "higher"] = "lower"
-
-
-MEASURES: dict[str, Measure] = {
-    "energy": Measure("energy", "lower"),
-    "mmd2": Measure("MMD²", "lower"),
-    "sliced_w2": Measure("sliced W₂", "lower"),
-    "w2": Measure("W₂", "lower"),
-    "within_3sigma": Measure("within 3σ", "like data", "higher"),
-    "modes_covered": Measure("modes", "higher"),
-    "modes": Measure("modes", "higher"),
-    "mode_tv": Measure("mode TV", "lower"),
-    "nll": Measure("NLL", "like data", "lower"),
-    "frechet": Measure("Fréchet", "lower"),
-    "kid": Measure("KID", "lower"),
-    "precision": Measure("precision", "higher"),
-    "recall": Measure("recall", "higher"),
-    "density": Measure("density", "higher"),
-    "coverage": Measure("coverage", "higher"),
-}
-"""Metrics whose direction is known; others are shown without one.
-
-Points crowded on the modes have a *lower* negative log-likelihood and a *larger* share within 3σ
-than data have: there the best is what comes nearest to data.
-"""
 
 CARRIERS = {
     "particles": ("Free particles", "integrate the field from noise to a sample"),
@@ -336,7 +298,7 @@ def _formula(text: str) -> Markup:
 
 
 def _plain(name: str) -> str:
-    return MEASURES[name].label if name in MEASURES else name.replace("_", " ")
+    return MEASURES[name].head if name in MEASURES else name.replace("_", " ")
 
 
 def _count(n: int) -> str:

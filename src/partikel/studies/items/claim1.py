@@ -6,16 +6,16 @@ A_θ[∇h], not by ∇h: during the training of a Score GAN the motion of its pa
 iterations and in one small step of plain gradient descent, is compared with both, and with both after
 the field's values have been permuted among the particles, which is chance. A shift that all particles
 have in common survives permutation and says little, so it is taken off both. (iii) The law of the Score GAN
-is compared with that of a Score Flow, free particles in the very same field.
+is compared with that of a Score Flow, free particles in the very same field, with what two draws of one
+law differ by, and with how far each is from the data.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,37 +28,87 @@ from partikel.fields import At, Context, Field
 from partikel.metrics import energy_distance
 from partikel.metrics.evaluation import evaluate
 from partikel.models import generate, ntk_operator, surrogate_loss
-from partikel.studies.benches import (
-    EDM,
-    FLOW,
-    FOUR,
-    SCORE_GAN,
-    Bench,
-    Training,
-    benches,
-    score_flow,
-)
-from partikel.studies.distances import ENERGY, Evaluated
-from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, means, spread
+from partikel.studies.benches import FLOW, SCORE_GAN, Bench, Training, benches, score_flow
+from partikel.studies.item import Item, Outcome, Table, log_ratios, means, spread
+from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
+from partikel.studies.panel import Panel, measured, seeds_figure
 from partikel.training import Trainer
 
 SOURCE = "GPM Claim 1"
 FREE = "Score Flow"
-TENTH = 10.0
+TENTH = math.log(10)
 """A trained model is better than chance where it leaves at most a tenth of the untrained distance."""
+DOUBLE = math.log(2)
+"""Two laws are one up to twice what two draws of one law differ by."""
 RATE = 1e-4
 """Of the step of plain gradient descent: small, as eq. 13 is of continuous time."""
+ONE_LAW = (
+    "A functional used with a generator may be used without one, and vice versa: the same field leads both "
+    "carriers to one law."
+)
+_LEARNED = "log of the untrained system's distance to the data over the trained one's"
+_MOVED = (
+    "cosine of the particles' motion with the field less the largest with a permuted one, at the moment of "
+    "training where that is least"
+)
+_LAWS = "GPM Claim 1, §4"
 CLAIMS = {
-    SCORE_GAN: "A generator can be trained with the flow of a score-based diffusion model.",
-    FLOW: "The generator of a GAN can be removed: the discriminator alone makes samples.",
+    SCORE_GAN: Claim(
+        "A generator can be trained with the flow of a score-based diffusion model.",
+        SOURCE,
+        _LEARNED,
+        TENTH,
+        LOG,
+    ),
+    FLOW: Claim(
+        "The generator of a GAN can be removed: the discriminator alone makes samples.",
+        SOURCE,
+        _LEARNED,
+        TENTH,
+        LOG,
+    ),
+    "A_θ[∇h]": Claim(
+        "A generator's particles move by A_θ[∇h] (GPM eq. 13): nearer to it than by chance.",
+        "GPM Definition 2, Findings 4 and 8",
+        _MOVED,
+        0.0,  # chance is in the effect
+        "cosine",
+    ),
+    "∇h": Claim(
+        "A Score GAN follows its field's particle flow ∇h better than by chance.",
+        "GPM Definition 2, Findings 4 and 8",
+        _MOVED,
+        0.0,
+        "cosine",
+    ),
+    "one law": Claim(
+        ONE_LAW,
+        _LAWS,
+        "log of the energy distance between the two carriers' laws over what two draws of the data differ by",
+        DOUBLE,
+        LOG,
+        "same",
+    ),
+    "nearer": Claim(
+        ONE_LAW,
+        _LAWS,
+        "log of the energy distance of the nearer carrier to the data over that between the two carriers",
+        QUARTER,
+        LOG,
+    ),
+    "far from chance": Claim(
+        ONE_LAW,
+        _LAWS,
+        "log of the untrained generator's energy distance to the Score Flow over the trained one's",
+        TENTH,
+        LOG,
+        replaced="two rough models of the data are much nearer to each other than an untrained one is",
+    ),
 }
 MOTIONS = ("its own update", "gradient descent")
-MOVES = {
-    "A_θ[∇h]": "A generator's particles move by A_θ[∇h] (GPM eq. 13): nearer to it than by chance.",
-    "∇h": "A Score GAN follows its field's particle flow ∇h better than by chance.",
-}
-FIELDS = tuple(MOVES)
+FIELDS = ("A_θ[∇h]", "∇h")
+LEARNED = (SCORE_GAN, FLOW)
 
 
 @dataclass(frozen=True)
@@ -106,6 +156,8 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             "are not those of the update's batch. Chance is the largest of all permutations.",
             "A Score GAN's own update is Adam's, on a batch with one draw of noise for each sample, so "
             "that it follows A_θ[∇h] less closely than gradient descent on the mean field does.",
+            "One law: the two carriers differ by less than twice what two draws of the data do. Where both "
+            "are as near to the data as draws are, that they are nearer to each other cannot be seen.",
         ],
     )
 
@@ -114,39 +166,32 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 
 
 def _against_chance(bench: Bench, lab: Lab) -> Outcome:
-    found: dict[str, Evaluated] = {}
-    chance: dict[str, list[float]] = {}
-    for name in FOUR:
-        found[name] = lab.evaluated(bench.models[name], bench.seeds, bench.samples)
-        if name in CLAIMS:
-            untrained = [_untrained(lab, bench, bench.models[name], seed) for seed in bench.seeds]
-            chance[name] = [figures[found[name].distance.key] for figures in untrained]
-    distance, floor = found[EDM].distance, found[EDM].floor
-    far = {name: each.far for name, each in found.items()}
-    findings = [
-        Finding.of(
-            claim,
-            SOURCE,
-            bench.where,
-            f"{distance.name}: {spread(far[name])} for {name}, {spread(chance[name])} untrained, "
-            f"{floor:.2g} for data.",
-            _above_a_tenth(chance[name], far[name], distance.floor),
+    panel = measured(lab, bench, bench.models)
+    untrained = {
+        name: [_untrained(lab, bench, bench.models[name], seed) for seed in bench.seeds]
+        for name in LEARNED
+    }
+    chance = {name: [each[panel.measure.key] for each in untrained[name]] for name in LEARNED}
+    columns = {"untrained": lambda name: spread(chance[name]) if name in chance else None}
+    outcome = panel.outcome(chance_findings(panel, chance), [panel.table(columns=columns)])
+    return replace(outcome, values={**outcome.values, "untrained": chance})
+
+
+def chance_findings(panel: Panel, chance: Mapping[str, Sequence[float]]) -> list[Finding]:
+    """Whether training left a small part of the distance.
+
+    Args:
+        panel: of the trained models.
+        chance: name -> distance of the untrained system, seed by seed.
+    """
+    return [
+        CLAIMS[name].found(
+            panel.where,
+            f"{panel.said([name])}, {spread(chance[name])} untrained, {panel.data:.2g} for data.",
+            log_ratios(chance[name], panel.figures(name), panel.floor),
         )
-        for name, claim in CLAIMS.items()
+        for name in LEARNED
     ]
-    table = Table(
-        f"{distance.name}, {bench.where}",
-        ("model", "trained", "untrained"),
-        (
-            *((k, spread(far[k]), spread(chance[k]) if k in chance else None) for k in far),
-            ("data", floor, None),
-        ),
-    )
-    return Outcome(findings, [table], {"trained": far, "untrained": chance})
-
-
-def _above_a_tenth(untrained: list[float], trained: list[float], floor: float) -> list[float]:
-    return [ratio - math.log(TENTH) for ratio in log_ratios(untrained, trained, floor)]
 
 
 def _untrained(lab: Lab, bench: Bench, training: Training, seed: int) -> dict[str, float]:
@@ -174,7 +219,6 @@ def _motion(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
         seed: lab.once(f"motion-{seed}", lambda seed=seed: _followed(plan, lab, training, seed))
         for seed in bench.seeds
     }
-    own = MOTIONS[0]
 
     def values(moment: int, motion: str, field: str, what: str) -> list[float]:
         return [moments[str(moment)][motion][field][what] for moments in seeds.values()]
@@ -183,10 +227,9 @@ def _motion(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
     for field, color in zip(FIELDS, plots.SERIES, strict=False):
         shown = field.replace("A_θ", r"$A_\theta$")
         for name, what in ((shown, "cosine"), (f"{shown}, permuted", "chance")):
-            points = [(m, statistics.fmean(values(m, own, field, what))) for m in plan.moments]
-            curves[name] = points
+            curves[name] = [(m, values(m, MOTIONS[0], field, what)) for m in plan.moments]
             strokes[name] = plots.Stroke(color, dashed=what == "chance")
-    figure = plots.curves_figure(
+    figure = seeds_figure(
         curves,
         "iteration of the Score GAN",
         f"cosine of the particles' motion with the field, {bench.where}",
@@ -196,29 +239,10 @@ def _motion(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
     lab.draw(
         figure,
         f"{bench.data}: motion of a Score GAN's particles in its own updates, their common shift taken off, "
-        f"mean over seeds; dashed: the "
-        f"largest of {plan.permutations} permutations of the field's values.",
+        f"mean and range of seeds; dashed: the largest of {plan.permutations} permutations of the field's "
+        "values.",
         "motion",
     )
-    findings = []
-    for field, claim in MOVES.items():
-        said, margins = [], []
-        for moment in plan.moments:
-            cosines, chances = (values(moment, own, field, each) for each in ("cosine", "chance"))
-            margins.append([a - b for a, b in zip(cosines, chances, strict=True)])
-            said.append(
-                f"after {moment} iterations {spread(cosines)} (chance: at most {spread(chances)})"
-            )
-        findings.append(
-            Finding.of(
-                claim,
-                "GPM Definition 2, Findings 4 and 8",
-                bench.where,
-                f"Cosine of the motion in one of its own updates with {field}, the common shift taken "
-                f"off: {'; '.join(said)}.",
-                [min(each) for each in zip(*margins, strict=True)],
-            )
-        )
     measured = [(field, what) for field in FIELDS for what in ("cosine", "chance", "whole")]
     heads = (x for field in FIELDS for x in (f"with {field}", "chance, at most", "whole motion"))
     table = Table(
@@ -230,7 +254,35 @@ def _motion(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
             for motion in MOTIONS
         ),
     )
+    findings = motion_findings(bench.where, list(seeds.values()))
     return Outcome(findings, [table], {str(seed): each for seed, each in seeds.items()})
+
+
+def motion_findings(where: str, seeds: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Whether a generator's own updates move particles by the field, more than by chance.
+
+    Args:
+        where: on what.
+        seeds: for each moment -> motion -> field -> "cosine" and "chance", as :func:`_followed` says.
+    """
+    findings = []
+    for field in FIELDS:
+        own = {moment: [each[moment][MOTIONS[0]][field] for each in seeds] for moment in seeds[0]}
+        margins = [[x["cosine"] - x["chance"] for x in those] for those in own.values()]
+        said = [
+            f"after {moment} iterations {spread([x['cosine'] for x in those])} (chance: at most "
+            f"{spread([x['chance'] for x in those])})"
+            for moment, those in own.items()
+        ]
+        findings.append(
+            CLAIMS[field].found(
+                where,
+                f"Cosine of the motion in one of its own updates with {field}, the common shift taken "
+                f"off: {'; '.join(said)}.",
+                [min(each) for each in zip(*margins, strict=True)],
+            )
+        )
+    return findings
 
 
 def _followed(plan: Plan, lab: Lab, training: Training, seed: int) -> dict[str, Any]:
@@ -313,40 +365,62 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _laws(plan: Plan, bench: Bench, lab: Lab) -> Outcome:
+    n = plan.samples
+
     def work(seed: int) -> dict[str, float]:
         gan, flow = lab.run(bench.models[SCORE_GAN], seed), lab.run(plan.free, seed)
         trainer = lab.trainer(bench.models[SCORE_GAN], seed)
-        n = plan.samples
-        clouds = {
-            SCORE_GAN: lab.sample(gan, n, seed, "law", SCORE_GAN),
-            FREE: lab.sample(flow, n, seed, "law", FREE),
-            "data": gan.dataset.draw(n, "test", generator=lab.generator(seed, "law", "data")).x,
-            "untrained": _drawn(trainer, n, _on(trainer, lab.generator(seed, "law"))).cpu(),
-        }
-        pairs = ((SCORE_GAN, FREE), (SCORE_GAN, "data"), (FREE, "data"), ("untrained", FREE))
-        return {f"{a} to {b}": energy_distance(clouds[a], clouds[b]) for a, b in pairs}
+
+        def apart(draw: int) -> dict[str, float]:
+            draws = lab.generator(seed, "law", draw)
+            clouds = {
+                SCORE_GAN: lab.sample(gan, n, seed, "law", SCORE_GAN, draw),
+                FREE: lab.sample(flow, n, seed, "law", FREE, draw),
+                "data": gan.dataset.draw(n, "test", generator=draws).x,
+                "untrained": _drawn(trainer, n, _on(trainer, draws)).cpu(),
+            }
+            return {f"{a} to {b}": energy_distance(clouds[a], clouds[b]) for a, b in PAIRS}
+
+        return means([apart(draw) for draw in range(bench.evaluations)])
 
     found = [lab.once(f"laws-{seed}", lambda seed=seed: work(seed)) for seed in bench.seeds]
     for seed in bench.seeds:  # kept values do not say what they are of
         lab.run(plan.free, seed)
+    floor = lab.floor(lab.run(plan.free, bench.seeds[0]).dataset, n)
     far: dict[str, list[float]] = {name: [each[name] for each in found] for name in found[0]}
-    both, apart = far[f"{SCORE_GAN} to {FREE}"], far[f"untrained to {FREE}"]
-    finding = Finding.of(
-        "A functional used with a generator may be used without one, and vice versa: the same field leads "
-        "both carriers to one law.",
-        f"{SOURCE}, §4",
-        bench.where,
-        f"Energy distance of Score GAN to Score Flow {spread(both)}, of the untrained generator to it "
-        f"{spread(apart)}; of Score GAN to the data {spread(far[f'{SCORE_GAN} to data'])}, of Score "
-        f"Flow {spread(far[f'{FREE} to data'])}.",
-        _above_a_tenth(apart, both, ENERGY.floor),
-    )
     table = Table.of(
         f"Energy distances of the two carriers of one field, {bench.where}",
         far,
-        {"of": str, "energy distance": lambda name: spread(far[name])},
+        {"of": str, "energy distance": lambda name: spread(far[name]), "floor": lambda _: floor},
     )
-    return Outcome([finding], [table], far)
+    return Outcome(law_findings(bench.where, far, floor), [table], {**far, "floor": floor})
+
+
+PAIRS = ((SCORE_GAN, FREE), (SCORE_GAN, "data"), (FREE, "data"), ("untrained", FREE))
+"""Laws that are compared."""
+
+
+def law_findings(where: str, far: Mapping[str, Sequence[float]], floor: float) -> list[Finding]:
+    """Whether the two carriers of one field end in one law, by three rules.
+
+    Args:
+        where: on what.
+        far: "A to B" -> energy distance, seed by seed, of :data:`PAIRS`.
+        floor: between draws of one law.
+    """
+    both, gan, free, untrained = (far[f"{a} to {b}"] for a, b in PAIRS)
+    said = (
+        f"Energy distance of Score GAN to Score Flow {spread(both)} (two draws of the data: up to "
+        f"{floor:.2g}); of Score GAN to the data {spread(gan)}, of Score Flow {spread(free)}; of the "
+        f"untrained generator to Score Flow {spread(untrained)}."
+    )
+    nearest = [min(pair) for pair in zip(gan, free, strict=True)]
+    effects = {
+        "one law": log_ratios(both, [floor] * len(both), floor),
+        "nearer": log_ratios(nearest, both, floor),
+        "far from chance": log_ratios(untrained, both, floor),
+    }
+    return [CLAIMS[key].found(where, said, those) for key, those in effects.items()]
 
 
 def _on(trainer: Trainer, generator: torch.Generator) -> torch.Generator:
@@ -383,4 +457,5 @@ ITEM = Item(
         "paper": _plan("paper", "gaussians", "mnist"),
     },
     measure,
+    CLAIMS,
 )

@@ -11,30 +11,99 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from partikel.app.runs import Run
 from partikel.app.show import plots
 from partikel.fields import At
-from partikel.models import free_particles
-from partikel.studies.benches import Training, on
-from partikel.studies.curves import course
-from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
+from partikel.models import ParticleModel, free_particles, generate
+from partikel.solvers import State
+from partikel.studies.benches import EVALUATIONS, FIVE, Bench, Training
+from partikel.studies.item import Item, Outcome, log_ratios, spread
+from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
+from partikel.studies.panel import Panel, course, measured
+from partikel.training.loop import Trainer
 
 VANILLA, UNIT, TIMED, ANNEALED = "vanilla", "β = 1", "time-indexed", "annealed"
 ALL = "all three"
 USUAL = "non-saturating"
 SOURCE = "DiffFlow §3.3.2"
-LEAST = 1e-4
-"""Energy distances below this one are not told from the data's (10,000 points)."""
-NOISE = 0.2
-"""Log ratios up to this one are within what another draw of samples or of weights changes."""
+ALIKE = 0.1
+"""Smallest difference of cosines of interest: directions 26° apart have it from equal ones."""
+FINE = 20
+"""Steps that stand for an ODE over one of a solver's."""
+_FINAL = "log of the energy distance to the data, of {} over that of {}"
+
+
+def _claim(
+    text: str, effect: str, least: float = QUARTER, unit: str = LOG, replaced: str = ""
+) -> Claim:
+    return Claim(text, SOURCE, effect, least, unit, replaced=replaced)
+
+
+def _better(text: str, name: str, than: str, replaced: str = "") -> Claim:
+    return _claim(text, _FINAL.format(f"'{than}'", f"'{name}'"), replaced=replaced)
+
+
+def _early_field(text: str, name: str) -> Claim:
+    return _claim(text, f"log of the early field of '{name}' over the vanilla GAN's")
+
+
+FOLLOWS = "Time-indexed discriminators follow the ODE better than a generator."
+COMPARED = {
+    "timed": (TIMED, VANILLA),
+    "unit": (UNIT, VANILLA),
+    "all": (ALL, VANILLA),
+    "than usual": (ALL, USUAL),
+    "annealing adds": (ALL, f"{UNIT}, {TIMED}"),
+    "unit adds": (ALL, f"{TIMED}, {ANNEALED}"),
+}
+"""Claims about final samples: of which, and what they are compared with."""
+EARLY = {"unit field": UNIT, "usual field": USUAL, "annealed field": ANNEALED}
+"""Claims about the field early in training."""
+CLAIMS = {
+    "unit field": _early_field(
+        "β = 1 alleviates the vanishing of gradients early in training.", UNIT
+    ),
+    "usual field": _early_field("The non-saturating loss avoids it too (Remark 1).", USUAL),
+    "annealed field": _early_field("So does an annealed discriminator, by itself.", ANNEALED),
+    "smoother": _claim(
+        "Annealing makes the training of a GAN smoother.",
+        "log of the worst energy distance in the last third of training, of 'vanilla' over 'annealed'",
+    ),
+    "follows": _claim(
+        FOLLOWS,
+        "cosine of the particles' motion in a step with that of the ODE of their discriminator, of "
+        "'time-indexed' less that of 'vanilla'",
+        ALIKE,
+        "cosine",
+    ),
+    "timed": _better(
+        "Time-indexed discriminators make better samples than a generator.", *COMPARED["timed"]
+    ),
+    "unit": _better("β = 1 makes better samples, by itself.", *COMPARED["unit"]),
+    "all": _better("The three together improve the vanilla GAN.", *COMPARED["all"]),
+    "than usual": _better(
+        "The three together improve on the non-saturating loss.", *COMPARED["than usual"]
+    ),
+    "annealing adds": _better(
+        "Annealing adds to the other two improvements.", *COMPARED["annealing adds"]
+    ),
+    "unit adds": _better("β = 1 adds to the other two improvements.", *COMPARED["unit adds"]),
+    "follows, first": _better(
+        FOLLOWS,
+        *COMPARED["timed"],
+        "good samples do not say how particles came to them",
+    ),
+}
 
 
 def variants(**changes: Any) -> dict[str, Training]:
@@ -64,127 +133,181 @@ class Plan:
     """What is measured.
 
     Attributes:
-        models: by what is improved.
-        seeds: of each model.
-        samples: of an evaluation.
+        bench: the models by what is improved, with seeds.
         early: iterations over which a generator's gradient is averaged.
+        moments: iterations of a generator after which its outputs' motion is compared with the field.
+        particles: whose motion is.
     """
 
-    models: Mapping[str, Training] = field(default_factory=variants)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    samples: int = 10_000
+    bench: Bench
     early: int = 100
-
-    @property
-    def where(self) -> str:
-        """For findings."""
-        return on("five Gaussians", self.seeds)
+    moments: tuple[int, ...] = (100, 400, 1000)
+    particles: int = 1000
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
-    """Train all variants, measure their samples, their training's unrest and their early field."""
-    values: dict[str, dict[str, list[float]]] = {}
-    curves: dict[str, list[tuple[float, float]]] = {}
-    protocol: dict[str, Any] = {}
-    floor = LEAST
-    for name, training in plan.models.items():
-        found = lab.evaluated(training, plan.seeds, plan.samples)
-        floor, protocol = max(LEAST, found.floor), found.rows[0]["protocol"]
-        courses = [course(run) for run in found.runs]
-        late = [course[-max(1, len(course) // 3) :] for course in courses]
-        early = [partial(_early, training, run, plan, lab) for run in found.runs]
-        values[name] = {
-            "energy": found.far,
-            "modes": found.figures("modes"),
-            "worst late": [max(energy for _, energy in course) for course in late],
-            "field": [
-                lab.once(f"field-{training.name}-{seed}", field)
-                for seed, field in zip(plan.seeds, early, strict=True)
-            ],
-        }
-        curves[name] = courses[0]
-    main = [name for name in (VANILLA, UNIT, TIMED, ANNEALED, ALL, USUAL) if name in curves]
+    """Train all variants, measure their samples, their training's unrest, field and motion."""
+    panel = measured(lab, plan.bench, plan.bench.models)
+    courses = {name: [course(run) for run in runs] for name, runs in panel.runs.items()}
+    aside = {
+        "worst late": {
+            name: [max(e for _, e in each[-max(1, len(each) // 3) :]) for each in those]
+            for name, those in courses.items()
+        },
+        "field": _by_run(panel, lab, "field", partial(_early, plan, lab)),
+        "motion": _by_run(panel, lab, "motion", partial(_motion, plan, lab), (VANILLA, TIMED)),
+    }
+    main = [name for name in (VANILLA, UNIT, TIMED, ANNEALED, ALL, USUAL) if name in courses]
     lab.draw(
         plots.curves_figure(
-            {name: curves[name] for name in main},
+            {name: courses[name][0] for name in main},
             "percent of training",
-            f"energy distance along training, seed {plan.seeds[0]}",
+            f"energy distance along training, seed {plan.bench.seeds[0]}",
             log=True,
-            level=("data vs data", floor),
+            level=("floor", panel.floor),
         ),
         "The vanilla GAN, each improvement, all of them, and the usual non-saturating loss.",
     )
-    table = Table.of(
-        f"Energy distance and its unrest, {plan.where}",
-        values,
-        {
-            "": str,
-            "energy": lambda name: spread(values[name]["energy"]),
-            "worst of the last third of training": lambda name: spread(values[name]["worst late"]),
-            "modes, worst seed": lambda name: f"{min(values[name]['modes']):.0f}",
-            "early field": lambda name: spread(values[name]["field"]),
-        },
-    )
-    return Outcome(
-        _findings(plan, values, floor),
-        [table],
-        values,
-        {k: protocol[k] for k in ("samples", "seed", "split")},
-        [
-            "The early field is the root mean square of what moves the outputs: of a generator over "
-            f"its first {plan.early} iterations, of free particles at t = 0 under the trained "
-            "discriminator.",
-            "The worst of the last third is over quick evaluations of 2,000 samples, without any "
-            "average of weights: what stopping at a bad moment would give.",
-            "All GANs have the same networks, rates and lengths, no penalty and no average; so have "
-            "the time-indexed ones among themselves.",
-        ],
-    )
 
+    def shown(key: str, name: str) -> str | None:
+        return spread(aside[key][name]) if name in aside[key] else None
 
-def _findings(plan: Plan, values: dict[str, dict[str, list[float]]], floor: float) -> list[Finding]:
-    base = values[VANILLA]
-
-    def field_claim(claim: str, name: str) -> Finding:
-        theirs = values[name]["field"]
-        effects = [math.log(a / b) for a, b in zip(theirs, base["field"], strict=True)]
-        said = (
-            f"Early field {spread(theirs)} against {spread(base['field'])} of the vanilla GAN; "
-            f"final energy {spread(values[name]['energy'])} against {spread(base['energy'])}."
-        )
-        return Finding.of(claim, SOURCE, plan.where, said, effects, NOISE)
-
-    def better(claim: str, name: str, what: str = "energy", than: str = VANILLA) -> Finding:
-        theirs, others = values[name][what], values[than][what]
-        effects = log_ratios(others, theirs, floor)
-        noun = {"energy": "Final energy", "worst late": "Worst late energy"}[what]
-        said = f"{noun} {spread(theirs)} against {spread(others)} ({than})."
-        return Finding.of(claim, SOURCE, plan.where, said, effects, NOISE)
-
-    return [
-        field_claim("β = 1 alleviates the vanishing of gradients early in training.", UNIT),
-        field_claim("The non-saturating loss avoids it too (Remark 1).", USUAL),
-        field_claim("So does an annealed discriminator, by itself.", ANNEALED),
-        better("Annealing makes the training of a GAN smoother.", ANNEALED, "worst late"),
-        better("Time-indexed discriminators follow the ODE better than a generator.", TIMED),
-        better("The three together improve the vanilla GAN.", ALL),
-        better("The three together improve on the non-saturating loss.", ALL, than=USUAL),
-        better("Annealing adds to the other two improvements.", ALL, than=f"{UNIT}, {TIMED}"),
+    heads = {
+        "worst late": "worst of the last third of training",
+        "field": "early field",
+        "motion": "cosine with the ODE",
+    }
+    columns = {head: partial(shown, key) for key, head in heads.items()}
+    table = panel.table("modes", columns=columns, title="Energy distance and its unrest")
+    outcome = panel.outcome(findings(panel, aside), [table])
+    notes = [
+        "The early field is the root mean square of what moves the outputs: of a generator over "
+        f"its first {plan.early} iterations, of free particles at t = 0 under the trained "
+        "discriminator.",
+        "The worst of the last third is over quick evaluations of 2,000 samples, without any "
+        "average of weights: what stopping at a bad moment would give.",
+        "Motion: of all particles in a step taken as one vector. A generator's are its outputs at latents of "
+        "their own in one update (after "
+        f"{', '.join(map(str, plan.moments))} iterations), its ODE's motion is that of the field. Free "
+        f"particles follow theirs but for the length of a step, which is compared with {FINE} steps in its "
+        "place: that they do better follows from how they are made, and by how much is measured.",
+        "All GANs have the same networks, rates and lengths, no penalty and no average; so have "
+        "the time-indexed ones among themselves.",
     ]
+    return replace(outcome, values={**outcome.values, **aside}, notes=notes)
 
 
-def _early(training: Training, run: Run, plan: Plan, lab: Lab) -> float:
+def _by_run(
+    panel: Panel,
+    lab: Lab,
+    what: str,
+    work: Callable[[Training, Run], float],
+    names: Iterable[str] | None = None,
+) -> dict[str, list[float]]:
+    """A figure of each run of the named models, kept."""
+    found: dict[str, list[float]] = {}
+    for name in names or panel.runs:
+        training = panel.bench.models[name]
+        found[name] = [
+            lab.once(f"{what}-{training.name}-{run.recipe.seed}", partial(work, training, run))
+            for run in panel.runs[name]
+        ]
+    return found
+
+
+def findings(panel: Panel, aside: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Finding]:
+    """All claims.
+
+    Args:
+        panel: of the final samples.
+        aside: "worst late", "field", "motion" -> model -> a value for each seed.
+    """
+    field, worst, motion = (aside[key] for key in ("field", "worst late", "motion"))
+
+    def against(of: Mapping[str, Sequence[float]], name: str, than: str = VANILLA) -> str:
+        return f"{spread(of[name])} against {spread(of[than])} ({than})"
+
+    found = {
+        key: (
+            f"Early field {against(field, name)}; final {panel.said([name, VANILLA])}.",
+            log_ratios(field[name], field[VANILLA], panel.floor),
+        )
+        for key, name in EARLY.items()
+    }
+    found["smoother"] = (
+        f"Worst late energy {against(worst, ANNEALED)}.",
+        log_ratios(worst[VANILLA], worst[ANNEALED], panel.floor),
+    )
+    found["follows"] = (
+        f"Cosine with the motion of the ODE {against(motion, TIMED)}.",
+        [a - b for a, b in zip(motion[TIMED], motion[VANILLA], strict=True)],
+    )
+    found |= {
+        key: (f"Final {panel.said([name, than])}.", panel.ratios(than, name))
+        for key, (name, than) in {**COMPARED, "follows, first": COMPARED["timed"]}.items()
+    }
+    return [CLAIMS[key].found(panel.where, *each) for key, each in found.items()]
+
+
+def _early(plan: Plan, lab: Lab, training: Training, run: Run) -> float:
     """RMS of the field early: of particles at t = 0, or in the first iterations of a generator."""
-    carrier, seed = run.model, run.recipe.seed
-    if carrier.steps is not None:
-        carrier = free_particles(carrier, "only free particles have a field of strength eta.")
+    seed = run.recipe.seed
+    if run.model.steps is not None:
+        carrier = free_particles(run.model, "only free particles have a field of strength eta.")
         x = carrier.prior.sample(4096, generator=lab.generator(seed, "early"))
         with torch.no_grad():
-            velocity = carrier.eta * carrier.field(x, At(x.new_zeros(())))
-        return float(velocity.square().mean().sqrt())
+            return float(carrier.velocity(x, x.new_zeros(())).square().mean().sqrt())
     first = itertools.islice(lab.trainer(training, seed).run(), plan.early)
     squares = [float(done.metrics["generator/field_rms"]) ** 2 for done in first]
     return math.sqrt(statistics.fmean(squares))
+
+
+def _motion(plan: Plan, lab: Lab, training: Training, run: Run) -> float:
+    """Cosine of the particles' motion in a step with that of their ODE, mean over steps."""
+    n, draws = plan.particles, lab.generator(run.recipe.seed, "motion")
+    if run.model.steps is not None:
+        model = free_particles(run.model, "only free particles have a path.")
+        states = model.stream(model.prior.sample(n, generator=draws), generator=draws)
+        moves = [
+            (after.x - before.x, _fine(model, before, after.t) - before.x)
+            for before, after in itertools.pairwise(states)
+        ]
+    else:
+        moves = _updates(plan, lab.trainer(training, run.recipe.seed), draws)
+    return statistics.fmean(float(cosine_similarity(*pair, 0)) for pair in _flat(moves))
+
+
+@torch.no_grad()
+def _fine(model: ParticleModel, start: State, end: float) -> Tensor:
+    """Where the ODE takes particles from a node to the next."""
+    x, step = start.x, (end - start.t) / FINE
+    for k in range(FINE):
+        x = x + step * model.velocity(x, x.new_tensor(start.t + k * step))
+    return x
+
+
+def _updates(
+    plan: Plan, trainer: Trainer, draws: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """How a generator's outputs move in one of its updates, and the field that they should follow."""
+    model, steps = trainer.model, trainer.run()
+    z = model.prior.sample(plan.particles, generator=draws).to(trainer.accelerator.device)
+    for moment in plan.moments:
+        while trainer.step < moment:
+            next(steps)
+        x = generate(model.sampled, z)
+        next(steps)  # its discriminator is trained before the generator is
+        field = model.field(x, At(x.new_tensor(model.horizon))).detach()
+        yield generate(model.sampled, z) - x, field
+
+
+def _flat(moves: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((a.flatten(), b.flatten()) for a, b in moves)
+
+
+def _bench(seeds: tuple[int, ...], samples: int, evaluations: int, **changes: Any) -> Bench:
+    models = variants(**changes)
+    return Bench("gaussians", "five Gaussians", models, seeds, samples, samples, evaluations)
 
 
 ITEM = Item(
@@ -196,9 +319,13 @@ ITEM = Item(
     "discriminator. The paper states what each should do and reports no experiment.",
     {
         "smoke": Plan(
-            variants(iterations=6, batch=32, evaluate_every=2, evaluate_samples=50), (0,), 200, 3
+            _bench((0,), 200, 1, iterations=6, batch=32, evaluate_every=2, evaluate_samples=50),
+            early=3,
+            moments=(1, 3),
+            particles=50,
         ),
-        "cpu": Plan(),
+        "cpu": Plan(_bench(FIVE, 10_000, EVALUATIONS)),
     },
     measure,
+    CLAIMS,
 )

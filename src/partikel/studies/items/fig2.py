@@ -9,13 +9,15 @@ from __future__ import annotations
 from partikel.studies.benches import benches
 from partikel.studies.item import Item, Outcome
 from partikel.studies.lab import Lab
-from partikel.studies.sheets import Plan, outcome
+from partikel.studies.sheets import Plan, claims, outcome
+
+CLAIMS = claims("GPM §4.3, Figure 2")
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Draw and read the sheets."""
     caption = "test images, and uncurated samples of the four models (one seed)."
-    return outcome(plan, lab, "GPM §4.3, Figure 2", caption, beside=True)
+    return outcome(plan, lab, CLAIMS, caption, beside=True)
 
 
 ITEM = Item(
@@ -30,4 +32,5 @@ ITEM = Item(
         "paper": Plan(benches("paper", "mnist", "celeba"), 64),
     },
     measure,
+    CLAIMS,
 )

@@ -8,13 +8,15 @@ from __future__ import annotations
 from partikel.studies.benches import benches
 from partikel.studies.item import Item, Outcome
 from partikel.studies.lab import Lab
-from partikel.studies.sheets import Plan, outcome
+from partikel.studies.sheets import Plan, claims, outcome
+
+CLAIMS = claims("GPM §4.3, §C.1, Figure 3")
 
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Draw and read the sheets."""
     caption = f"{plan.samples} uncurated samples of each model (one seed)."
-    return outcome(plan, lab, "GPM §4.3, §C.1, Figure 3", caption, columns=2, inches=4.6)
+    return outcome(plan, lab, CLAIMS, caption, columns=2, inches=4.6)
 
 
 ITEM = Item(
@@ -28,4 +30,5 @@ ITEM = Item(
         "paper": Plan(benches("paper", "mnist", "celeba"), 196),
     },
     measure,
+    CLAIMS,
 )

@@ -7,8 +7,9 @@ points of their prior and sample without noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from partikel.app.show.latent_paths import METHODS
 from partikel.metrics import class_changes, default_classifier, path_smoothness
 from partikel.metrics.evaluation import choose_features, chunk_size
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, SCORE_GAN, Bench, benches
-from partikel.studies.item import Finding, Item, Outcome, Table, log_ratios, spread
+from partikel.studies.item import Item, Outcome, Table, log_ratios, spread
+from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
 from partikel.studies.sheets import real_images
 
@@ -28,14 +30,36 @@ SOURCE = "GPM §C.3, Figure 5"
 SHOWN = "spherical-cauchy-linear"
 """The method of the paper's figure."""
 GENERATORS, PARTICLES = (GAN, SCORE_GAN), (EDM, FLOW)
-MEASURES = {
-    "length": "perceptual path length",
-    "largest": "largest step, as a share of the path",
-    "changes": "changes of class on a path",
+SMOOTHNESS = {
+    "length": (
+        "perceptual path length",
+        "Generators (GAN, Score GAN) interpolate more smoothly than particle models (EDM, Discriminator "
+        "Flow), whatever the method: their paths are shorter.",
+    ),
+    "largest": (
+        "largest step, as a share of the path",
+        "Particle models change abruptly between consecutive steps of an interpolation, generators do not: "
+        "their largest steps are smaller.",
+    ),
+    "changes": (
+        "changes of class on a path",
+        "Digits change their identity more often along the interpolations of particle models than of "
+        "generators.",
+    ),
 }
-LEAST = 0.1
-"""Of a log ratio: the standard error of a mean over a hundred paths is some three to five hundredths."""
-FLOOR = 1e-3
+"""What is measured on paths, in words, and what the paper says of it."""
+CLAIMS = {
+    key: Claim(
+        text,
+        SOURCE,
+        f"{what}: by the method where it is least, log of the smoother particle model's over the rougher "
+        "generator's",
+        *(QUARTER, LOG),
+    )
+    for key, (what, text) in SMOOTHNESS.items()
+}
+Smoothness: TypeAlias = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
+"""Model -> method -> figures for each seed."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +96,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
                 method: [_of_paths(plan, lab, run, method) for run in runs] for method in METHODS
             }
             sheets[name] = _sheet(plan, lab, runs[0])
-            dataset = runs[0].dataset
-            features = choose_features(None, dataset).name
+            features = choose_features(None, runs[0].dataset).name
         places = torch.linspace(0, 1, plan.columns)
         lab.draw(
             plots.strips_figure(sheets, {n: [f"{x:.3g}" for x in places] for n in sheets}),
@@ -82,16 +105,13 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         )
         tables = [
             Table(
-                f"{title[0].upper()}{title[1:]}, {bench.where}",
+                f"{what.capitalize()}, {bench.where}",
                 ("method", *FOUR),
-                tuple(
-                    (m, *(spread([each[key] for each in found[n][m]]) for n in FOUR))
-                    for m in METHODS
-                ),
+                tuple((m, *(spread(_of(found, n, m, key)) for n in FOUR)) for m in METHODS),
             )
-            for key, title in MEASURES.items()
+            for key, (what, _) in SMOOTHNESS.items()
         ]
-        parts[bench.key] = Outcome(_findings(bench, found), tables, found)
+        parts[bench.key] = Outcome(findings(bench, plan.pairs, found), tables, found)
     jump, even = plan.points - 1, 1 / (plan.points - 1)
     return Outcome.of(
         parts,
@@ -105,8 +125,6 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
 
 
 def _of_paths(plan: Plan, lab: Lab, run: Run, method: str) -> dict[str, float]:
-    about = {"paths": plan.pairs, "points": plan.points, "method": method, "real": plan.real}
-
     def work() -> dict[str, float]:
         with on_device(run) as device:
             data = run.dataset
@@ -125,7 +143,7 @@ def _of_paths(plan: Plan, lab: Lab, run: Run, method: str) -> dict[str, float]:
                     result["changes"] = class_changes(logits.argmax(1).unflatten(0, shape))
         return result
 
-    return lab.of_run(run, about, work)
+    return lab.once(f"{run.path.parent.name}-{run.path.name}-{method}", work)
 
 
 def _sheet(plan: Plan, lab: Lab, run: Run) -> Tensor:
@@ -134,45 +152,34 @@ def _sheet(plan: Plan, lab: Lab, run: Run) -> Tensor:
         return interpolated(run, SHOWN, plan.rows, plan.columns, generator=generator).cpu()
 
 
-def _findings(
-    bench: Bench, found: Mapping[str, Mapping[str, list[dict[str, float]]]]
-) -> list[Finding]:
-    """One for each measure: the roughest generator beside the smoothest particle model."""
-    claims = {
-        "length": "Generators (GAN, Score GAN) interpolate more smoothly than particle models (EDM, "
-        "Discriminator Flow), whatever the method: their paths are shorter.",
-        "largest": "Particle models change abruptly between consecutive steps of an interpolation, "
-        "generators do not: their largest steps are smaller.",
-        "changes": "Digits change their identity more often along the interpolations of particle "
-        "models than of generators.",
-    }
-    findings = []
-    for key, claim in claims.items():
-        means = {
-            name: {m: [each[key] for each in found[name][m]] for m in METHODS} for name in FOUR
-        }
-        low, high = (
-            {
-                m: [most(each) for each in zip(*(means[n][m] for n in names), strict=True)]
-                for m in METHODS
-            }
-            for most, names in ((min, PARTICLES), (max, GENERATORS))
+def _of(found: Smoothness, name: str, method: str, key: str) -> list[float]:
+    return [each[key] for each in found[name][method]]
+
+
+def findings(bench: Bench, pairs: int, found: Smoothness) -> list[Finding]:
+    """One for each measure: the roughest generator beside the smoothest particle model.
+
+    Args:
+        bench: the data.
+        pairs: paths of each model and method; less than one change on all of them is not seen.
+        found: figures of each of the four models.
+    """
+    result = []
+    for key, (what, _) in SMOOTHNESS.items():
+        ratios = []
+        for m in METHODS:
+            low = map(min, *(_of(found, name, m, key) for name in PARTICLES))
+            high = map(max, *(_of(found, name, m, key) for name in GENERATORS))
+            ratios.append(log_ratios([*low], [*high], 1 / pairs))
+        said = ", ".join(f"{name} {spread(_of(found, name, SHOWN, key))}" for name in FOUR)
+        agree = sum(min(each) > 0 for each in ratios)
+        measured = (
+            f"{what.capitalize()} ({SHOWN}): {said}. Every particle model is above every generator, in each "
+            f"seed, by {agree} of the {len(METHODS)} methods."
         )
-        ratios = [log_ratios(low[m], high[m], FLOOR) for m in METHODS]
-        said = ", ".join(f"{name} {spread(means[name][SHOWN])}" for name in FOUR)
-        agree = sum(min(low[m]) > max(high[m]) for m in METHODS)
-        findings.append(
-            Finding.of(
-                claim,
-                SOURCE,
-                bench.where,
-                f"{MEASURES[key].capitalize()} ({SHOWN}): {said}. Every particle model is above every "
-                f"generator by {agree} of the {len(METHODS)} methods.",
-                [min(each) for each in zip(*ratios, strict=True)],
-                LEAST,
-            )
-        )
-    return findings
+        least = [min(each) for each in zip(*ratios, strict=True)]
+        result.append(CLAIMS[key].found(bench.where, measured, least))
+    return result
 
 
 ITEM = Item(
@@ -188,4 +195,5 @@ ITEM = Item(
         "paper": Plan(benches("paper", "mnist"), 500),
     },
     measure,
+    CLAIMS,
 )

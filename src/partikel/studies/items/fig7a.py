@@ -17,18 +17,26 @@ from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.solvers import Dynamics, Solver, Step
 from partikel.studies.benches import EDM, FLOW, Bench, benches
-from partikel.studies.curves import Line, Points, curves_of, measure_curves, outcome_of
-from partikel.studies.item import Finding, Item, Outcome, spread
+from partikel.studies.item import Item, Outcome, spread
+from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
+from partikel.studies.panel import Panel, Points, measured
 
-CLAIM = "Stopped early, a Discriminator Flow is nearer to the data than EDM: it converges faster."
+CLAIMS = {
+    "nearer": Claim(
+        "Stopped early, a Discriminator Flow is nearer to the data than EDM: it converges faster.",
+        "GPM §4.3, §C.5, Figure 7a",
+        "after half of the steps, log of EDM's distance over Discriminator Flow's",
+        *(QUARTER, LOG),
+    )
+}
 DENOISED = "EDM, then denoised"
 STROKES = {
     name: plots.Stroke(plots.SERIES[color])
     for name, color in {EDM: 0, DENOISED: 3, FLOW: 1}.items()
 }
-HALF = 0.5
-"""Share of the steps at which the models are compared."""
+HALF = 50.0
+"""Percent of the steps at which the models are compared."""
 
 
 @dataclass(frozen=True)
@@ -86,31 +94,15 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     stopped = _along(plan.shares, lambda model, stop: {"stop": stop})
     before = tuple(share for share in plan.shares if share < 1)
     denoised = _along(before, lambda model, stop: {"solver": Leaving(model.solver, stop)})
+    points = {EDM: stopped, DENOISED: denoised, FLOW: stopped}
     parts = {}
     for bench in plan.benches:
-        edm = bench.models[EDM]
-        lines = {
-            EDM: Line(edm, stopped),
-            DENOISED: Line(edm, denoised),
-            FLOW: Line(bench.models[FLOW], stopped),
-        }
-        found = measure_curves(lab, bench, lines)
-        figure = curves_of(found, bench, "percent of the steps taken", strokes=STROKES)
+        models = {name: bench.models[EDM] for name in (EDM, DENOISED)} | {FLOW: bench.models[FLOW]}
+        panel = measured(lab, bench, models, points)
+        figure = panel.curves("percent of the steps taken", strokes=STROKES)
         lab.draw(figure, f"{bench.data}: generation stopped early, mean over seeds.", bench.key)
-        half = 100 * HALF
-        finding = Finding.of(
-            CLAIM,
-            "GPM §4.3, §C.5, Figure 7a",
-            bench.where,
-            f"After half of the steps the {found.unit} is {spread(found.column(FLOW, half))} for "
-            f"Discriminator Flow and {spread(found.column(EDM, half))} for EDM "
-            f"({spread(found.column(DENOISED, half))} when that is then denoised at once).",
-            found.ratios(EDM, FLOW, half),
-            found.noise,
-        )
-        percent = ("percent", [100 * share for share in plan.shares])
-        written = "{:.3g} %".format
-        parts[bench.key] = outcome_of(found, bench, percent, [finding], "steps taken", written)
+        table = panel.places_table("steps taken", "{:.3g} %".format)
+        parts[bench.key] = panel.outcome([finding(panel)], [table])
     notes = [
         "An EDM's steps are Heun's, at two evaluations of its network each, a Discriminator Flow's "
         "are Euler's at one: [fig7b](fig7b.md) compares at equal evaluations.",
@@ -118,6 +110,17 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         "that it shows how much of EDM's distance is the noise of intermediate points.",
     ]
     return Outcome.of(parts, notes=notes)
+
+
+def finding(panel: Panel) -> Finding:
+    """Of the two models after half of their steps."""
+    flow, edm, denoised = (spread(panel.figures(n, place=HALF)) for n in (FLOW, EDM, DENOISED))
+    return CLAIMS["nearer"].found(
+        panel.where,
+        f"After half of the steps the {panel.measure.label} is {flow} for Discriminator Flow and {edm} for "
+        f"EDM ({denoised} when that is then denoised at once).",
+        panel.ratios(EDM, FLOW, HALF),
+    )
 
 
 ITEM = Item(
@@ -132,4 +135,5 @@ ITEM = Item(
         "paper": Plan(benches("paper", "mnist")),
     },
     measure,
+    CLAIMS,
 )

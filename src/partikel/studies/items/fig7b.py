@@ -10,35 +10,55 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from partikel.app.config import load_preset
 from partikel.app.show import plots
 from partikel.models import ParticleModel
 from partikel.solvers import Euler, Heun
 from partikel.studies.benches import EDM, FLOW, Bench, Training, benches
-from partikel.studies.curves import (
-    LEAST,
-    Curves,
-    Line,
-    Points,
-    curves_of,
-    measure_curves,
-    outcome_of,
-)
-from partikel.studies.item import Finding, Item, Outcome, spread
+from partikel.studies.item import Item, Outcome, spread
+from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
+from partikel.studies.panel import Panel, Points, measured
 
-SOURCE = "GPM §C.5, Figure 7b"
 EULER, HEUN = "EDM, Euler", "EDM, Heun"
 STOPPED, COARSER = "Flow, stopped early", "Flow, coarser grids"
 DOUBLE = "Flow of 2N steps, coarser"
+XLABEL = "network evaluations of a sample"
 FEW = 11
 """Most evaluations that count as few."""
 FACTOR = 2.0
 """Distances within this factor of each other count as comparable."""
+SPANS = {"few": (0, FEW), "many": (FEW + 1, math.inf), "all": (0, math.inf)}
+"""Least and most evaluations of what is judged together."""
+_FIRST = "its mean over all evaluations was that of the few, at which distances are far apart"
+_SAID: dict[str, tuple[str, str, float, Literal["greater", "same"]]] = {
+    "efficient": (
+        "The first-order version of EDM is more efficient than the second-order version at few evaluations.",
+        *("Heun's distance over Euler's", QUARTER, "greater"),
+    ),
+    "comparable": (
+        "Discriminator Flow is comparable to the second-order version of EDM.",
+        *("Heun's distance over that of Discriminator Flow", math.log(FACTOR), "same"),
+    ),
+    "outperformed": (
+        "Discriminator Flow and the second-order version of EDM are outperformed by the first-order version.",
+        *("the lower of Discriminator Flow's and Heun's distance over Euler's", QUARTER, "greater"),
+    ),
+}
+CLAIMS = {
+    f"{what}, {span}": Claim(
+        *(text, "GPM §C.5, Figure 7b"),
+        f"log of {ratio}, mean over {span} numbers of evaluations",
+        *(least, LOG, kind, _FIRST if span == "all" else ""),
+    )
+    for span in SPANS
+    for what, (text, ratio, least, kind) in _SAID.items()
+    if span == "few" or what != "efficient"
+}
 STROKES = {
     name: plots.Stroke(plots.SERIES[color])
     for name, color in {EULER: 0, HEUN: 3, STOPPED: 1, COARSER: 4, DOUBLE: 2}.items()
@@ -83,74 +103,60 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     """Measure and draw the curves of each data set."""
     parts = {}
     budgets = plan.evaluations
+    coarser = _points(budgets, lambda k: {"steps": k}, within=True)
+    points = {
+        EULER: _points(budgets, lambda k: {"solver": Euler(), "steps": k}),
+        HEUN: _points(budgets, lambda k: {"solver": Heun(), "steps": (k + 1) // 2}),
+        STOPPED: _points(budgets, lambda k: {"stop": k}, within=True),
+        COARSER: coarser,
+        DOUBLE: coarser,
+    }
     for bench in plan.benches:
         edm, flow = bench.models[EDM], bench.models[FLOW]
-        lines = {
-            EULER: Line(edm, _points(budgets, lambda k: {"solver": Euler(), "steps": k})),
-            HEUN: Line(edm, _points(budgets, lambda k: {"solver": Heun(), "steps": (k + 1) // 2})),
-            STOPPED: Line(flow, _points(budgets, lambda k: {"stop": k}, within=True)),
-            COARSER: Line(flow, _points(budgets, lambda k: {"steps": k}, within=True)),
-        }
+        models = {EULER: edm, HEUN: edm, STOPPED: flow, COARSER: flow}
         if bench.key in plan.doubles:
-            coarser = _points(budgets, lambda k: {"steps": k}, within=True)
-            lines[DOUBLE] = Line(plan.doubles[bench.key], coarser)
-        found = measure_curves(lab, bench, lines)
-        label = "network evaluations of a sample"
-        figure = curves_of(found, bench, label, strokes=STROKES, ticks=budgets, size=(7.6, 3.8))
+            models[DOUBLE] = plan.doubles[bench.key]
+        panel = measured(lab, bench, models, points)
+        figure = panel.curves(XLABEL, strokes=STROKES, ticks=budgets, size=(7.6, 3.8))
         lab.draw(figure, f"{bench.data}: quality against evaluations, mean over seeds.", bench.key)
-        axis = ("evaluations", found.at)
-        parts[bench.key] = outcome_of(found, bench, axis, _findings(found, bench), "evaluations")
+        parts[bench.key] = panel.outcome(findings(panel), [panel.places_table("evaluations")])
     notes = [
         "Comparisons over several numbers of evaluations are of geometric means of distances; a flow "
-        "that has fewer steps counts with all of them, and with the better of its curves. Comparable is "
-        f"taken to mean within a factor of {FACTOR:g}, few to mean at most {FEW}.",
+        "that has fewer steps counts with all of them, and with the best of its curves there. Comparable "
+        f"is taken to mean within a factor of {FACTOR:g}, few to mean at most {FEW}; more are judged apart.",
         f"'{COARSER}' takes the very model that is stopped early, which the paper does not show; "
         f"'{DOUBLE}' is the paper's way.",
     ]
     return Outcome.of(parts, notes=notes)
 
 
-def _findings(found: Curves, bench: Bench) -> list[Finding]:
-    budgets = found.at[EULER]
-    few = [budget for budget in budgets if budget <= FEW]
+def findings(panel: Panel) -> list[Finding]:
+    """Few and many evaluations apart, and all of them by the first rule."""
+    found = []
+    flows = [name for name in (STOPPED, COARSER, DOUBLE) if name in panel.rows]
+    for span, (least, most) in SPANS.items():
+        budgets = [budget for budget in panel.at(EULER) if least <= budget <= most]
+        levels = {name: _levels(panel, name, budgets) for name in panel.rows}
+        best = min(flows, key=lambda name: statistics.fmean(levels[name]))
+        three = list(zip(levels[EULER], levels[HEUN], levels[best], strict=True))
+        effects = {
+            "efficient": [heun - euler for euler, heun, _ in three],
+            "comparable": [heun - flow for _, heun, flow in three],
+            "outperformed": [min(heun, flow) - euler for euler, heun, flow in three],
+        }
+        each = (f"{spread([*map(math.exp, levels[n])])} for '{n}'" for n in (EULER, HEUN, best))
+        over = f"over {budgets[0]:g} to {budgets[-1]:g} evaluations"
+        said = f"{panel.measure.label.capitalize()} {over}: {', '.join(each)}."
+        keys = {f"{what}, {span}": values for what, values in effects.items()}
+        found += [CLAIMS[k].found(panel.where, said, keys[k]) for k in keys if k in CLAIMS]
+    return found
 
-    def means(name: str, places: list[float]) -> list[float]:
-        """Geometric means over budgets, seed by seed; a flow needs no more than all its steps."""
-        places = [min(place, max(found.at[name])) for place in places]
-        columns = zip(*(found.column(name, place) for place in places), strict=True)
-        return [statistics.geometric_mean([max(d, LEAST) for d in column]) for column in columns]
 
-    flows = [name for name in (STOPPED, COARSER, DOUBLE) if name in found.at]
-    best = min(flows, key=lambda name: statistics.fmean(map(math.log, means(name, budgets))))
-    euler, heun, flow = (means(name, budgets) for name in (EULER, HEUN, best))
-    euler_few, heun_few = means(EULER, few), means(HEUN, few)
-    over = f"over {budgets[0]:g} to {budgets[-1]:g} evaluations"
-
-    def judging(claim: str, measured: str, effects: Iterable[float]) -> Finding:
-        said = f"{found.unit.capitalize()} {measured}"
-        return Finding.of(claim, SOURCE, bench.where, said, list(effects), found.noise)
-
-    return [
-        judging(
-            "The first-order version of EDM is more efficient than the second-order version at few "
-            "evaluations.",
-            f"over {few[0]:g} to {few[-1]:g} evaluations: {spread(euler_few)} by Euler, "
-            f"{spread(heun_few)} by Heun.",
-            (math.log(h / e) for h, e in zip(heun_few, euler_few, strict=True)),
-        ),
-        judging(
-            "Discriminator Flow is comparable to the second-order version of EDM.",
-            f"{over}: {spread(flow)} for '{best}', {spread(heun)} for '{HEUN}'.",
-            (math.log(FACTOR) - abs(math.log(f / h)) for f, h in zip(flow, heun, strict=True)),
-        ),
-        judging(
-            "Discriminator Flow and the second-order version of EDM are outperformed by the "
-            "first-order version.",
-            f"{over}: {spread(euler)} for '{EULER}', {spread(flow)} for '{best}', {spread(heun)} for "
-            f"'{HEUN}'.",
-            (math.log(min(f, h) / e) for e, h, f in zip(euler, heun, flow, strict=True)),
-        ),
-    ]
+def _levels(panel: Panel, name: str, budgets: list[float]) -> list[float]:
+    """Mean log distance over budgets, seed by seed; a flow needs no more than all its steps."""
+    most = max(panel.at(name))
+    columns = zip(*(panel.figures(name, place=min(b, most)) for b in budgets), strict=True)
+    return [statistics.fmean(math.log(max(d, panel.floor)) for d in column) for column in columns]
 
 
 ITEM = Item(
@@ -162,7 +168,7 @@ ITEM = Item(
     "Discriminator Flow is comparable to the second-order version of EDM, and both are outperformed by "
     "the first-order version, which is more efficient especially at few evaluations.",
     {
-        "smoke": Plan(benches("smoke", "gaussians", "digits"), (3, 7)),
+        "smoke": Plan(benches("smoke", "gaussians", "digits"), (3, 15)),
         "cpu": Plan(
             benches("cpu", "gaussians", "digits", "mnist"),
             (3, 5, 7, 11, 15, 23, 35),
@@ -175,4 +181,5 @@ ITEM = Item(
         ),
     },
     measure,
+    CLAIMS,
 )

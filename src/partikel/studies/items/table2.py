@@ -35,7 +35,8 @@ from partikel.models import ParticleModel
 from partikel.priors import GaussianPrior
 from partikel.schedules import TimeGrid
 from partikel.solvers import Heun
-from partikel.studies.item import Finding, Item, Outcome, Table, spread
+from partikel.studies.item import Item, Outcome, Table, spread
+from partikel.studies.judgement import Claim, Finding
 from partikel.studies.lab import Lab
 from partikel.targets import Gaussian, GaussianMixture
 
@@ -52,6 +53,23 @@ TOLERANCE = 1e-3
 """How far a slope may be from -E‖∇h‖²: what the grid and ε leave."""
 RISE = 1e-3
 """Rises of F up to this share of its range are rounding."""
+_EFFECT = (
+    f"over all objectives and draws the lesser of: {TOLERANCE:g} less how far dF/dt over -E‖∇h‖² is from 1, "
+    f"with exact laws; {RISE:g} less the largest rise of F along a flow of particles, as a share of its range"
+)
+
+
+def _claim(text: str, source: str = "GPM §2.1, Table 2") -> Claim:
+    return Claim(text, source, _EFFECT, 0.0, kind="exact")
+
+
+CLAIMS = {
+    "forward KL": _claim("The forward KL has the Wasserstein gradient flow ∇log p - ∇log ρ."),
+    "f-divergence": _claim("f-divergences have Wasserstein gradient flows in closed form."),
+    "squared MMD": _claim("So has the squared MMD with regard to a kernel."),
+    "entropy": _claim("So has the entropy."),
+    "sums": _claim("Flows can be additively combined for a variety of objectives.", "GPM §2.1"),
+}
 MOMENTS = (0.0, 0.3, 0.6, 1.0)
 """Of √(t/T): when snapshots are taken."""
 
@@ -180,13 +198,6 @@ FLOWS = (
     ),
 )
 SHOWN = ("forward KL", "Pearson χ²", "½ MMD², RBF kernel", "entropy")
-CLAIMS = {
-    "forward KL": "The forward KL has the Wasserstein gradient flow ∇log p - ∇log ρ.",
-    "f-divergence": "f-divergences have Wasserstein gradient flows in closed form.",
-    "squared MMD": "So has the squared MMD with regard to a kernel.",
-    "entropy": "So has the entropy.",
-    "sums": "Flows can be additively combined for a variety of objectives.",
-}
 
 
 # --- exact slopes
@@ -337,7 +348,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         "bandwidth": plan.bandwidth,
         "grid": f"{plan.side}² points on [-{HALF:g}, {HALF:g}]²",
         "solver": f"Heun, {plan.steps} steps",
-        "seeds": len(plan.seeds),
+        "draws": len(plan.seeds),
     }
     notes = (
         "Exact laws: Gaussians, another one for each seed, moved by x + ε∇h(x), with F by quadrature; an "
@@ -377,26 +388,20 @@ def _finding(
 ) -> Finding:
     """One row of the paper's table, over all flows that are instances of it."""
     names = [flow.name for flow in FLOWS if flow.claim == claim]
-    effects = []
-    for k in range(len(plan.seeds)):
-        off = max(abs(slopes[name][k] - 1) for name in names)
-        rise = max(_rise(flows[name][k]) for name in names)
-        effects.append(min(TOLERANCE - off, RISE - rise))
+    off = max(abs(ratio - 1) for name in names for ratio in slopes[name])
     rise = max(_rise(each) for name in names for each in flows[name])
     course = f"rises by at most {rise:.1g} of its range" if rise > 0 else "falls all the way"
     if len(names) == 1:
         start, end = ([each["F"][k] for each in flows[names[0]]] for k in (0, -1))
         course += f", from {spread(start)} to {spread(end)}"
     whole = [_whole(each) for name in names for each in flows[name]]
-    count, of = len(plan.seeds), f"{len(names)} objectives, " if len(names) > 1 else ""
-    return Finding.of(
-        CLAIMS[claim],
-        "GPM §2.1" if claim == "sums" else "GPM §2.1, Table 2",
-        f"a mixture in the plane, {of}{count} seed{'s' if count > 1 else ''}",
+    draws, of = len(plan.seeds), f"{len(names)} objectives, " if len(names) > 1 else ""
+    return CLAIMS[claim].found(
+        f"a mixture in the plane, {of}{draws} draw{'s' if draws > 1 else ''} of laws and particles",
         f"dF/dt over -E‖∇h‖² is {_farthest([s for name in names for s in slopes[name]])} where it is "
         f"farthest from 1, with exact laws. Along flows of particles F {course}; its fall over ∫E‖∇h‖²dt is "
         f"{spread(whole)}.",
-        effects,
+        [min(TOLERANCE - off, RISE - rise)],
     )
 
 
@@ -455,4 +460,5 @@ ITEM = Item(
         "paper": Plan(particles=4000, steps=192, side=241),
     },
     measure,
+    CLAIMS,
 )
