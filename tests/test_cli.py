@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 import torch
 import yaml
 
+from partikel.app.arguments import options_in
 from partikel.app.cli import COMMANDS, SolverName, main
-from partikel.app.config import preset_names
+from partikel.app.config import load_preset, make_recipe, preset_names
 from partikel.app.runs import load
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
 from partikel.fields import At, Context, ScoreField
@@ -134,6 +136,10 @@ def test_evaluations_are_counted(
     assert nfe(str(edm), "--steps", "7") == 13
     assert nfe(str(edm), "--steps", "7", "--stop", "3") == 6
     assert nfe(str(edm), "--solver", "euler") == 28
+    assert nfe(str(edm), "--levels", "[10,1,0.1]") == 7  # Heun's on 4 steps, the last one Euler's
+    assert "fall from" in refused(capsys, "sample", str(edm), "--levels", "[1,10]")
+    assert "leave out steps" in refused(capsys, "sample", str(edm), "--levels=[1]", "--steps", "3")
+    assert "no path of noise levels" in refused(capsys, "sample", str(flow), "--levels", "[1]")
     assert nfe(str(edm), "--solver", "dpmpp-2m", "--steps", "9") == 9
     assert nfe(str(edm), "--solver", "predictor-corrector", "--steps", "5") == 9
     assert nfe(str(flow)) == 4
@@ -184,18 +190,39 @@ def test_a_resolved_configuration_makes_the_same_run(
     assert printed["settings"] == yaml.safe_load((gan / "config.yaml").read_text())["settings"]
 
 
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--help"])
+    assert not stopped.value.code
+    return capsys.readouterr().out
+
+
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     overview = capsys.readouterr().out
-    for command in COMMANDS:
+    for command, function in COMMANDS.items():
         assert command in overview
-        with pytest.raises(SystemExit) as stopped:
-            main([command, "--help"])
-        assert not stopped.value.code
-        assert "Usage: partikel" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["train", "edm-gaussians", "--help"])
-    assert "--optimizer.lr" in capsys.readouterr().out
+        told = helped(capsys, command)
+        assert told.count("Usage: partikel") == 1
+        assert told.count("Options") <= 1
+        assert not re.search(r":\w+:`|``|true,false", told)
+        for option in options_in(function):
+            assert option.about
+            assert option.name in told or option.key.upper() in told
+
+
+@pytest.mark.parametrize("preset", ["edm-gaussians", "score-gan-digits"])
+def test_help_of_a_preset_has_its_values(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = re.sub(r"\s+", "", helped(capsys, "train", preset, "--batch", "77"))
+    loaded = load_preset(preset)
+    recipe = make_recipe(loaded.recipe, loaded.settings)
+    assert not re.search(r":\w+:`|``", told)
+    assert f"default:{recipe.iterations}]" in told
+    assert recipe.iterations != type(recipe).iterations
+    assert "default:77]" in told
+    assert "--data.nameVALUEoneofgaussians,ring" in told  # a setting's choices
+    assert ("--score.optimizer.lr" in told) == (recipe.required is not None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from partikel.app.arguments import parse_settings
+from partikel.app.arguments import parse
+from partikel.app.cli import COMMANDS
 from partikel.app.config import (
     dump_config,
     load_preset,
@@ -126,9 +127,13 @@ def test_presets_round_trip(name: str) -> None:
     assert make_recipe(written["recipe"], written["settings"]) == recipe
 
 
+def settings_from(tokens: list[str]) -> dict[str, Any]:
+    return parse("train", COMMANDS["train"], ["edm-gaussians", *tokens])[1]
+
+
 def test_overrides() -> None:
     tokens = ["--a.b-c", "2e-4", "--d=null", "--e", "[1, 2]", "--a.f=true", "--g", "-1.5"]
-    assert parse_settings(tokens) == {
+    assert settings_from(tokens) == {
         "a": {"b_c": 2e-4, "f": True},
         "d": None,
         "e": [1, 2],
@@ -141,7 +146,7 @@ def test_overrides() -> None:
 )
 def test_overrides_that_cannot_be_read(tokens: list[str]) -> None:
     with pytest.raises(ConfigError):
-        parse_settings(tokens)
+        settings_from(tokens)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,7 @@ def test_numbers_are_read_as_they_are_meant() -> None:
         "seed": "-3",
         "conditional": "no",
     }
-    recipe = make_recipe("edm", parse_settings([f"--{k.strip('-')}={v}" for k, v in text.items()]))
+    recipe = make_recipe("edm", settings_from([f"--{k.strip('-')}={v}" for k, v in text.items()]))
     assert (recipe.iterations, recipe.seed, recipe.conditional) == (10_000, -3, False)
     assert isinstance(recipe, EDM)
     assert (recipe.sigma_max, recipe.batch) == (80.0, 16)

@@ -190,11 +190,12 @@ def test_options_keep_their_values_and_stand_anywhere(
     "word", ["2024-05-01", "1e3", "on", "nan", "12:30", "0x1F", "a: b", "[x", "NULL"]
 )
 def test_words_are_taken_as_given(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from partikel.app.arguments import parse_settings
+    from partikel.app.arguments import parse
     from partikel.app.config import dump_config, load_preset, make_recipe
     from partikel.app.reading import load_yaml
 
-    settings = parse_settings(["--data.path", word, f"--data.root={word}"])
+    line = ["edm-digits", "--data.path", word, f"--data.root={word}"]
+    settings = parse("train", COMMANDS["train"], line)[1]
     recipe = make_recipe("edm", settings)
     assert recipe.data.path == recipe.data.root == word
     again = load_yaml(dump_config(recipe, "x"), "x")

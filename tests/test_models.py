@@ -48,6 +48,7 @@ from partikel.models import (
     Sampling,
     StagedParticleModel,
     free_particles,
+    nodes_at,
     surrogate_loss,
 )
 from partikel.priors import GaussianPrior
@@ -535,6 +536,11 @@ def test_a_grid_is_a_rule_or_nodes() -> None:
         rtol=0,
         atol=0,
     )
+    levels = [2.0, 0.5, 0.2]
+    times = nodes_at(model, [3.0, *levels, 0.1]).times
+    assert times is not None
+    assert_close(path.sigma(torch.tensor(times[1:-1]).double()), torch.tensor(levels).double())
+    assert (times, times[0], times[-1]) == (nodes_at(model, levels).times, 0, path.horizon)
     with pytest.raises(ConfigError, match="beyond the horizon"):
         model.sample(5, generator=seeded(), grid=Nodes(times=(0.0, 99.0)))
     for times in ((0.0,), (1.0, 2.0), (0.0, 2.0, 1.0), (0.0, math.nan)):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -508,13 +508,6 @@ class Nodes:
         rising = all(a < b for a, b in pairwise(self.times))
         if len(self.times) < 2 or self.times[0] != 0 or not rising:
             raise ConfigError(f"nodes are times that increase from 0, got {list(self.times)}.")
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What departs from the model's own nodes, by name, for the record."""
-        named = {"grid": None if self.rule is None else repr(self.rule), "steps": self.steps}
-        named["times"] = None if self.times is None else list(self.times)
-        return {key: value for key, value in named.items() if value is not None}
 
     def of(self, rule: TimeGrid, steps: int, horizon: float) -> Tensor:
         """(N + 1,) increasing times in float64, with what is not given from a model's own.

@@ -78,29 +78,26 @@ class Option:
         """Whether it needs no value."""
         return self.value is False and not self.place
 
+    @property
+    def several(self) -> bool:
+        """Whether several words are given by their place."""
+        return self.place and typing.get_origin(self.hint) is list
+
     def parameter(self, groups: Mapping[str, Group]) -> inspect.Parameter:
         """What cyclopts is told: texts, as they stand on the line, and flags."""
-        named = (self.name, SHORT[self.key]) if self.key in SHORT else self.name
-        kind = inspect.Parameter.KEYWORD_ONLY
-        if self.place:
-            several = typing.get_origin(self.hint) is list
-            kind = (
-                inspect.Parameter.VAR_POSITIONAL if several else inspect.Parameter.POSITIONAL_ONLY
-            )
-        headed: dict[str, Any] = {} if self.place else {"group": groups[self.group], "name": named}
-        told = Parameter(
-            help=self._help(),
-            metavar=None if self.flag else _metavar(self.hint),
-            show_default=False,
-            **headed,
-        )
-        default = self.value if self.value is inspect.Parameter.empty else None
-        return inspect.Parameter(
-            self.key.replace(".", "__"),
-            kind,
-            default=False if self.flag else default,
-            annotation=Annotated[bool if self.flag else str, told],
-        )
+        kinds = inspect.Parameter
+        told: dict[str, Any] = {"help": self._help(), "show_default": False}
+        if not self.place:
+            named = (self.name, SHORT[self.key]) if self.key in SHORT else self.name
+            metavar = None if self.flag else "VALUE"
+            told |= {"group": groups[self.group], "name": named, "metavar": metavar}
+            kind = kinds.KEYWORD_ONLY
+        else:
+            kind = kinds.VAR_POSITIONAL if self.several else kinds.POSITIONAL_ONLY
+        default = kinds.empty if self.value is kinds.empty else (False if self.flag else None)
+        annotation = Annotated[bool if self.flag else str, Parameter(**told)]
+        key = self.key.replace(".", "__")
+        return kinds(key, kind, default=default, annotation=annotation)
 
     def _help(self) -> str:
         kinds = [parts_of(each)[0] for each in options_of(self.hint)]
@@ -130,12 +127,8 @@ def options_in(
         parameters = inspect.signature(of).parameters.values()
         members = [(p.name, p.default, p.kind) for p in parameters if p.kind is not p.VAR_KEYWORD]
     else:
-        defaults = {f.name: f.default for f in dataclasses.fields(of)}
-        now = {
-            key: None if value is dataclasses.MISSING else value for key, value in defaults.items()
-        }
-        now = now if values is None else {key: getattr(values, key) for key in now}
-        members = [(key, value, inspect.Parameter.KEYWORD_ONLY) for key, value in now.items()]
+        now, kind = of if values is None else values, inspect.Parameter.KEYWORD_ONLY
+        members = [(f.name, getattr(now, f.name, None), kind) for f in dataclasses.fields(of)]
     for key, value, kind in members:
         path = f"{prefix}{key}"
         place = kind is inspect.Parameter.POSITIONAL_ONLY
@@ -146,8 +139,8 @@ def options_in(
         if inner is not None:
             more = value if isinstance(value, inner) else None
             said = re.split(r"[:;.]", about.get(key, ""))[0]
-            title = f"{path}: {said}" if values is not None else group
-            deeper = f"{path}." if values is not None else prefix
+            nested = not inspect.isfunction(of)
+            title, deeper = (f"{path}: {said}", f"{path}.") if nested else (group, prefix)
             found += options_in(inner, more, deeper, title, told)
     return found
 
@@ -180,30 +173,23 @@ def parse(name: str, command: Callable[..., Any], tokens: Sequence[str]) -> Plac
     return places, _gathered(command, values)
 
 
-def parse_settings(tokens: Sequence[str]) -> dict[str, Any]:
-    """``--key value`` and ``--key=value`` pairs as nested settings; values are YAML, or words as given.
-
-    Raises:
-        ConfigError: for a token without a key, or a key without a value.
-    """
-
-    def settings(**settings: Any) -> None: ...
-
-    return _split("train", settings, [], tokens).get("settings", {})
-
-
 def print_help(name: str, command: Callable[..., Any], more: Sequence[Option] = ()) -> None:
     """Print the help of a command, and of settings beside its own options."""
     from cyclopts.help import DefaultFormatter, PanelSpec, TableSpec
     from rich.box import SIMPLE
 
-    plain = DefaultFormatter(
-        panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0)),
-        table_spec=TableSpec(padding=(0, 2, 0, 0)),
-    )
-    told = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
-    text = "\n\n".join(" ".join(each.split()) for each in told.split("\n\n"))
-    _app(name, command, [*options_in(command), *more], text, plain).help_print([])
+    panels, rows = PanelSpec(box=SIMPLE, padding=(0, 0)), TableSpec(padding=(0, 2, 0, 0))
+    plain = DefaultFormatter(panel_spec=panels, table_spec=rows)
+    text = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
+    text = "\n\n".join(" ".join(each.split()) for each in text.split("\n\n"))
+    options = [*options_in(command), *more]
+    usage = f"Usage: partikel {name} [OPTIONS]"
+    for each in options:
+        word = each.key.upper() + "..." * each.several
+        if each.place:
+            usage += f" {word}" if each.value is inspect.Parameter.empty else f" [{word}]"
+    told = {"usage": usage, "help": text, "help_format": "plaintext", "help_formatter": plain}
+    _app(name, command, options, **told).help_print([])
 
 
 def _split(
@@ -230,22 +216,16 @@ def _split(
     return found
 
 
-def _app(
-    name: str,
-    command: Callable[..., Any],
-    options: Sequence[Option],
-    text: str = "",
-    formatter: Any = None,
-) -> App:
+def _app(name: str, command: Callable[..., Any], options: Sequence[Option], **told: Any) -> App:
+    """The line of a command as cyclopts knows it."""
     titles = dict.fromkeys(option.group for option in options)
     groups = {title: Group(title, sort_key=number) for number, title in enumerate(titles)}
     parameters = [option.parameter(groups) for option in options]
     parameters.sort(key=lambda each: each.kind)
-    if inspect.Parameter.VAR_KEYWORD in {
-        p.kind for p in inspect.signature(command).parameters.values()
-    }:
-        kind, hidden = inspect.Parameter.VAR_KEYWORD, Annotated[Any, Parameter(show=False)]
-        parameters.append(inspect.Parameter("settings", kind, annotation=hidden))
+    for each in inspect.signature(command).parameters.values():
+        if each.kind is each.VAR_KEYWORD:
+            hidden = Annotated[Any, Parameter(show=False)]
+            parameters.append(inspect.Parameter("settings", each.kind, annotation=hidden))
 
     def stated(*_: Any, **__: Any) -> None: ...
 
@@ -253,15 +233,13 @@ def _app(
     stated.__annotations__ = {each.name: each.annotation for each in parameters}
     app = App(
         name=f"partikel {name}",
-        help=text,
-        help_format="plaintext",
-        help_formatter=formatter,
         help_flags=(),
         version_flags=(),
         default_parameter=Parameter(
             converter=_kept, negative=(), allow_repeating=True, json_list=False, json_dict=False
         ),
         result_action="return_value",
+        **told,
     )
     app.default(stated)
     return app
@@ -319,15 +297,6 @@ def _refusal(name: str, options: Sequence[Option], error: CycloptsError) -> Conf
 
 def _needs_more(name: str) -> ConfigError:
     return ConfigError(f"'partikel {name}' needs more: see 'partikel {name} --help'.")
-
-
-def _metavar(hint: Any) -> str:
-    """What stands for a value in the help."""
-    kinds = [parts_of(each)[0] for each in options_of(hint) if each is not type(None)]
-    names = {int: "N", float: "NUMBER", str: "TEXT", bool: "true|false"}
-    return names.get(
-        kinds[0], "CHOICE" if typing.get_origin(kinds[0]) is typing.Literal else "VALUE"
-    )
 
 
 @functools.cache

@@ -87,12 +87,12 @@ def train(preset: str, /, out: str | None = None, dry_run: bool = False, **setti
         dry_run: print the resolved configuration and stop.
         settings: the recipe's settings.
     """
-    from partikel.app.gallery import plan_preset, train_preset
+    from partikel.app import gallery
 
     if dry_run:
-        print(plan_preset(preset, settings), end="")
+        print(gallery.plan_preset(preset, settings), end="")
         return
-    trained = train_preset(preset, settings, out, _console())
+    trained = gallery.train_preset(preset, settings, out, _console())
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
@@ -121,11 +121,11 @@ def sample(
         drawn: how.
         seed: of the samples.
     """
-    from partikel.app.gallery import sample_run
+    from partikel.app import gallery
 
     loaded = _load(run)
     path = Path(out) if out else loaded.path / "samples.png"
-    sample_run(loaded, path, n=n, label=label, sampling=drawn.by(loaded), seed=seed)
+    gallery.sample_run(loaded, path, n=n, label=label, sampling=drawn.by(loaded), seed=seed)
     print(path)
 
 
@@ -160,12 +160,11 @@ def evaluate(
         seed: of samples and reference.
         json: print JSON instead of a table.
     """
-    from partikel.app.gallery import curve_run, evaluate_run, launched
-    from partikel.app.tables import show_curve, show_evaluation
-    from partikel.files import json_text, read_json
+    from partikel.app import gallery, tables
+    from partikel.files import read_json
 
     loaded = _load(run)
-    accelerator = launched()
+    accelerator = gallery.launched()
     quiet = accelerator is not None and not accelerator.is_main_process
     title = f"{loaded.preset}, iteration {loaded.step}"
     options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
@@ -173,25 +172,18 @@ def evaluate(
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")
     if curve is None:
-        result = evaluate_run(loaded, baselines=baselines, **options)
-        if json and not quiet:
-            print(json_text(result.as_dict()))
-        elif not quiet:
-            show_evaluation(title, result)
+        result = gallery.evaluate_run(loaded, baselines=baselines, **options)
+        if not quiet:
+            _show(tables.evaluation, result.as_dict(), title, json)
         return
     if baselines or drawn.steps is not None or drawn.stop is not None or drawn.levels is not None:
         raise ConfigError(
             "a curve sets the steps itself: leave out --baselines, --steps, --levels and --stop."
         )
-    path = curve_run(loaded, curve, at=at, **options)
-    if quiet:
-        return
-    record = read_json(path)
-    if json:
-        print(json_text(record))
-    else:
-        show_curve(title, record)
-    print(path.with_suffix(".png"), file=sys.stderr if json else sys.stdout)
+    path = gallery.curve_run(loaded, curve, at=at, **options)
+    if not quiet:
+        _show(tables.curve, read_json(path), title, json)
+        print(path.with_suffix(".png"), file=sys.stderr if json else sys.stdout)
 
 
 def neighbours(
@@ -223,26 +215,17 @@ def neighbours(
         seed: of the samples.
         json: print JSON instead of a table.
     """
-    from partikel.app.gallery import neighbours_run
-    from partikel.app.tables import show_neighbours
-    from partikel.files import json_text
+    from partikel.app import gallery, tables
 
     loaded = _load(run)
     path = Path(out) if out else loaded.path / "neighbours.png"
-    found = neighbours_run(
-        *(loaded, path),
-        n=n,
-        k=k,
-        rows=rows,
-        seed=seed,
-        features=features,
-        sampling=drawn.by(loaded),
-    )
-    if json:
-        print(json_text({"figures": found.figures, "protocol": found.protocol}))
-        return
-    show_neighbours(f"{loaded.preset}, iteration {loaded.step}: nearest training images", found)
-    print(path)
+    options: dict[str, Any] = {"n": n, "k": k, "rows": rows, "seed": seed, "features": features}
+    found = gallery.neighbours_run(loaded, path, sampling=drawn.by(loaded), **options)
+    title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
+    record = {"figures": found.figures, "protocol": found.protocol}
+    _show(tables.neighbours, record, title, json)
+    if not json:
+        print(path)
 
 
 def interpolate(
@@ -266,11 +249,11 @@ def interpolate(
         out: picture to write; RUN/interpolation-METHOD.png unless given.
         seed: of the latents.
     """
-    from partikel.app.gallery import interpolate_run
+    from partikel.app import gallery
 
     loaded = _load(run)
     path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
-    interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
+    gallery.interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
     print(path)
 
 
@@ -297,11 +280,11 @@ def animate(
         parts: show the two scores of a Score GAN apart, at perturbed points.
         seed: of the particles.
     """
-    from partikel.app.gallery import animate_run
+    from partikel.app import gallery
 
     loaded = _load(run)
     path = Path(out) if out else loaded.path / "animation.gif"
-    animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
+    gallery.animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
     print(path)
 
 
@@ -314,11 +297,10 @@ def compare(runs: list[str], /, out: str = "comparison", n: Size = 10_000, seed:
         n: samples of the evaluation.
         seed: of samples and reference.
     """
-    from partikel.app.gallery import compare_runs
-    from partikel.app.tables import show_comparison
+    from partikel.app import gallery, tables
 
-    rows, page = compare_runs([_load(run) for run in runs], Path(out), n=n, seed=seed)
-    show_comparison(rows)
+    rows, page = gallery.compare_runs([_load(run) for run in runs], Path(out), n=n, seed=seed)
+    tables.comparison(rows)
     print(page)
 
 
@@ -344,8 +326,8 @@ def presets(name: str | None = None, /) -> None:
     Args:
         name: a preset to show, or a part of those to list (mnist, score-gan, paper).
     """
+    from partikel.app import tables
     from partikel.app.reading import shipped_presets
-    from partikel.app.tables import show_presets
 
     listed = shipped_presets(name or "")
     if name is not None and (name in listed or not listed):
@@ -353,7 +335,7 @@ def presets(name: str | None = None, /) -> None:
 
         print(shown_preset(name), end="")
         return
-    show_presets(listed)
+    tables.presets(listed)
 
 
 def verify(out: str = "verify", samples: Size = 10_000, seed: Seed = 0) -> None:
@@ -426,14 +408,14 @@ def draw_matrix(
         seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
         cap: iterations of any training, at most; the catalogue's own unless given.
     """
-    from partikel.app.tables import table
+    from partikel.app import tables
     from partikel.studies import catalogue
 
     cells = catalogue.run_matrix(
         Path(out), target=target, rows=rows, seeds=seeds or [0], cap=cap, console=_console()
     )
     title = f"Fields and carriers on {target} (SW2: sliced Wasserstein-2)"
-    table(title, catalogue.HEADER, catalogue.table(cells, target))
+    tables.table(title, catalogue.HEADER, catalogue.table(cells, target))
     for (row, carrier), reason in catalogue.reasons(cells).items():
         print(f"{row}, {carrier}: {reason}")
     print(Path(out) / "matrix.png")
@@ -446,11 +428,11 @@ def demo(out: str = "demo", seed: Seed = 0) -> None:
         out: folder for the runs and the page.
         seed: of all runs.
     """
+    from partikel.app import tables
     from partikel.app.demo import run_demo
-    from partikel.app.tables import show_comparison
 
     rows, page = run_demo(Path(out), seed=seed, console=_console())
-    show_comparison(rows)
+    tables.comparison(rows)
     print(f"\nOpen this page: {page.resolve()}")
 
 
@@ -500,9 +482,7 @@ def likelihood(
         seed: of points, noise and probes.
         json: print JSON instead of a table.
     """
-    from partikel.app.gallery import likelihood_run
-    from partikel.app.tables import show_likelihood
-    from partikel.files import json_text
+    from partikel.app import gallery, tables
     from partikel.likelihood import Elbo, Integrator, Map, Method, Ode, Points
 
     ways: dict[str, Method] = {
@@ -511,12 +491,12 @@ def likelihood(
         "map": Map(),
     }
     points, loaded = Points(data, n, seed, batch, labels, bits or None), _load(run)
-    record, path = likelihood_run(loaded, ways[method], points, agree=agree, console=_console())
-    if json:
-        print(json_text(record))
-        return
-    show_likelihood(f"{loaded.preset}, iteration {loaded.step}", method, record)
-    print(path)
+    record, path = gallery.likelihood_run(
+        loaded, ways[method], points, agree=agree, console=_console()
+    )
+    _show(tables.likelihood, record, f"{loaded.preset}, iteration {loaded.step}", json)
+    if not json:
+        print(path)
 
 
 def reproduce(
@@ -543,14 +523,14 @@ def reproduce(
         check: measure nothing, but say on the pages in --out which of them are stale: made with other
             settings, another rule of judgement or other code that measures than today's.
     """
-    from partikel.app.tables import table
+    from partikel.app import tables
     from partikel.studies.items import ITEMS
     from partikel.studies.reproduce import check as check_pages
     from partikel.studies.reproduce import reproduce as run_items
 
     if items == ["list"]:
         listed = [[name, item.source, item.title] for name, item in ITEMS.items()]
-        table("The papers' items", ["item", "paper", "what"], listed)
+        tables.table("The papers' items", ["item", "paper", "what"], listed)
         return
     folder = Path(out or f"reproduce/{scale}")
     if check:
@@ -672,6 +652,12 @@ def _load(run: str) -> Run:
     from partikel.app.runs import load
 
     return load(run)
+
+
+def _show(table: Callable[[str, Any], None], record: Any, title: str, json: bool) -> None:
+    from partikel.files import json_text
+
+    print(json_text(record)) if json else table(title, record)
 
 
 def _console() -> Any:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
+from partikel.app.arguments import options_in
 from partikel.app.reading import LONGEST_FILE, listed, load_yaml, preset_texts, typed
 from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import check, fits, settings_in, types_of, words_of
@@ -285,7 +286,8 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in settings.items():
         if key not in names:
-            deeper = [f"{prefix}{path}" for path in _paths(kind) if path.split(".")[-1] == key]
+            paths = (each.key for each in options_in(kind, told=False))
+            deeper = [f"{prefix}{path}" for path in paths if path.split(".")[-1] == key]
             hint = (
                 f"did you mean '{deeper[0]}'?" if deeper else nearest(str(key), names)
             )  # the right name at another depth
@@ -294,15 +296,6 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
         required = dataclasses.is_dataclass(hints[key])
         if inner is not None and (required or isinstance(value, Mapping)):
             check_keys(inner, value, f"{prefix}{key}.")
-
-
-def _paths(kind: type) -> list[str]:
-    hints = types_of(kind)
-    found = []
-    for f in dataclasses.fields(kind):
-        inner = settings_in(hints[f.name])
-        found += [f.name] if inner is None else [f"{f.name}.{path}" for path in _paths(inner)]
-    return found
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:

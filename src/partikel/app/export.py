@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import yaml
+from jinja2 import Environment
 from torch import Tensor, nn
 
 from partikel.app.config import settings_of
@@ -238,56 +239,21 @@ def _config(run: Run, model: Carrier) -> dict[str, Any]:
 
 def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     """The model card, in Markdown."""
-    recipe, shape = run.recipe, " x ".join(map(str, run.data.shape))
-    images = config["range"] is not None
-    what = f"{shape} images in [-1, 1]" if images else f"points of {shape} numbers"
-    labels = "" if config["classes"] is None else f", of {config['classes']} classes"
-    call = "64" if not labels else "64, cond=torch.full((64,), 3)"
-    count = sum(p.numel() for p in run.model.sampled.parameters())
-    average = "no average" if recipe.ema is None else f"a moving average of decay {recipe.ema}"
-    settings = yaml.safe_dump(_public(settings_of(recipe)), sort_keys=False).strip()
-    return f"""---
-library_name: partikel
-# license: fill in before you publish
----
-# {name}
-
-A one-step generator of {what}{labels}: one call of a network of {count:,} weights turns
-{config["latent"]["size"]} standard normal numbers into a sample. Trained with Partikel as a {recipe.title}.
-
-![samples]({_PICTURE})
-
-## Use
-
-```python
-import torch
-from partikel import load_generator
-
-generator = load_generator("{name}")
-x = generator.sample({call}, generator=torch.Generator().manual_seed(0))
-x = generator(torch.randn(8, {config["latent"]["size"]}){", torch.arange(8)" if labels else ""})
-```
-
-## Training
-
-- model: {recipe.title}, field {recipe.symbol}, preset `{run.preset}`
-- data: {run.data.name}, {shape}
-- iterations: {run.step}, {run.cpu_seconds:.0f} CPU seconds
-- weights: {average}
-- partikel {config["partikel"]}
-
-```yaml
-{settings}
-```
-
-## Measured
-
-{_measured(run)}
-
-## Licence
-
-Licence: (fill in before you publish; the licence of the data may bind it)
-"""
+    shape = " x ".join(map(str, run.data.shape))
+    environment = Environment(keep_trailing_newline=True)
+    environment.filters["number"] = _number
+    return environment.from_string((Path(__file__).parent / "card.md").read_text("utf-8")).render(
+        name=name,
+        run=run,
+        recipe=run.recipe,
+        config=config,
+        shape=shape,
+        what=f"{shape} images in [-1, 1]" if config["range"] else f"points of {shape} numbers",
+        weights=sum(p.numel() for p in run.model.sampled.parameters()),
+        picture=_PICTURE,
+        settings=yaml.safe_dump(_public(settings_of(run.recipe)), sort_keys=False).strip(),
+        measured=_measured(run),
+    )
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,22 +270,14 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _measured(run: Run) -> str:
-    """The table of the run's evaluation of this iteration, if it has one."""
+def _measured(run: Run) -> dict[str, Any] | None:
+    """The run's evaluation of this iteration, if it has one."""
     try:
         result = read_json(run.path / "evaluation.json")
-        if result["protocol"]["iteration"] != run.step:
-            raise ValueError("of another iteration")
-        rows = [
-            f"| {key} | {_number(value)} | {_number(result['reference'].get(key))} |"
-            for key, value in result["metrics"].items()
-        ]
-        protocol = ", ".join(f"{k} {v}" for k, v in result["protocol"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "Not measured: `partikel evaluate` measures a run."
-    return "\n".join(
-        ["| measure | model | data vs data |", "|---|---|---|", *rows, "", f"Protocol: {protocol}."]
-    )
+        whole = all(isinstance(result[key], dict) for key in ("metrics", "reference"))
+        return result if whole and result["protocol"]["iteration"] == run.step else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _number(value: Any) -> str:

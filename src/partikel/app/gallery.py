@@ -481,8 +481,7 @@ def animate_run(
     fps: int = 12,
     n: int | None = None,
     parts: bool = False,
-    size: int = 360,
-    title: bool = True,
+    size: int | None = None,
     seed: int = 0,
 ) -> None:
     """Animate generation (free particles) or training (a generator) as .gif or .mp4.
@@ -495,8 +494,7 @@ def animate_run(
         n: particles; 400 points or 64 images unless given.
         parts: show a Score GAN's field from inside, its two scores at perturbed points (GPM Figure
             12).
-        size: width in pixels.
-        title: whether to write the preset's name above.
+        size: width in pixels, of a picture without a title; 360 unless given, and the preset above.
         seed: of the particles.
     """
     if frames < 2 or fps < 1:
@@ -504,7 +502,8 @@ def animate_run(
     generator = seeded(seed, "animation")
     data = run.beside(1000, generator) if _planar(run) else None
     made = run_frames(run, generator=generator, frames=frames, n=n, parts=parts)
-    render(made, path, data=data, title=run.preset if title else None, fps=fps, size=size)
+    title = run.preset if size is None else None
+    render(made, path, data=data, title=title, fps=fps, size=size or 360)
 
 
 def run_frames(
@@ -583,7 +582,7 @@ def summarise(
     drawable = _planar(run) or len(run.data.shape) == 3
     moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
     if animation and drawable and moves:
-        animate_run(run, moving, size=480, title=False)
+        animate_run(run, moving, size=480)
     curve_name = main_measure(run.data.shape).key
     curve = [
         (float(line["cpu_seconds"]), float(line[curve_name]))

@@ -80,12 +80,8 @@ class _Loader(yaml.SafeLoader):
 
     def _number(self, node: yaml.ScalarNode) -> Any:
         text = node.value
-        named: dict[str, float] = {
-            ".inf": math.inf,
-            "+.inf": math.inf,
-            "-.inf": -math.inf,
-            ".nan": math.nan,
-        }
+        infinite = {f"{sign}.inf": float(f"{sign}inf") for sign in ("", "+", "-")}
+        named: dict[str, float] = {**infinite, ".nan": math.nan}
         try:
             value = Written(named.get(text.lower()) or text)
         except ValueError:

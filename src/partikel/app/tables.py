@@ -41,10 +41,10 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def show_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
+def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
     """A row for each preset: its name, what was measured first, what it is."""
     rows = []
-    for name, content in presets.items():
+    for name, content in contents.items():
         measured, said = content.get("measured") or {}, "-"
         if measured:
             first = next(iter(measured))
@@ -53,7 +53,7 @@ def show_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
     table("presets", ["name", "measured", "about"], rows, cut=True)
 
 
-def show_comparison(summaries: Sequence[Any]) -> None:
+def comparison(summaries: Sequence[Any]) -> None:
     """A table for each data set: a column for each run, and one for the data themselves."""
     for data in dict.fromkeys(s.protocol["data"] for s in summaries):
         those = [s for s in summaries if s.protocol["data"] == data]
@@ -71,16 +71,16 @@ def show_comparison(summaries: Sequence[Any]) -> None:
         table(data, ["", *names, "data vs data"], rows)
 
 
-def show_evaluation(title: str, result: Any) -> None:
+def evaluation(title: str, result: Mapping[str, Any]) -> None:
     """The measures of a model beside those of the data and of baselines."""
-    columns = {"model": {**result.metrics, **result.left_out}, "data vs data": result.reference}
-    columns |= result.baselines
-    rows = [[k, *(number(row.get(k)) for row in columns.values())] for k in columns["model"]]
+    model = {**result["metrics"], **result["left_out"]}
+    columns = {"model": model, "data vs data": result["reference"], **result["baselines"]}
+    rows = [[k, *(number(row.get(k)) for row in columns.values())] for k in model]
     table(title, ["measure", *columns], rows)
-    _protocol(result.protocol, _SAMPLES)
+    _protocol(result["protocol"], _SAMPLES)
 
 
-def show_curve(title: str, record: Mapping[str, Any]) -> None:
+def curve(title: str, record: Mapping[str, Any]) -> None:
     """The measures of a model along its number of steps."""
     names = list(record["reference"])
     value = {"nfe": "steps", "stop": "stop"}[record["along"]]
@@ -93,18 +93,19 @@ def show_curve(title: str, record: Mapping[str, Any]) -> None:
     _protocol(record["protocol"], _SAMPLES)
 
 
-def show_neighbours(title: str, found: Any) -> None:
+def neighbours(title: str, record: Mapping[str, Any]) -> None:
     """The shares of samples, and of test images, that are copies, and how near they are."""
-    kinds = [name.removeprefix("memorised ") for name in found.figures if "memorised" in name]
+    figures, protocol = record["figures"], record["protocol"]
+    kinds = [name.removeprefix("memorised ") for name in figures if "memorised" in name]
     rows = [
-        [name, *(number(found.figures[f"{key} {kind}"]) for kind in kinds)]
+        [name, *(number(figures[f"{key} {kind}"]) for kind in kinds)]
         for name, key in {"memorised": "memorised", "median distance": "distance of"}.items()
     ]
     table(title, ["measure", *kinds], rows)
-    _protocol(found.protocol, tuple(found.protocol))
+    _protocol(protocol, tuple(protocol))
 
 
-def show_likelihood(title: str, method: str, record: Mapping[str, Any]) -> None:
+def likelihood(title: str, record: Mapping[str, Any]) -> None:
     """A likelihood with its errors, and whether it is that of the run's own sampler."""
     rows = [["nats per point", number(record["log_prob"]), number(record["standard_error"])]]
     if record["bits_per_dim"] is not None:
@@ -114,7 +115,7 @@ def show_likelihood(title: str, method: str, record: Mapping[str, Any]) -> None:
     if "agrees" in record:
         limit = number(record["same_law_quantile"])
         rows.append(["ODE to sampler", number(record["ode_to_sampler"]), f"limit {limit}"])
-    what = _OF.get(method, "log-likelihood of the sampler's own steps")
+    what = _OF.get(record["protocol"]["method"], "log-likelihood of the sampler's own steps")
     table(f"{title}: {what}", ["", "value", "±"], rows)
     _protocol(record["protocol"], _LIKELIHOOD)
     if record.get("agrees") is False:

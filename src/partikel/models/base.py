@@ -63,9 +63,15 @@ class Sampling:
     @property
     def protocol(self) -> dict[str, Any]:
         """What departs from the model's own way, by name, for the record."""
-        named = {} if self.grid is None else self.grid.given
-        solver = None if self.solver is None else type(self.solver).__name__
-        named |= {"stop": self.stop, "solver": solver, "guidance": self.guidance}
+        grid, solver = self.grid or Nodes(), self.solver
+        named = {
+            "steps": grid.steps,
+            "grid": None if grid.rule is None else repr(grid.rule),
+            "times": None if grid.times is None else list(grid.times),
+            "stop": self.stop,
+            "solver": None if solver is None else type(solver).__name__,
+            "guidance": self.guidance,
+        }
         return {key: value for key, value in named.items() if value is not None}
 
 

@@ -381,12 +381,6 @@ def _kept(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float32).clone()
 
 
-def _prior_draw(model: ParticleModel, n: int, generator: torch.Generator) -> Tensor:
-    like = next(model.parameters(), None)
-    dtype = torch.get_default_dtype() if like is None else like.dtype
-    return model.prior.sample(n, generator=generator, dtype=dtype)
-
-
 def _extent(x: Tensor, view: Extent) -> Extent:
     """The view, or while the cloud is far outside of it a wider one, through which it closes in."""
     left, right, bottom, top = view
@@ -421,7 +415,7 @@ class _Path:
     def states(self, n: int, generator: torch.Generator, cond: Tensor | None) -> Iterator[State]:
         """All nodes of a path of n particles."""
         model = self.model
-        start = _prior_draw(model, n, generator)
+        start = model.start(n, generator)
         return model.stream(start, generator=generator, steps=self.steps, cond=cond, real=self.real)
 
     def moments(self, n: int | None) -> Iterator[tuple[str, State, Tensor, Tensor | None]]:

@@ -306,10 +306,7 @@ def curves_figure(
         axes.axhline(level[1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2.4)))
         ends.append((level[1], level[0], MUTED))
     axes.margins(x=0.01, y=0.06)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(HAIRLINE)
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=MUTED)
+    _quiet(axes, 8.5)
     axes.tick_params(which="minor", left=False)
     axes.grid(axis="y", color=HAIRLINE, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -512,6 +509,14 @@ def themed_svg(figure: Figure) -> str:
     text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px; font-family: inherit", text)
     opening, rest = text.split(">", 1)
     return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest
+
+
+def _quiet(axes: Axes, size: float, **ticks: Any) -> None:
+    """Axes of which little more than the labels is seen."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(HAIRLINE)
+    axes.tick_params(length=0, labelsize=size, labelcolor=MUTED, **ticks)
 
 
 def _write_ends(axes: Axes, ends: list[tuple[float, str, str]], inches: float) -> None:
@@ -724,10 +729,7 @@ def bars_figure(
         axes.set_xlim(-0.6, len(labels) - 0.4)
         axes.set_xticks(range(len(labels)), list(labels))
         axes.set_yticks([])
-        for spine in ("top", "right", "left"):
-            axes.spines[spine].set_visible(False)
-        axes.spines["bottom"].set_color(HAIRLINE)
-        axes.tick_params(length=0, labelsize=8, labelcolor=MUTED, pad=2)
+        _quiet(axes, 8, pad=2)
         axes.set_title(group, loc="left", color=INK, size=9, pad=4)
         if level is not None:
             axes.axhline(level[1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2.4)))
