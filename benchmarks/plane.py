@@ -28,7 +28,7 @@ from torch import Tensor
 from partikel.app.config import load_preset, make_recipe
 from partikel.data import Dataset, open_dataset
 from partikel.diffflow import DiffFlow
-from partikel.metrics import FeatureStatistics, energy_distance, extract_features, frechet_distance
+from partikel.metrics import FeatureSet, energy_distance, extract_features, frechet_distance
 from partikel.metrics.evaluation import choose_features
 from partikel.metrics.measures import main_measure
 from partikel.models import Carrier, ParticleModel
@@ -86,8 +86,8 @@ class Protocol:
         assert size is not None
         return self.dataset.draw(size, split, generator=generator("reference", split)).x
 
-    def _statistics(self, images: Tensor) -> FeatureStatistics:
-        statistics = FeatureStatistics(self.network.name, self.network.dimension)
+    def _statistics(self, images: Tensor) -> FeatureSet:
+        statistics = FeatureSet(self.network.name, self.network.dimension)
         statistics.update(extract_features(self.network, images))
         return statistics
 
