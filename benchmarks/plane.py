@@ -61,8 +61,8 @@ class Protocol:
         if self.images:
             self.network = choose_features(None, dataset)
             self.references = {
-                "choice": self._statistics(self._all("train")),
-                "test": self._statistics(self._all("test")),
+                "choice": self._seen(self._all("train")),
+                "test": self._seen(self._all("test")),
             }
 
     def __call__(self, model: ParticleModel, draw: str, **options: Any) -> Row:
@@ -77,7 +77,7 @@ class Protocol:
         if not samples.isfinite().all():
             return float("inf")
         if self.images:
-            return frechet_distance(self._statistics(samples), self.references[draw])
+            return frechet_distance(self._seen(samples), self.references[draw])
         reference = self.dataset.draw(self.n, generator=generator("reference", draw)).x
         return energy_distance(samples, reference)
 
@@ -86,10 +86,8 @@ class Protocol:
         assert size is not None
         return self.dataset.draw(size, split, generator=generator("reference", split)).x
 
-    def _statistics(self, images: Tensor) -> FeatureSet:
-        statistics = FeatureSet(self.network.name, self.network.dimension)
-        statistics.update(extract_features(self.network, images))
-        return statistics
+    def _seen(self, images: Tensor) -> FeatureSet:
+        return FeatureSet.of(self.network, extract_features(self.network, images))
 
 
 def generator(*path: object) -> torch.Generator:

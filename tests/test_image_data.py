@@ -902,7 +902,7 @@ def test_damaged_cifar_is_said(
 
 def test_cifar_downloads_nothing_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_transfer", lambda address, label: b"an error page")
-    with pytest.raises(DataError, match="could not be downloaded .*MD5 sum is"):
+    with pytest.raises(DataError, match="could not be downloaded .*its content has MD5"):
         opened_cifar(tmp_path, "0" * 32, download=True)
     assert not (tmp_path / "cifar10").exists()
     with pytest.raises(DataError, match="binary version.*data.download"):

@@ -18,7 +18,7 @@ from partikel import metrics
 from partikel.data import DataSettings, FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.metrics import classifier, distances
-from partikel.metrics.features import FeatureNetwork, FeatureSet
+from partikel.metrics.features import FeatureSet
 from partikel.targets import Gaussian, GaussianMixture
 
 F64 = torch.float64
@@ -324,13 +324,6 @@ def gathered(features: Tensor, sizes: list[int] | None = None) -> FeatureSet:
     return statistics
 
 
-def seen(network: FeatureNetwork, *batches: Tensor) -> FeatureSet:
-    features = FeatureSet(network.name, network.dimension)
-    for images in batches:
-        features.update(network(images))
-    return features
-
-
 def test_streaming_statistics_equal_those_of_all_at_once() -> None:
     features = normal(500, 6) @ normal(6, 6, seed=1) + 1e4
     for sizes in ([500], [1, 1, 0, 498], [137, 200, 163], [1] * 500):
@@ -343,8 +336,8 @@ def test_streaming_statistics_equal_those_of_all_at_once() -> None:
 def test_statistics_of_a_stream_of_images() -> None:
     network = metrics.feature_network("digits")
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    statistics = seen(network, *images.split(7))
     features = metrics.extract_features(network, images, chunk=11)
+    statistics = FeatureSet.of(network, features)
     assert features.shape == (30, network.dimension)
     assert not features.requires_grad
     assert_close(statistics.covariance, features.double().T.cov(), rtol=1e-4, atol=1e-4)
@@ -384,7 +377,7 @@ def test_frechet_distance_of_features_equals_an_independent_one() -> None:
     of_a, of_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = np.asarray(scipy.linalg.sqrtm(of_a @ of_b)).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(of_a + of_b - 2 * root)
-    one, other = (seen(network, *half.split(64)) for half in halves)
+    one, other = (FeatureSet.of(network, network(half)) for half in halves)
     assert metrics.frechet_distance(one, other) == pytest.approx(float(expected), rel=1e-3)
 
 
@@ -589,10 +582,10 @@ def test_features_rank_digits_by_their_damage() -> None:
     assert isinstance(data, FiniteDataset)
     network = metrics.feature_network("digits", data.shape)
     real = data.take(torch.arange(700)).x
-    reference = seen(network, real)
+    reference = FeatureSet.of(network, network(real))
     noise = normal(*real.shape, seed=5, dtype=torch.float32)
     scores = [
-        metrics.frechet_distance(seen(network, images), reference)
+        metrics.frechet_distance(FeatureSet.of(network, network(images)), reference)
         for images in (data.take(torch.arange(700, 1290)).x, real + 0.3 * noise, real + noise)
     ]
     assert 2 * scores[0] < scores[1] < scores[2]

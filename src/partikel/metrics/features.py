@@ -86,6 +86,13 @@ class FeatureSet(Checked):
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
         self._kept: list[Tensor] = []
 
+    @classmethod
+    def of(cls, network: FeatureNetwork, features: Tensor) -> FeatureSet:
+        """The features (n, D) that a network has of images, as a set."""
+        made = cls(network.name, network.dimension)
+        made.update(features)
+        return made
+
     def update(self, features: Tensor) -> None:
         """Take in a batch of features, (B, D).
 
