@@ -843,7 +843,8 @@ def archived(contents: dict[str, bytes]) -> bytes:
 
 
 def opened_cifar(root: Path, md5: str = "", **options: Any) -> prepared.Prepared:
-    source = cifar10(CifarSource("http://nowhere/x", md5), root=str(root), **options)
+    settings = DataSettings("cifar10", root=str(root), **options)
+    source = cifar10(settings, CifarSource("http://nowhere/x", md5))
     return prepared.prepare(source, size=32, channels=3, on_error="stop")
 
 
@@ -892,7 +893,7 @@ def test_damaged_cifar_is_said(
     path.write_bytes(packed)
     with pytest.raises(DataError, match=f"{ARCHIVE} is damaged .*{reason}.*data.download"):
         opened_cifar(tmp_path, hashlib.md5(packed).hexdigest())
-    with pytest.raises(DataError, match="damaged .its MD5 sum is"):
+    with pytest.raises(DataError, match="damaged .its content has MD5"):
         opened_cifar(tmp_path, "0" * 32)
     path.write_bytes(packed[:-20])
     with pytest.raises(DataError, match="is damaged"):
@@ -901,7 +902,7 @@ def test_damaged_cifar_is_said(
 
 def test_cifar_downloads_nothing_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_transfer", lambda address, label: b"an error page")
-    with pytest.raises(DataError, match="could not be downloaded .*MD5 sum is"):
+    with pytest.raises(DataError, match="could not be downloaded .*its content has MD5"):
         opened_cifar(tmp_path, "0" * 32, download=True)
     assert not (tmp_path / "cifar10").exists()
     with pytest.raises(DataError, match="binary version.*data.download"):
