@@ -47,6 +47,7 @@ PACKAGE = Path("src/partikel")
 RECORD = ROOT / "build/mutation"
 RESULTS = ROOT / "benchmarks/results/mutation.json"
 PICTURES = ("app/show/", "app/gallery.py", "app/demo.py", "app/terminal.py", "studies/sheets.py")
+DOORS = ("__init__.py", "__main__.py")
 """How things look is judged by eye."""
 SILENT = {"print", "warn", "warning", "info", "cast", "TypeVar", "overload", "super", "isinstance"}
 """Calls that say something to people or to type checkers, or fail at once where they are changed."""
@@ -116,12 +117,7 @@ class Finder(ast.NodeVisitor):
         return self.source[start:end].decode()
 
     def add(self, operator: str, node: Any, start: int, end: int, after: str) -> None:
-        """Keep a change that compiles to another program."""
-        changed = self.source[:start] + after.encode() + self.source[end:]
-        try:
-            ast.parse(changed)
-        except SyntaxError:
-            return
+        """Keep a change."""
         before = self.source[start:end].decode()
         lines = (node.lineno, node.end_lineno or node.lineno)
         scopes = (lines, *reversed(self.scopes))
@@ -316,7 +312,19 @@ def mutants_of(sources: dict[str, str]) -> list[Mutant]:
     return found
 
 
-def drawn(found: Sequence[Mutant], number: int, seed: int) -> list[Mutant]:
+def compiles(mutant: Mutant, source: str) -> bool:
+    """Whether a change of this source is a program."""
+    whole = source.encode()
+    try:
+        ast.parse(whole[: mutant.start] + mutant.after.encode() + whole[mutant.end :])
+    except SyntaxError:
+        return False
+    return True
+
+
+def drawn(
+    found: Sequence[Mutant], sources: dict[str, str], number: int, seed: int
+) -> list[Mutant]:
     """``number`` mutants: as many of each room, in a room of each operator, one a line."""
     rooms: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in found:
@@ -336,6 +344,8 @@ def drawn(found: Sequence[Mutant], number: int, seed: int) -> list[Mutant]:
     chosen: list[Mutant] = []
     while any(queues.values()) and len(chosen) < number:
         for queue in queues.values():
+            while queue and not compiles(queue[0], sources[queue[0].file]):
+                queue.pop(0)
             if queue and len(chosen) < number:
                 chosen.append(queue.pop(0))
     return chosen
@@ -524,10 +534,10 @@ def run(options: argparse.Namespace) -> None:
     sources = {
         str(path.relative_to(ROOT)): path.read_text("utf-8")
         for path in sorted((ROOT / PACKAGE).rglob("*.py"))
-        if not str(path.relative_to(ROOT / PACKAGE)).startswith((*PICTURES, *options.without))
+        if not str(path.relative_to(ROOT / PACKAGE)).startswith((*PICTURES, *DOORS, *options.without))
     }
-    found = [m for m in mutants_of(sources) if not options.rooms or room_of(m.file) in options.rooms]
-    chosen = drawn(found, options.number, options.seed)
+    found = [m for m in mutants_of(sources) if room_of(m.file) in (options.rooms or [room_of(m.file)])]
+    chosen = drawn(found, sources, options.number, options.seed)
     known: Record = {}
     for file in sorted(RECORD.glob("test_*.json")):
         known |= json.loads(file.read_text())
