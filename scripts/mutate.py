@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import compileall
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -51,14 +52,33 @@ DOORS = ("__init__.py", "__main__.py")
 """How things look is judged by eye."""
 SILENT = {"print", "warn", "warning", "info", "cast", "TypeVar", "overload", "super", "isinstance"}
 """Calls that say something to people or to type checkers, or fail at once where they are changed."""
-CONVERSIONS = {"float", "int", "str", "list", "tuple", "set", "dict", "bool", "Path", "iter", "type"}
+CONVERSIONS = {
+    "float",
+    "int",
+    "str",
+    "list",
+    "tuple",
+    "set",
+    "dict",
+    "bool",
+    "Path",
+    "iter",
+    "type",
+}
 Record = dict[str, dict[str, Any]]
-"""By test: its CPU ``seconds`` and, by file, the ``lines`` it runs; what tests of a file share is the file's."""
+"""By test: its CPU ``seconds``, and by file the ``lines`` it runs; what tests share is their file's."""
 COSMETIC = {"encoding", "strict", "title", "label", "color", "help", "description", "flush"}
 """Keywords of which the same holds, or which change nothing on this system."""
 ORDER = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")}
 HEAVY = ["torch", "torch.func", "torch.nn.utils.parametrizations", "accelerate", "scipy.stats"]
-HEAVY += ["sklearn.datasets", "matplotlib.pyplot", "ot", "torchdiffeq", "safetensors.torch", "pytest"]
+HEAVY += [
+    "sklearn.datasets",
+    "matplotlib.pyplot",
+    "ot",
+    "torchdiffeq",
+    "safetensors.torch",
+    "pytest",
+]
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,7 @@ class Finder(ast.NodeVisitor):
 
     # what is not changed
 
-    def visit_Raise(self, node: ast.Raise) -> None:
+    def visit_Raise(self, node: ast.AST) -> None:
         """Messages."""
 
     visit_Assert = visit_JoinedStr = visit_Import = visit_ImportFrom = visit_Raise
@@ -322,9 +342,7 @@ def compiles(mutant: Mutant, source: str) -> bool:
     return True
 
 
-def drawn(
-    found: Sequence[Mutant], sources: dict[str, str], number: int, seed: int
-) -> list[Mutant]:
+def drawn(found: Sequence[Mutant], sources: dict[str, str], number: int, seed: int) -> list[Mutant]:
     """``number`` mutants: as many of each room, in a room of each operator, one a line."""
     rooms: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in found:
@@ -390,6 +408,7 @@ class Recording:
 def record(files: list[str]) -> None:
     """Run tests, all or those of some files, and keep which lines each runs."""
     import coverage
+
     import partikel
 
     watch = coverage.Coverage(data_file=None, source=[str(ROOT / PACKAGE)])
@@ -504,10 +523,8 @@ def outcome(mutant: Mutant, tree: str, known: Record, most: float) -> dict[str, 
         row["by"], row["cpu"] = "time", float(seconds)
     finally:
         if process.pid is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         process.join()
         file.write_bytes(whole)
     row["by"] = row["by"] or None
@@ -534,9 +551,13 @@ def run(options: argparse.Namespace) -> None:
     sources = {
         str(path.relative_to(ROOT)): path.read_text("utf-8")
         for path in sorted((ROOT / PACKAGE).rglob("*.py"))
-        if not str(path.relative_to(ROOT / PACKAGE)).startswith((*PICTURES, *DOORS, *options.without))
+        if not str(path.relative_to(ROOT / PACKAGE)).startswith(
+            (*PICTURES, *DOORS, *options.without)
+        )
     }
-    found = [m for m in mutants_of(sources) if room_of(m.file) in (options.rooms or [room_of(m.file)])]
+    found = [
+        m for m in mutants_of(sources) if room_of(m.file) in (options.rooms or [room_of(m.file)])
+    ]
     chosen = drawn(found, sources, options.number, options.seed)
     known: Record = {}
     for file in sorted(RECORD.glob("test_*.json")):
@@ -576,7 +597,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """One mutant a line, whole or not at all."""
     new = path.with_suffix(".new")
-    new.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+    new.write_text(
+        "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
+    )
     new.replace(path)
 
 
