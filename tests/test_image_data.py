@@ -821,9 +821,9 @@ def test_celeba_says_what_it_needs(tmp_path: Path) -> None:
 # --- CIFAR-10 ---
 
 
-def batches(count: int = 4) -> dict[str, bytes]:
+def batches(count: int = 4, seed: int = 0) -> dict[str, bytes]:
     """Files of records, as they are published but for their number."""
-    source = np.random.RandomState(0)
+    source = np.random.RandomState(seed)
     made = {}
     for name in FILES:
         records = source.randint(0, 256, (count, 3073), np.uint8)
@@ -874,6 +874,23 @@ def test_cifar_is_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     assert [len(rows[split]) for split in SPLITS] == [15, 5, 4]
     assert rows["test"].tolist() == [20, 21, 22, 23]
     assert torch.cat([rows[s] for s in SPLITS]).sort().values.tolist() == list(range(24))
+
+
+@pytest.mark.parametrize("kind", ["archive", "folder"])
+def test_other_records_in_the_same_place_are_prepared_anew(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "cifar10"
+    (folder / FOLDER).mkdir(parents=True)
+    if kind == "archive":
+        (folder / FOLDER).rmdir()
+    for seed in (0, 1):
+        contents = batches(seed=seed)
+        packed = archived(contents)
+        laid = {folder / FOLDER / name: content for name, content in contents.items()}
+        for path, content in ({folder / ARCHIVE: packed} if kind == "archive" else laid).items():
+            path.write_bytes(content)
+            os.utime(path, ns=(seed, seed))
+        images = opened_cifar(tmp_path, hashlib.md5(packed).hexdigest())
+        assert images.images[0].reshape(-1)[:9].tolist() == list(contents[FILES[0]][1:10])
 
 
 @pytest.mark.parametrize(

@@ -735,6 +735,16 @@ def test_a_run_goes_on_with_another_engine_but_no_other_settings(tmp_path: Path)
         train_run(small("gan", batch=4, **settings), tmp_path / "run")
 
 
+def test_a_run_is_computed_as_its_engine_says(tmp_path: Path) -> None:
+    settings = {"iterations": 2, "evaluate_every": None}
+    plain, half = (
+        train_run(small("edm", engine={"precision": p}, **settings), tmp_path / p).model
+        for p in ("fp32", "bf16")
+    )
+    pairs = zip(plain.parameters(), half.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
 def test_a_launcher_that_asks_for_another_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ConfigError, match="pass --engine.precision bf16"):
