@@ -124,8 +124,9 @@ def test_a1_of_particles(energy: float, error: float, laws: str, moments: str) -
     [((0.02, 0.5), HOLDS), ((0.0025, 0.0025), OPEN), ((0.001, 0.001), FAILS)],
 )
 def test_a1_of_generators(noisy: tuple[float, float], expected: str) -> None:
-    found = a1.verdict(panel({"0": 0.002, "0.1": noisy[0], "1": noisy[1]}))
-    assert found.judgement.verdict == expected
+    models = panel({"0": 0.002, "0.1": noisy[0], "1": noisy[1]})
+    for by in (a1.ADAM, a1.DESCENT):
+        assert verdicts(a1.CLAIMS, [a1.verdict(models, by)]) == {by: expected}
 
 
 @pytest.mark.parametrize(
