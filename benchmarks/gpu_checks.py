@@ -94,7 +94,7 @@ def noise_images(count: int = 64) -> FiniteDataset:
     )
 
 
-def mapped(data: FiniteDataset, cache: str, count: int = 10_000) -> MappedDataset:
+def mapped(data: FiniteDataset, cache: str, count: int = 4000) -> MappedDataset:
     """The first training images of a data set, prepared: bytes in a file."""
     images = data.stored("train")[0][:count, 0].numpy()
 
@@ -225,8 +225,8 @@ def engine_agrees(
     for chosen in (Engine(), Engine(**engine)):
         trainer = small(place, model, chosen)
         if chosen.precision == "fp16":  # the first scale of a training, 65536, may be too large
-            scalers = [torch.amp.GradScaler(place.device.type, init_scale=4096.0) for _ in "12"]
-            trainer.scalers = [*scalers[: len(trainer.scalers)]]
+            kind = place.device.type
+            trainer.scalers[0] = torch.amp.GradScaler(kind, init_scale=4096.0)
         advance(trainer, 1)
         weights = trainer.optimizers[0].param_groups[0]["params"]
         parts = [p.grad.flatten() for p in weights if p.grad is not None]

@@ -28,7 +28,7 @@ from torch import Tensor
 from partikel.app.config import load_preset, make_recipe
 from partikel.data import Dataset, open_dataset
 from partikel.diffflow import DiffFlow
-from partikel.metrics import FeatureStatistics, energy_distance, extract_features, frechet_distance
+from partikel.metrics import FeatureSet, energy_distance, extract_features, frechet_distance
 from partikel.metrics.evaluation import choose_features
 from partikel.metrics.measures import main_measure
 from partikel.models import Carrier, ParticleModel
@@ -61,8 +61,8 @@ class Protocol:
         if self.images:
             self.network = choose_features(None, dataset)
             self.references = {
-                "choice": self._statistics(self._all("train")),
-                "test": self._statistics(self._all("test")),
+                "choice": self._seen(self._all("train")),
+                "test": self._seen(self._all("test")),
             }
 
     def __call__(self, model: ParticleModel, draw: str, **options: Any) -> Row:
@@ -77,7 +77,7 @@ class Protocol:
         if not samples.isfinite().all():
             return float("inf")
         if self.images:
-            return frechet_distance(self._statistics(samples), self.references[draw])
+            return frechet_distance(self._seen(samples), self.references[draw])
         reference = self.dataset.draw(self.n, generator=generator("reference", draw)).x
         return energy_distance(samples, reference)
 
@@ -86,10 +86,8 @@ class Protocol:
         assert size is not None
         return self.dataset.draw(size, split, generator=generator("reference", split)).x
 
-    def _statistics(self, images: Tensor) -> FeatureStatistics:
-        statistics = FeatureStatistics(self.network.name, self.network.dimension)
-        statistics.update(extract_features(self.network, images))
-        return statistics
+    def _seen(self, images: Tensor) -> FeatureSet:
+        return FeatureSet.of(self.network, extract_features(self.network, images))
 
 
 def generator(*path: object) -> torch.Generator:

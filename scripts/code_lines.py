@@ -45,8 +45,8 @@ NOT_CORE |= {
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 
-def code_lines(source: str) -> int:
-    """Lines that hold code."""
+def code_of(source: str) -> set[int]:
+    """The numbers of the lines that hold code."""
     silent: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         body = getattr(node, "body", None)
@@ -59,14 +59,14 @@ def code_lines(source: str) -> int:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in SILENT and token.type != tokenize.ENDMARKER:
             lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines - silent)
+    return lines - silent
 
 
 def rooms(files: dict[str, str]) -> Counter[str]:
     """Lines by room: a module or folder directly under the package."""
     count: Counter[str] = Counter()
     for path, source in files.items():
-        count[path.split("/")[0].removesuffix(".py")] += code_lines(source)
+        count[path.split("/")[0].removesuffix(".py")] += len(code_of(source))
     return count
 
 

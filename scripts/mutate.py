@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import compileall
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -47,6 +48,7 @@ PACKAGE = Path("src/partikel")
 RECORD = ROOT / "build/mutation"
 RESULTS = ROOT / "benchmarks/results/mutation.json"
 PICTURES = ("app/show/", "app/gallery.py", "app/demo.py", "app/terminal.py", "studies/sheets.py")
+DOORS = ("__init__.py", "__main__.py")
 """How things look is judged by eye."""
 SILENT = {"print", "warn", "warning", "info", "cast", "TypeVar", "overload", "super", "isinstance"}
 """Calls that say something to people or to type checkers, or fail at once where they are changed."""
@@ -64,7 +66,7 @@ CONVERSIONS = {
     "type",
 }
 Record = dict[str, dict[str, Any]]
-"""By test: its CPU ``seconds`` and, by file, the ``lines`` it runs; what tests of a file share is the file's."""
+"""By test: its CPU ``seconds``, and by file the ``lines`` it runs; what tests share is their file's."""
 COSMETIC = {"encoding", "strict", "title", "label", "color", "help", "description", "flush"}
 """Keywords of which the same holds, or which change nothing on this system."""
 ORDER = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")}
@@ -135,12 +137,7 @@ class Finder(ast.NodeVisitor):
         return self.source[start:end].decode()
 
     def add(self, operator: str, node: Any, start: int, end: int, after: str) -> None:
-        """Keep a change that compiles to another program."""
-        changed = self.source[:start] + after.encode() + self.source[end:]
-        try:
-            ast.parse(changed)
-        except SyntaxError:
-            return
+        """Keep a change."""
         before = self.source[start:end].decode()
         lines = (node.lineno, node.end_lineno or node.lineno)
         scopes = (lines, *reversed(self.scopes))
@@ -156,7 +153,7 @@ class Finder(ast.NodeVisitor):
 
     # what is not changed
 
-    def visit_Raise(self, node: ast.Raise) -> None:
+    def visit_Raise(self, node: ast.AST) -> None:
         """Messages."""
 
     visit_Assert = visit_JoinedStr = visit_Import = visit_ImportFrom = visit_Raise
@@ -335,7 +332,17 @@ def mutants_of(sources: dict[str, str]) -> list[Mutant]:
     return found
 
 
-def drawn(found: Sequence[Mutant], number: int, seed: int) -> list[Mutant]:
+def compiles(mutant: Mutant, source: str) -> bool:
+    """Whether a change of this source is a program."""
+    whole = source.encode()
+    try:
+        ast.parse(whole[: mutant.start] + mutant.after.encode() + whole[mutant.end :])
+    except SyntaxError:
+        return False
+    return True
+
+
+def drawn(found: Sequence[Mutant], sources: dict[str, str], number: int, seed: int) -> list[Mutant]:
     """``number`` mutants: as many of each room, in a room of each operator, one a line."""
     rooms: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in found:
@@ -355,6 +362,8 @@ def drawn(found: Sequence[Mutant], number: int, seed: int) -> list[Mutant]:
     chosen: list[Mutant] = []
     while any(queues.values()) and len(chosen) < number:
         for queue in queues.values():
+            while queue and not compiles(queue[0], sources[queue[0].file]):
+                queue.pop(0)
             if queue and len(chosen) < number:
                 chosen.append(queue.pop(0))
     return chosen
@@ -514,10 +523,8 @@ def outcome(mutant: Mutant, tree: str, known: Record, most: float) -> dict[str, 
         row["by"], row["cpu"] = "time", float(seconds)
     finally:
         if process.pid is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         process.join()
         file.write_bytes(whole)
     row["by"] = row["by"] or None
@@ -544,12 +551,14 @@ def run(options: argparse.Namespace) -> None:
     sources = {
         str(path.relative_to(ROOT)): path.read_text("utf-8")
         for path in sorted((ROOT / PACKAGE).rglob("*.py"))
-        if not str(path.relative_to(ROOT / PACKAGE)).startswith((*PICTURES, *options.without))
+        if not str(path.relative_to(ROOT / PACKAGE)).startswith(
+            (*PICTURES, *DOORS, *options.without)
+        )
     }
     found = [
-        m for m in mutants_of(sources) if not options.rooms or room_of(m.file) in options.rooms
+        m for m in mutants_of(sources) if room_of(m.file) in (options.rooms or [room_of(m.file)])
     ]
-    chosen = drawn(found, options.number, options.seed)
+    chosen = drawn(found, sources, options.number, options.seed)
     known: Record = {}
     for file in sorted(RECORD.glob("test_*.json")):
         known |= json.loads(file.read_text())

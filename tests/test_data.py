@@ -538,7 +538,7 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_idx_images_are_the_files(root: Path) -> None:
-    data = idx.idx_images(small(), root=str(root), validation=0.25)
+    data = idx.idx_images(small(), DataSettings("small", root=str(root), validation=0.25))
     assert [data.size(split) for split in SPLITS] == [15, 5, 5]
     files = contents()
     test = torch.frombuffer(bytearray(files[TEST_IMAGES]), dtype=torch.uint8)[16:]
@@ -554,7 +554,10 @@ def test_idx_images_are_the_files(root: Path) -> None:
 
 
 def test_idx_sizes(root: Path) -> None:
-    at = {size: idx.idx_images(small(), root=str(root), size=size) for size in idx.SIZES}
+    at = {
+        size: idx.idx_images(small(), DataSettings("small", root=str(root), size=size))
+        for size in idx.SIZES
+    }
     images = {size: data.stored("test")[0] for size, data in at.items()}
     assert torch.equal(images[32][..., 2:-2, 2:-2], images[28])
     assert images[32].sum() == images[28].sum()  # the frame is black
@@ -564,12 +567,12 @@ def test_idx_sizes(root: Path) -> None:
         means = functional.avg_pool2d(images[32].double(), 32 // size)
         assert_close(images[size].double(), means, rtol=0, atol=0.5)
     with pytest.raises(ValueError, match="size must be"):
-        idx.idx_images(small(), root=str(root), size=20)
+        idx.idx_images(small(), DataSettings("small", root=str(root), size=20))
 
 
 def test_folder_comes_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARTIKEL_DATA", str(root))
-    assert idx.idx_images(small()).size("test") == 5
+    assert idx.idx_images(small(), DataSettings("small")).size("test") == 5
     monkeypatch.delenv("PARTIKEL_DATA")
     assert files.data_root() == Path.home() / ".cache" / "partikel"
     assert files.data_root("~/elsewhere") == Path.home() / "elsewhere"
@@ -606,7 +609,7 @@ def test_damaged_files_are_named(
 ) -> None:
     spoil(change, name)(root / "small")
     with pytest.raises(DataError, match=f"{name}.*{message}.*delete it.*data.download"):
-        idx.idx_images(small(), root=str(root))
+        idx.idx_images(small(), DataSettings("small", root=str(root)))
 
 
 @pytest.mark.parametrize(
@@ -686,7 +689,7 @@ def test_files_that_do_not_belong_are_named(
     spoil(lambda _: packed(values.to(torch.uint8)), name)(root / "small")
     source = idx.IdxSource("small", (), {})
     with pytest.raises(DataError, match=f"{name}.*{message}"):
-        idx.idx_images(source, root=str(root))
+        idx.idx_images(source, DataSettings("small", root=str(root)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -694,7 +697,7 @@ def test_missing_file_is_named(root: Path, name: str) -> None:
     for path in (root / "small").glob(f"{name}*"):
         path.unlink()
     with pytest.raises(DataError, match=f"needs {name}.*{root / 'small'}.*data.download"):
-        idx.idx_images(small(), root=str(root))
+        idx.idx_images(small(), DataSettings("small", root=str(root)))
 
 
 # --- downloads ---
@@ -759,14 +762,14 @@ def test_download_fetches_what_is_missing_and_only_that(mirror: Mirror, tmp_path
     folder.mkdir()
     (folder / TEST_LABELS).write_bytes(contents()[TEST_LABELS])
     source = small((f"{mirror.address}/a/",))
-    first = idx.idx_images(source, root=str(tmp_path), download=True)
+    first = idx.idx_images(source, DataSettings("small", root=str(tmp_path), download=True))
     assert mirror.requests == [f"/a/{TRAIN_IMAGES}.gz", f"/a/{TRAIN_LABELS}.gz"] + [
         f"/a/{TEST_IMAGES}.gz"
     ]
     assert listing(folder) == sorted(
         [TEST_LABELS, *(f"{name}.gz" for name in NAMES if name != TEST_LABELS)]
     )
-    again = idx.idx_images(source, root=str(tmp_path), download=True)
+    again = idx.idx_images(source, DataSettings("small", root=str(tmp_path), download=True))
     assert len(mirror.requests) == 3
     assert torch.equal(first.stored("train")[0], again.stored("train")[0])
 
@@ -796,7 +799,12 @@ def test_download_survives_faults(
         (folder / name).write_bytes(contents()[name])
     mirror.faults["a"] = faults
     source = small((f"{mirror.address}/a", f"{mirror.address}/b"))
-    assert idx.idx_images(source, root=str(tmp_path), download=True).size("test") == 5
+    assert (
+        idx.idx_images(source, DataSettings("small", root=str(tmp_path), download=True)).size(
+            "test"
+        )
+        == 5
+    )
     assert [path[1] for path in mirror.requests] == list(asked)
     assert pauses == waits
     assert (
@@ -811,7 +819,7 @@ def test_download_that_fails_everywhere_leaves_nothing(
     closed = "http://127.0.0.1:1"
     source = small((f"{mirror.address}/a", f"{mirror.address}/b", closed))
     with pytest.raises(DataError) as caught:
-        idx.idx_images(source, root=str(tmp_path), download=True)
+        idx.idx_images(source, DataSettings("small", root=str(tmp_path), download=True))
     message = str(caught.value)
     assert TRAIN_IMAGES in message
     for reason in ("/a/.*HTTP 404", "/b/.*has 20 bytes", f"{closed}/.*refused", "by hand"):
@@ -827,7 +835,10 @@ def test_download_without_space_leaves_nothing(
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(DataError, match="cannot be written .No space left.*free some space"):
-        idx.idx_images(small((f"{mirror.address}/a",)), root=str(tmp_path), download=True)
+        idx.idx_images(
+            small((f"{mirror.address}/a",)),
+            DataSettings("small", root=str(tmp_path), download=True),
+        )
     assert listing(tmp_path / "small") == []
 
 

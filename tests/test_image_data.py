@@ -821,9 +821,9 @@ def test_celeba_says_what_it_needs(tmp_path: Path) -> None:
 # --- CIFAR-10 ---
 
 
-def batches(count: int = 4) -> dict[str, bytes]:
+def batches(count: int = 4, seed: int = 0) -> dict[str, bytes]:
     """Files of records, as they are published but for their number."""
-    source = np.random.RandomState(0)
+    source = np.random.RandomState(seed)
     made = {}
     for name in FILES:
         records = source.randint(0, 256, (count, 3073), np.uint8)
@@ -843,7 +843,8 @@ def archived(contents: dict[str, bytes]) -> bytes:
 
 
 def opened_cifar(root: Path, md5: str = "", **options: Any) -> prepared.Prepared:
-    source = cifar10(CifarSource("http://nowhere/x", md5), root=str(root), **options)
+    settings = DataSettings("cifar10", root=str(root), **options)
+    source = cifar10(settings, CifarSource("http://nowhere/x", md5))
     return prepared.prepare(source, size=32, channels=3, on_error="stop")
 
 
@@ -875,6 +876,23 @@ def test_cifar_is_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     assert torch.cat([rows[s] for s in SPLITS]).sort().values.tolist() == list(range(24))
 
 
+@pytest.mark.parametrize("kind", ["archive", "folder"])
+def test_other_records_in_the_same_place_are_prepared_anew(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "cifar10"
+    (folder / FOLDER).mkdir(parents=True)
+    if kind == "archive":
+        (folder / FOLDER).rmdir()
+    for seed in (0, 1):
+        contents = batches(seed=seed)
+        packed = archived(contents)
+        laid = {folder / FOLDER / name: content for name, content in contents.items()}
+        for path, content in ({folder / ARCHIVE: packed} if kind == "archive" else laid).items():
+            path.write_bytes(content)
+            os.utime(path, ns=(seed, seed))
+        images = opened_cifar(tmp_path, hashlib.md5(packed).hexdigest())
+        assert images.images[0].reshape(-1)[:9].tolist() == list(contents[FILES[0]][1:10])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -892,7 +910,7 @@ def test_damaged_cifar_is_said(
     path.write_bytes(packed)
     with pytest.raises(DataError, match=f"{ARCHIVE} is damaged .*{reason}.*data.download"):
         opened_cifar(tmp_path, hashlib.md5(packed).hexdigest())
-    with pytest.raises(DataError, match="damaged .its MD5 sum is"):
+    with pytest.raises(DataError, match="damaged .its content has MD5"):
         opened_cifar(tmp_path, "0" * 32)
     path.write_bytes(packed[:-20])
     with pytest.raises(DataError, match="is damaged"):
@@ -901,7 +919,7 @@ def test_damaged_cifar_is_said(
 
 def test_cifar_downloads_nothing_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_transfer", lambda address, label: b"an error page")
-    with pytest.raises(DataError, match="could not be downloaded .*MD5 sum is"):
+    with pytest.raises(DataError, match="could not be downloaded .*its content has MD5"):
         opened_cifar(tmp_path, "0" * 32, download=True)
     assert not (tmp_path / "cifar10").exists()
     with pytest.raises(DataError, match="binary version.*data.download"):

@@ -15,7 +15,7 @@ from partikel.errors import ConfigError
 from partikel.metrics import energy_distance, frechet_distance
 from partikel.metrics.chance import LEVEL, energy_quantile, floor
 from partikel.metrics.evaluation import choose_features
-from partikel.metrics.features import FeatureStatistics
+from partikel.metrics.features import FeatureSet
 from partikel.metrics.measures import ENERGY, FRECHET, MEASURES, main_measure
 from partikel.studies import provenance
 from partikel.studies.item import log_ratios, spread
@@ -165,7 +165,7 @@ def test_the_floor_of_images_is_what_halves_of_the_data_differ_by() -> None:
     found = []
     for _ in range(10):
         pair = digits.draw(2 * n, generator=generator).x.split(n)
-        found.append(frechet_distance(*(FeatureStatistics.of(network, [each]) for each in pair)))
+        found.append(frechet_distance(*(FeatureSet.of(network, network(each)) for each in pair)))
     assert sorted(found)[5] > low
     assert sorted(found)[5] < high
     scaled = floor(digits, 2000)  # more than there are: halves, scaled by their number

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,9 +186,9 @@ def test_every_row_trains_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(plan.model, wanted)
             if plan.phases:
                 matrix._train(plan, dataset, 0, 1)
-            model, stop = plan.model.eval(), {"stop": 1} if carrier == "particles" else {}
-            real = dataset.draw(50, generator=seeded()).x
-            samples = model.sample(50, generator=seeded(), real=real, **stop)
+            options: dict[str, Any] = {"stop": 1} if carrier == "particles" else {}
+            options |= {"generator": seeded(), "real": dataset.draw(50, generator=seeded()).x}
+            samples = plan.model.eval().sample(50, **options)
             assert samples.isfinite().all()
 
 

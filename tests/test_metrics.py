@@ -18,7 +18,7 @@ from partikel import metrics
 from partikel.data import DataSettings, FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.metrics import classifier, distances
-from partikel.metrics.features import FeatureStatistics
+from partikel.metrics.features import FeatureSet
 from partikel.targets import Gaussian, GaussianMixture
 
 F64 = torch.float64
@@ -311,14 +311,14 @@ def test_negative_log_likelihood() -> None:
 # --- feature statistics and the Fréchet distance
 
 
-def statistics_of(mean: Tensor, covariance: Tensor) -> FeatureStatistics:
-    statistics = FeatureStatistics("test", len(mean), n=101)
-    statistics.mean, statistics.scatter = mean, 100 * covariance
+def statistics_of(mean: Tensor, covariance: Tensor) -> FeatureSet:
+    statistics = FeatureSet("test", len(mean))
+    statistics.n, statistics.mean, statistics.scatter = 101, mean, 100 * covariance
     return statistics
 
 
-def gathered(features: Tensor, sizes: list[int] | None = None) -> FeatureStatistics:
-    statistics = FeatureStatistics("test", features.shape[1])
+def gathered(features: Tensor, sizes: list[int] | None = None) -> FeatureSet:
+    statistics = FeatureSet("test", features.shape[1])
     for batch in features.split(sizes or [len(features)]):
         statistics.update(batch)
     return statistics
@@ -336,43 +336,34 @@ def test_streaming_statistics_equal_those_of_all_at_once() -> None:
 def test_statistics_of_a_stream_of_images() -> None:
     network = metrics.feature_network("digits")
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    statistics = FeatureStatistics.of(network, images.split(7))
     features = metrics.extract_features(network, images, chunk=11)
+    statistics = FeatureSet.of(network, features)
     assert features.shape == (30, network.dimension)
     assert not features.requires_grad
     assert_close(statistics.covariance, features.double().T.cov(), rtol=1e-4, atol=1e-4)
     assert statistics.network == "digits"
 
 
-def test_merged_statistics_are_those_of_both() -> None:
-    features = normal(300, 5) * 2 + 7
-    parts = [gathered(features[:90]), gathered(features[90:]), FeatureStatistics("test", 5)]
-    for order in ((0, 1, 2), (2, 1, 0)):
-        whole = FeatureStatistics("test", 5)
-        for place in order:
-            whole.merge(parts[place])
-        assert whole.n == 300
-        assert_close(whole.mean, features.mean(0), rtol=1e-12, atol=0)
-        assert_close(whole.covariance, features.T.cov(), rtol=1e-10, atol=1e-12)
-
-
 def test_a_set_keeps_its_first_features_and_statistics_of_all(tmp_path: Path) -> None:
     features = normal(100, 3)
-    whole = metrics.FeatureSet("test", 3, limit=30)
+    whole = FeatureSet("test", 3, limit=30)
     for batch in features.split(17):
         whole.update(batch)
     assert whole.kept.dtype == torch.float32
     assert_close(whole.kept, features[:30].float(), rtol=0, atol=0)
-    assert whole.statistics.n == 100
-    assert_close(whole.statistics.covariance, features.T.cov(), rtol=1e-10, atol=1e-12)
+    assert whole.n == 100
+    assert_close(whole.covariance, features.T.cov(), rtol=1e-10, atol=1e-12)
     path = tmp_path / "set.safetensors"
     whole.save(path, "these images")
-    loaded = metrics.FeatureSet.load(path, "these images", limit=30)
+    loaded = FeatureSet.load(path, "these images", limit=30)
     assert_close(loaded.kept, whole.kept, rtol=0, atol=0)
-    assert metrics.frechet_distance(loaded.statistics, whole.statistics) < 1e-12
+    assert (loaded.network, loaded.dimension, loaded.n) == ("test", 3, 100)
+    assert_close(loaded.mean, whole.mean, rtol=0, atol=0)
+    assert_close(loaded.scatter, whole.scatter, rtol=0, atol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.safetensors"]
     with pytest.raises(DataError, match="other images"):
-        metrics.FeatureSet.load(path, "those images")
-    assert len(metrics.FeatureSet("test", 3).kept) == 0
+        FeatureSet.load(path, "those images")
+    assert len(FeatureSet("test", 3).kept) == 0
 
 
 def test_frechet_distance_of_features_equals_an_independent_one() -> None:
@@ -386,30 +377,20 @@ def test_frechet_distance_of_features_equals_an_independent_one() -> None:
     of_a, of_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = np.asarray(scipy.linalg.sqrtm(of_a @ of_b)).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(of_a + of_b - 2 * root)
-    one, other = (FeatureStatistics.of(network, half.split(64)) for half in halves)
+    one, other = (FeatureSet.of(network, network(half)) for half in halves)
     assert metrics.frechet_distance(one, other) == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_statistics_survive_a_file(tmp_path: Path) -> None:
-    statistics = gathered(normal(50, 4))
-    statistics.save(tmp_path / "s.safetensors")
-    loaded = FeatureStatistics.load(tmp_path / "s.safetensors")
-    assert (loaded.network, loaded.dimension, loaded.n) == ("test", 4, 50)
-    assert_close(loaded.mean, statistics.mean, rtol=0, atol=0)
-    assert_close(loaded.scatter, statistics.scatter, rtol=0, atol=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
 
 
 def test_damaged_or_foreign_statistics_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
-    gathered(normal(50, 4)).save(path)
+    gathered(normal(50, 4)).save(path, "")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match="cannot be read"):
-        FeatureStatistics.load(path)
+        FeatureSet.load(path, "")
     with pytest.raises(DataError, match="cannot be read"):
-        FeatureStatistics.load(tmp_path / "missing")
+        FeatureSet.load(tmp_path / "missing", "")
     with pytest.raises(DataError, match="holds no feature statistics"):
-        FeatureStatistics.load(classifier.WEIGHTS / "digits_features.safetensors")
+        FeatureSet.load(classifier.WEIGHTS / "digits_features.safetensors", "")
 
 
 def test_statistics_refuse_what_does_not_fit() -> None:
@@ -450,11 +431,9 @@ def test_frechet_distance_with_fewer_features_than_dimensions() -> None:
 
 
 def test_frechet_distance_refuses_unlike_features() -> None:
-    other = FeatureStatistics("other", 4, n=10)
+    other = FeatureSet("other", 4)
     with pytest.raises(ConfigError, match="do not compare"):
         metrics.frechet_distance(gathered(normal(9, 4)), other)
-    with pytest.raises(ConfigError, match="do not compare"):
-        gathered(normal(9, 4)).merge(other)
 
 
 # --- kernel distance
@@ -603,10 +582,10 @@ def test_features_rank_digits_by_their_damage() -> None:
     assert isinstance(data, FiniteDataset)
     network = metrics.feature_network("digits", data.shape)
     real = data.take(torch.arange(700)).x
-    reference = FeatureStatistics.of(network, [real])
+    reference = FeatureSet.of(network, network(real))
     noise = normal(*real.shape, seed=5, dtype=torch.float32)
     scores = [
-        metrics.frechet_distance(FeatureStatistics.of(network, [images]), reference)
+        metrics.frechet_distance(FeatureSet.of(network, network(images)), reference)
         for images in (data.take(torch.arange(700, 1290)).x, real + 0.3 * noise, real + noise)
     ]
     assert 2 * scores[0] < scores[1] < scores[2]

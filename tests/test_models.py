@@ -38,11 +38,13 @@ from partikel.fields import (
     WhiteNoise,
 )
 from partikel.fields.particles import Particles
+from partikel.fields.samples.drift import DriftField
 from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.models import (
     Carrier,
     GeneratorModel,
     ParticleModel,
+    PooledParticleModel,
     Sampling,
     StagedParticleModel,
     free_particles,
@@ -306,6 +308,38 @@ def test_labels_stay_with_their_particles(truncate: bool) -> None:
         assert torch.equal(points.cond, first)
 
 
+def test_a_pool_holds_every_age_with_the_law_of_simulated_particles() -> None:
+    """Particles that took up to three steps of an affine SDE, whose moments are a recursion."""
+    prior, matrix, offset = GaussianPrior((1,), std=1.5), -0.8, 0.6
+    field = LinearField(torch.full((1, 1), matrix), torch.full((1,), offset))
+    model = PooledParticleModel(field, prior, pool=8000, steps=4, eta=2.0, temperature=0.1)
+    streams, drawn = Streams(0), 2000
+    for _ in range(27):  # six times all of the pool and more, so that all have started anew
+        points = model.particles(drawn, streams)
+    mean, variance = 0.0, 1.5**2
+    for node in range(4):
+        x = points.x[points.t == node / 4].double()
+        assert len(x) == drawn / 4
+        assert abs(float(x.mean()) - mean) < 4.5 * (variance / len(x)) ** 0.5
+        assert abs(float(x.var()) - variance) < 4.5 * variance * (2 / len(x)) ** 0.5
+        rate = 1 + 2.0 * matrix / 4
+        mean, variance = rate * mean + 2.0 * offset / 4, rate**2 * variance + 2 * 0.1 * 2.0 / 4
+
+
+def test_a_pool_keeps_labels_until_a_particle_starts_anew() -> None:
+    model = PooledParticleModel(
+        still(), PRIOR, pool=60, steps=3, conditional=True, label_weights=torch.ones(50) / 50
+    ).double()
+    streams = Streams(0)
+    before, after = (model.particles(60, streams) for _ in range(2))
+    same = after.t > 0
+    assert before.cond is not None
+    assert after.cond is not None
+    assert torch.equal(before.cond[same], after.cond[same])
+    assert not torch.equal(before.cond[~same], after.cond[~same])
+    assert torch.equal(before.x[same], after.x[same])
+
+
 def test_particles_of_a_relativistic_field_compare_with_real_samples() -> None:
     critic = DiscriminatorField(Quadratic(2), "relativistic")
     model, real = ParticleModel(critic, PRIOR, steps=2, eta=0.1), randn(9, 2, seed=3)
@@ -334,6 +368,13 @@ def test_an_explosion_in_training_is_reported(truncate: bool) -> None:
     with pytest.raises(NumericsError, match=r"particles left the finite numbers at step 2 of"):
         staged.particles(10, Streams(0))
     assert staged.pool.isfinite().all()  # it stays where it was
+    pooled = PooledParticleModel(wild, PRIOR, steps=6, pool=30).double()
+    pooled.turn.zero_()
+    pooled.pool.fill_(1.0)
+    assert pooled.particles(30, Streams(0)).x.isfinite().all()
+    with pytest.raises(NumericsError, match="particles of the pool left the finite numbers"):
+        pooled.particles(30, Streams(0))
+    assert pooled.pool.isfinite().all()
 
 
 def test_paths_end_at_their_last_node_in_training() -> None:
@@ -613,6 +654,22 @@ def test_the_field_moves_both_carriers_alike(generator_network: Affine) -> None:
                 still(), PRIOR, steps=2, pool=2, stage_draws=1, solver=DPMSolver2M()
             ),
             "multistep",
+        ),
+        (
+            lambda: PooledParticleModel(still(), PRIOR, steps=2, pool=2, solver=Heun()),
+            "Euler",
+        ),
+        (
+            lambda: PooledParticleModel(still(), PRIOR, steps=2, pool=2, times_per_path=2),
+            "times_per_path",
+        ),
+        (
+            lambda: PooledParticleModel(still(), PRIOR, steps=2, pool=2).particles(3, Streams(0)),
+            "a pool of 2",
+        ),
+        (
+            lambda: PooledParticleModel(DriftField(0.5), PRIOR, steps=2, pool=2),
+            "cloud",
         ),
         (
             lambda: ParticleModel(still(), PRIOR, steps=2).sample(1, generator=seeded(), stop=3),

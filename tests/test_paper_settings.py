@@ -6,10 +6,11 @@ import inspect
 from typing import Any
 
 import pytest
+import torch
 
 from partikel.app.config import load_preset, make_recipe, preset_names
 from partikel.networks import MLP as MultilayerPerceptron
-from partikel.networks import UNet
+from partikel.networks import UNet, build_network
 from partikel.objectives import GradientPenalty
 from partikel.recipes import Recipe
 
@@ -30,6 +31,12 @@ SMALL_UNET = {
     "embedding_features": 256,
 }
 LARGE_UNET = {**SMALL_UNET, "channels": 128, "blocks": 2, "dropout": 0.1}
+DCGAN = {"kind": "dcgan", "width": 64, "norm": "batch", "init": "normal0.02"}
+FASTGAN = {**DCGAN, "kind": "fastgan", "width": 32}
+
+
+def both(network: dict[str, Any]) -> dict[str, Any]:
+    return {"discriminator": network, "generator": network}
 
 
 def interpolated(weight: float) -> tuple[GradientPenalty, ...]:
@@ -56,7 +63,7 @@ FLOW_MNIST = {
     "penalties": interpolated(0.04),
     "batch": 128,
     "iterations": 200_000,
-    "network": {"kind": "dcgan", "width": 64, "norm": "none", "init": "orthogonal"},
+    "network": {**DCGAN, "norm": "none", "init": "orthogonal"},
 }
 GAN = {
     **PLAIN,
@@ -84,7 +91,7 @@ EDM = {
 EDM_GAUSSIANS = {
     **EDM,
     "data": {"name": "gaussians"},
-    "network": {**TIMED, "init": "default"},
+    "network": {**TIMED, "embedding_features": 128, "init": "default"},
     "batch": 128,
     "iterations": 10_000,
     "steps": 28,
@@ -110,6 +117,7 @@ SCORE_GAN = {
     "alpha": 1.0,
     "beta_own": 1.0,
     "rho": 3.0,
+    "own_sigma_data": 0.5,
     "weighting": "none",
     "latent": 128,
     "gamma": 0.0,
@@ -123,7 +131,7 @@ SCORE_GAN_MNIST = {
     "sigma_max": 40.0,
     "score_steps": 1,
     "own_score": {**SMALL_UNET, "channels": 64, "blocks": 2, "init": "default"},
-    "generator": {"kind": "dcgan", "width": 64, "norm": "batch", "init": "normal0.02"},
+    "generator": DCGAN,
     "score_optimizer": {**DIFFUSION, "lr": 1e-3},
     "batch": 256,
     "iterations": 100_000,
@@ -161,8 +169,7 @@ TABLE: dict[str, dict[str, Any]] = {
         **GAN,
         "data": {"name": "gaussians"},
         "objective": "non-saturating",
-        "discriminator": {**MLP, "activation": "leaky_relu", "init": "normal0.02"},
-        "generator": {**MLP, "activation": "leaky_relu", "init": "normal0.02"},
+        **both({**MLP, "activation": "leaky_relu", "init": "normal0.02"}),
         "batch": 128,
         "iterations": 1900,
     },
@@ -170,8 +177,7 @@ TABLE: dict[str, dict[str, Any]] = {
         **GAN,
         "data": {"name": "mnist", "size": 32},
         "objective": "non-saturating",
-        "discriminator": {"kind": "dcgan", "width": 64, "norm": "batch", "init": "normal0.02"},
-        "generator": {"kind": "dcgan", "width": 64, "norm": "batch", "init": "normal0.02"},
+        **both(DCGAN),
         "batch": 128,
         "iterations": 10_000,
     },
@@ -179,8 +185,7 @@ TABLE: dict[str, dict[str, Any]] = {
         **GAN,
         "data": {"name": "celeba", "size": 64},
         "objective": "hinge",
-        "discriminator": {"kind": "fastgan", "width": 32, "norm": "batch", "init": "normal0.02"},
-        "generator": {"kind": "fastgan", "width": 32, "norm": "batch", "init": "normal0.02"},
+        **both(FASTGAN),
         "batch": 64,
         "iterations": 100_000,
     },
@@ -208,13 +213,25 @@ TABLE: dict[str, dict[str, Any]] = {
         "sigma_max": 40.0,
         "score_steps": 4,
         "own_score": {**LARGE_UNET, "dropout": 0.0, "init": "default"},
-        "generator": {"kind": "fastgan", "width": 32, "norm": "batch", "init": "orthogonal"},
+        "generator": {**FASTGAN, "init": "orthogonal"},
         "score_optimizer": {**DIFFUSION, "lr": 4e-4},
         "batch": 32,
         "iterations": 150_000,  # of 4 score steps: 600k
     },
 }
 
+MILLIONS = {
+    "discriminator-flow-gaussians-paper": {"network": 0.86},
+    "discriminator-flow-mnist-paper": {"network": 3.36},
+    "discriminator-flow-celeba-paper": {"network": 22.7},
+    "gan-gaussians-paper": {"discriminator": 0.79, "generator": 0.86},
+    "gan-mnist-paper": {"discriminator": 2.76, "generator": 3.80},
+    "gan-celeba-paper": {"discriminator": 7.16, "generator": 7.06},
+    "edm-gaussians-paper": {"network": 0.86},
+    "edm-mnist-paper": {"network": 0.33},
+    "edm-celeba-paper": {"network": 28.0},
+}
+SHAPES = {"gaussians": (2,), "mnist": (1, 32, 32), "celeba": (3, 64, 64)}
 
 DEFAULTS = {"embedding": "fourier", "embedding_features": 128, "dropout": 0.0}
 
@@ -249,6 +266,25 @@ def test_a_preset_is_the_papers(name: str) -> None:
     assert not differing(recipe, TABLE[name])
     assert recipe.engine.precision == "fp32"
     assert recipe.engine.accumulate == 1
+
+
+@pytest.mark.parametrize("name", list(MILLIONS))
+def test_a_presets_networks_have_the_papers_size(name: str) -> None:
+    recipe = preset(name)
+    for part, millions in MILLIONS[name].items():
+        timed = part == "network"
+        role = {"edm": "denoiser"}.get(recipe.name, "generator" if part == "generator" else "logit")
+        with torch.device("meta"):
+            network = build_network(
+                getattr(recipe, part),
+                role,  # type: ignore[arg-type]
+                shape=SHAPES[recipe.data.name],
+                latent=128,
+                scalars=int(timed),
+                generator=torch.Generator(),
+            )
+        count = sum(p.numel() for p in network.parameters()) / 1e6
+        assert count == pytest.approx(millions, rel=0.05)
 
 
 def test_every_paper_preset_is_in_the_table_or_extends_one() -> None:

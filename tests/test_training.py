@@ -110,15 +110,22 @@ def advance(trainer: Trainer, steps: int) -> None:
         next(run)
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
-    straight = trainer_of(small(name))
+POOL = {"pool": 50, "times_per_path": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in RECIPES), ("discriminator-flow", POOL)]
+)
+def test_resuming_continues_bit_for_bit(
+    name: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    straight = trainer_of(small(name, **changes))
     advance(straight, 12)
-    first = trainer_of(small(name))
+    first = trainer_of(small(name, **changes))
     advance(first, 5)
     path = save_checkpoint(first, tmp_path)
     torch.manual_seed(123)  # nothing may depend on the global state
-    second = trainer_of(small(name))
+    second = trainer_of(small(name, **changes))
     load_checkpoint(second, path)
     assert second.step == 5
     advance(second, 7)
@@ -126,7 +133,7 @@ def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert expected.keys() == got.keys()
     for key in expected:
         assert torch.equal(expected[key], got[key]), key
-    changed = trainer_of(small(name))
+    changed = trainer_of(small(name, **changes))
     assert any(not torch.equal(a, b) for a, b in zip(
         changed.model.state_dict().values(), straight.model.state_dict().values(), strict=True
     ))  # fmt: skip
@@ -341,6 +348,21 @@ def test_a_foreign_checkpoint_says_so(tmp_path: Path) -> None:
     wider = small("gan", generator={"width": 9})
     with pytest.raises(CheckpointError, match="another model"):
         load_checkpoint(trainer_of(wider), path)
+
+
+def test_a_checkpoint_of_another_kind_of_device_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(small("gan"))
+    advance(trainer, 1)
+    states = {name: state[:16].clone() for name, state in trainer.streams.state_dict().items()}
+    monkeypatch.setattr(trainer.streams, "state_dict", lambda: states)  # as large as a GPU's are
+    path = save_checkpoint(trainer, tmp_path)
+    with pytest.raises(CheckpointError, match=r"another kind of device.*\(cpu\)"):
+        load_checkpoint(trainer_of(small("gan")), path)
+    finished = trainer_of(small("gan", iterations=1))  # which draws nothing any more
+    load_checkpoint(finished, path)
+    assert finished.step == 1
 
 
 def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path) -> None:
@@ -712,6 +734,16 @@ def test_a_run_goes_on_with_another_engine_but_no_other_settings(tmp_path: Path)
     assert "precision: bf16" in (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ConfigError, match="batch: 8 there, 4 now"):
         train_run(small("gan", batch=4, **settings), tmp_path / "run")
+
+
+def test_a_run_is_computed_as_its_engine_says(tmp_path: Path) -> None:
+    settings = {"iterations": 2, "evaluate_every": None}
+    plain, half = (
+        train_run(small("edm", engine={"precision": p}, **settings), tmp_path / p).model
+        for p in ("fp32", "bf16")
+    )
+    pairs = zip(plain.parameters(), half.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_launcher_that_asks_for_another_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from partikel.errors.checks import (
     Range,
     checked,
 )
+from partikel.streams import normal_like
 from partikel.tensors import expand_like
 
 LogLevel = Annotated[float, Range(-20.0, 20.0)]
@@ -81,8 +82,8 @@ class Schedule(Checked, ABC):
             t: (B,) generation times.
             generator: draws ε.
         """
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return (x + expand_like(self.sigma(t), x) * noise) / expand_like(self.u(t), x)
+        noised = x + expand_like(self.sigma(t), x) * normal_like(x, generator)
+        return noised / expand_like(self.u(t), x)
 
     def u_rate(self, t: Tensor) -> Tensor:
         """du/dt, shaped like ``t``."""

@@ -14,23 +14,20 @@ import numpy as np
 from partikel.data.files import Limits, data_root
 from partikel.data.pictures import decoded, identity, opened
 from partikel.data.prepared import Listing, Source
+from partikel.data.settings import DataSettings
 from partikel.errors import DataError
 from partikel.files import read_text
 
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 
 
-def celeba(*, root: str | None = None, limits: Limits | None = None) -> Source:
+def celeba(settings: DataSettings) -> Source:
     """The images and their partition, in the folder celeba of the root.
-
-    Args:
-        root: see :func:`partikel.data.files.data_root`.
-        limits: of files.
 
     Raises:
         DataError: where files are missing.
     """
-    folder = data_root(root) / "celeba"
+    folder = data_root(settings.root) / "celeba"
     partition = folder / PARTITION
     candidates = (folder / IMAGES, folder / f"{IMAGES}.zip")
     images = next((path for path in candidates if path.exists()), None)
@@ -44,7 +41,7 @@ def celeba(*, root: str | None = None, limits: Limits | None = None) -> Source:
         "celeba",
         str(images),
         identity(images) + identity(partition),
-        lambda: _listing(images, partition, limits or Limits()),
+        lambda: _listing(images, partition, settings.limits),
     )
 
 

@@ -7,7 +7,6 @@ it is not read.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import zlib
@@ -19,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from partikel.data.files import ContentError, Limits, data_root, fetch
+from partikel.data.files import ContentError, Limits, check_md5, data_root, fetch
 from partikel.data.pictures import identity
 from partikel.data.prepared import Listing, Source
+from partikel.data.settings import DataSettings
 from partikel.errors import DataError
 
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -49,54 +49,42 @@ class CifarSource:
     md5: str = "c32a1d4ab5d03f1284b67883e8d87530"
 
 
-def cifar10(
-    source: CifarSource | None = None,
-    *,
-    root: str | None = None,
-    download: bool = False,
-    limits: Limits | None = None,
-) -> Source:
+PUBLISHED = CifarSource()
+
+
+def cifar10(settings: DataSettings, source: CifarSource = PUBLISHED) -> Source:
     """The archive, or the folder it unpacks to, in the folder cifar10 of the root.
 
     Args:
-        source: address and sum of the archive; the published ones where None.
-        root: see :func:`partikel.data.files.data_root`.
-        download: fetch the archive where neither is there.
-        limits: of files.
+        settings: with the root, and whether to fetch the archive where neither is there.
+        source: address and sum of the archive.
 
     Raises:
         DataError: where neither is there, or the archive cannot be fetched.
     """
-    source, limits = source or CifarSource(), limits or Limits()
-    folder = data_root(root) / "cifar10"
+    folder = data_root(settings.root) / "cifar10"
     unpacked, archive = folder / FOLDER, folder / ARCHIVE
     if unpacked.is_dir():
         return Source(
             "cifar10",
             str(unpacked),
             "".join(identity(unpacked / name) for name in FILES),
-            lambda: _listing(unpacked, _from_folder(unpacked, limits)),
+            lambda: _listing(unpacked, _from_folder(unpacked, settings.limits)),
         )
     if not archive.exists():
-        if not download:
+        if not settings.download:
             raise DataError(
                 f"'cifar10' needs {ARCHIVE} (the binary version) or the folder {FOLDER} in "
                 f"{folder}: put it there, point data.root or $PARTIKEL_DATA at the folder above, "
                 "or set data.download to true"
             )
-        fetch([source.address], archive, lambda content: _check(content, source.md5))
+        fetch([source.address], archive, lambda content: check_md5(content, source.md5))
     return Source(
         "cifar10",
         str(archive),
         identity(archive),
-        lambda: _listing(archive, _from_archive(archive, source.md5, limits)),
+        lambda: _listing(archive, _from_archive(archive, source.md5, settings.limits)),
     )
-
-
-def _check(content: bytes, md5: str) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise ContentError(f"its MD5 sum is {found}, not {md5}")
 
 
 def _from_folder(folder: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
@@ -106,7 +94,7 @@ def _from_folder(folder: Path, limits: Limits) -> Iterator[tuple[str, bytes]]:
 
 def _from_archive(path: Path, md5: str, limits: Limits) -> Iterator[tuple[str, bytes]]:
     content = limits.plain(path)
-    _check(content, md5)
+    check_md5(content, md5)
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
         for name in FILES:
             member = archive.extractfile(f"{FOLDER}/{name}")  # KeyError where it is not there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import urllib.error
@@ -47,6 +48,21 @@ class Limits(NamedTuple):
     def plain(self, path: Path) -> bytes:
         """The content of a plain file."""
         return read_plain(path, self.bytes, _SETTING)
+
+
+LIMITS = Limits()
+"""Unless others are set."""
+
+
+def check_md5(content: bytes, md5: str) -> None:
+    """Refuse other content than was published.
+
+    Raises:
+        ContentError: with both sums.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ContentError(f"its content has MD5 {found}, not {md5}")
 
 
 def user_path(path: str) -> Path:
@@ -131,8 +147,8 @@ def _transfer(address: str, label: str, timeout: float = 30.0) -> bytes:
             task = bar.add_task(label, total=total)
             while chunk := response.read(1 << 16):
                 content += chunk
-                if len(content) > Limits().bytes:
-                    raise _TransferError(f"more than {Limits().bytes:,} bytes", False)
+                if len(content) > LIMITS.bytes:
+                    raise _TransferError(f"more than {LIMITS.bytes:,} bytes", False)
                 bar.update(task, advance=len(chunk))
     except urllib.error.HTTPError as error:
         # "Too many requests" and "timeout" may pass; any other fault of the request stays.

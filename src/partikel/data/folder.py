@@ -12,6 +12,7 @@ import numpy as np
 from partikel.data.files import Limits, data_root, user_path
 from partikel.data.pictures import decoded, identity, opened
 from partikel.data.prepared import Listing, Source
+from partikel.data.settings import DataSettings
 from partikel.errors import DataError
 
 
@@ -22,26 +23,22 @@ def find(path: str, root: str | None = None) -> Path:
     return below if not os.path.exists(given) and os.path.exists(below) else given
 
 
-def folder(path: Path, *, labels: bool | None = None, limits: Limits | None = None) -> Source:
+def folder(settings: DataSettings) -> Source:
     """All pictures below a folder or in a zip file, in the order of their paths.
 
     Where every picture lies in one of two or more sub-folders, these are the classes, numbered in
     the order of their names; what is below them belongs to them. A folder around everything does
     not count.
 
-    Args:
-        path: of the folder or zip file.
-        labels: False for none, True to insist, None for labels where there are any.
-        limits: of files.
-
     Raises:
         DataError: where there is nothing.
     """
+    path, labels = find(settings.path or "", settings.root), settings.labels
     return Source(
         "folder",
         str(path),
         f"{identity(path)} {labels}",
-        lambda: _listing(path, labels, limits or Limits()),
+        lambda: _listing(path, labels, settings.limits),
     )
 
 

@@ -13,37 +13,24 @@ from PIL import Image
 from partikel.data.files import Limits, user_path
 from partikel.data.pictures import BrokenPicture, decoded
 from partikel.data.prepared import Listing, Source
+from partikel.data.settings import DataSettings
 from partikel.errors import ConfigError, DataError, nearest
 from partikel.files import plain_file
 
 
-def hub(
-    path: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    image_column: str = "image",
-    label_column: str = "label",
-    labels: bool | None = None,
-    limits: Limits | None = None,
-) -> Source:
-    """The pictures of one published split.
+def hub(settings: DataSettings) -> Source:
+    """The pictures of one published split: of a name on the Hub, or a folder.
 
-    Args:
-        path: name on the Hub, or a folder: of files that ``datasets`` reads, or made by its
-            ``save_to_disk``.
-        subset: configuration of the data set, where it has several.
-        split: the published split.
-        image_column: column of the pictures.
-        label_column: column of the labels: class labels, words or numbers.
-        labels: False for none, True to insist, None for labels where there are any.
-        limits: of files.
+    The folder is of files that ``datasets`` reads, or made by its ``save_to_disk``. Labels are class
+    labels, words or numbers.
 
     Raises:
         ConfigError: where ``datasets`` is not installed, or a column or split does not exist.
         DataError: where the data cannot be loaded.
     """
-    data = _load(path, subset, split)
+    path, split, labels = settings.path or "", settings.split, settings.labels
+    image_column, label_column = settings.image_column, settings.label_column
+    data = _load(path, settings.subset, split)
     columns = list(data.column_names)
     needed = {"image_column": image_column, **({"label_column": label_column} if labels else {})}
     for option, column in needed.items():
@@ -51,16 +38,14 @@ def hub(
             raise ConfigError(
                 f"'{path}' has no column '{column}' for data.{option}: {nearest(column, columns)}"
             )
-    labelled = labels is not False and label_column in columns
+    read = label_column if labels is not False and label_column in columns else None
     where = f"'{path}' ({split})"
-    identity = (path, subset, split, data._fingerprint, image_column, label_column, labels)
+    identity = (path, settings.subset, split, data._fingerprint, image_column, label_column, labels)
     return Source(
         "hub",
         where,
         repr(identity),
-        lambda: _listing(
-            data, where, image_column, label_column if labelled else None, limits or Limits()
-        ),
+        lambda: _listing(data, where, image_column, read, settings.limits),
     )
 
 

@@ -9,7 +9,6 @@ compressed it.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import math
 import zlib
@@ -23,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from partikel.data.base import FiniteDataset, split_indices
-from partikel.data.files import ContentError, Limits, data_root, fetch
+from partikel.data.files import LIMITS, ContentError, Limits, check_md5, data_root, fetch
+from partikel.data.settings import DataSettings
 from partikel.errors import DataError
 from partikel.files import plain_file
 
@@ -77,45 +77,29 @@ FASHION_MNIST = IdxSource(
 )
 
 
-def idx_images(
-    source: IdxSource,
-    *,
-    root: str | None = None,
-    size: int = 28,
-    download: bool = False,
-    validation: float = 0.1,
-    split_seed: int = 0,
-    flip: bool = False,
-    limits: Limits | None = None,
-) -> FiniteDataset:
+def idx_images(source: IdxSource, settings: DataSettings) -> FiniteDataset:
     """The images of a source, (1, size, size), labelled 0, ..., 9.
 
-    The test split is the official one; validation is cut from the official training images.
+    The test split is the official one; validation is cut from the official training images. The size
+    is 28 as published; 32 padded with black; 16 and 8 are averages over squares of the padded ones,
+    rounded to bytes.
 
     Args:
         source: :data:`MNIST` or :data:`FASHION_MNIST`.
-        root: see :func:`data_root`; the files are in the folder named like the source inside it.
-        size: 28 as published; 32 padded with black; 16 and 8 are averages over squares of the
-            padded ones, rounded to bytes.
-        download: fetch the files that the folder lacks.
-        validation: share of the official training images, in [0, 1).
-        split_seed: of the random split.
-        flip: mirror images of batches at random.
-        limits: of files.
+        settings: the files are in the folder named like the source inside of its root.
 
     Raises:
         DataError: where a file is missing, damaged or not what its name says, or cannot be fetched.
-        ValueError: where ``size`` is not one of :data:`SIZES`.
+        ValueError: where the size is not one of :data:`SIZES`.
     """
+    size = settings.size or SIZES[0]
     if size not in SIZES:
         raise ValueError(f"size must be one of {SIZES}, not {size}")
-    folder = data_root(root) / source.name
-    parts = {
-        split: _read_pair(source, folder, *names, download, limits or Limits())
-        for split, names in _FILES.items()
-    }
+    folder = data_root(settings.root) / source.name
+    parts = {split: _read_pair(source, folder, *names, settings) for split, names in _FILES.items()}
     images = {split: _resize(pair[0], size)[:, None] for split, pair in parts.items()}
-    index = split_indices(len(images["train"]), {"validation": validation}, split_seed)
+    shares = {"validation": settings.validation}
+    index = split_indices(len(images["train"]), shares, settings.split_seed)
 
     def by_split(train: Tensor, test: Tensor) -> dict[str, Tensor]:
         return {split: train[chosen] for split, chosen in index.items()} | {"test": test}
@@ -125,11 +109,11 @@ def idx_images(
         by_split(images["train"], images["test"]),
         by_split(parts["train"][1], parts["test"][1]),
         classes=10,
-        flip=flip,
+        flip=settings.flip,
     )
 
 
-def read_idx(path: Path, ndim: int, md5: str | None = None, limits: Limits | None = None) -> Tensor:
+def read_idx(path: Path, ndim: int, md5: str | None = None, limits: Limits = LIMITS) -> Tensor:
     """Read one IDX file of unsigned bytes, gzipped where its name ends in .gz.
 
     Args:
@@ -147,7 +131,7 @@ def read_idx(path: Path, ndim: int, md5: str | None = None, limits: Limits | Non
     try:
         plain_file(path)
         with path.open("rb") as file:
-            return _parse(file, path.name, ndim, md5, limits or Limits())
+            return _parse(file, path.name, ndim, md5, limits)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
     except ContentError as error:
@@ -185,26 +169,19 @@ def _parse(file: IO[bytes], name: str, ndim: int, md5: str | None, limits: Limit
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ContentError(f"gzip: {error}") from error
     if md5 is not None:
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != md5:
-            raise ContentError(f"its content has MD5 {found}, not {md5}")
+        check_md5(content, md5)
     # A bytearray, as torch wants memory that may be written.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].view(shape)
 
 
 def _read_pair(
-    source: IdxSource,
-    folder: Path,
-    images_name: str,
-    labels_name: str,
-    download: bool,
-    limits: Limits,
+    source: IdxSource, folder: Path, images_name: str, labels_name: str, settings: DataSettings
 ) -> tuple[Tensor, Tensor]:
     """Images (N, 28, 28) and labels (N,)."""
-    images_path = _locate(source, folder, images_name, 3, download)
-    labels_path = _locate(source, folder, labels_name, 1, download)
-    images = read_idx(images_path, 3, source.md5.get(images_name), limits)
-    labels = read_idx(labels_path, 1, source.md5.get(labels_name), limits)
+    images_path = _locate(source, folder, images_name, 3, settings.download)
+    labels_path = _locate(source, folder, labels_name, 1, settings.download)
+    images = read_idx(images_path, 3, source.md5.get(images_name), settings.limits)
+    labels = read_idx(labels_path, 1, source.md5.get(labels_name), settings.limits)
     if images.shape[1:] != (28, 28):
         edges = "x".join(map(str, images.shape[1:]))
         raise DataError(f"{images_path} holds images of {edges}, not of 28x28: replace it")
@@ -245,7 +222,7 @@ def _locate(source: IdxSource, folder: Path, name: str, ndim: int, download: boo
         [f"{mirror.rstrip('/')}/{packed.name}" for mirror in source.mirrors],
         packed,
         lambda content: _parse(
-            io.BytesIO(content), packed.name, ndim, source.md5.get(name), Limits()
+            io.BytesIO(content), packed.name, ndim, source.md5.get(name), LIMITS
         ),
     )
     return packed

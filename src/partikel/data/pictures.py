@@ -18,7 +18,7 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image, ImageOps
 
-from partikel.data.files import Limits
+from partikel.data.files import LIMITS, Limits
 from partikel.errors import DataError
 from partikel.files import fingerprint, plain_file
 
@@ -126,7 +126,7 @@ def _plain(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def decoded(content: bytes, limits: Limits | None = None) -> Image.Image:
+def decoded(content: bytes, limits: Limits = LIMITS) -> Image.Image:
     """The picture that a file holds. Its pixels are decoded when they are asked for.
 
     Raises:
@@ -140,7 +140,7 @@ def decoded(content: bytes, limits: Limits | None = None) -> Image.Image:
         raise BrokenPicture("it is no picture that Pillow can read") from error
     except Exception as error:
         raise BrokenPicture(str(error) or type(error).__name__) from error
-    most = (limits or Limits()).pixels
+    most = limits.pixels
     if picture.width * picture.height > most:
         raise BrokenPicture(
             f"it is {picture.width}x{picture.height}, more than the {most:,} pixels of data.max_pixels"

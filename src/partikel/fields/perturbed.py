@@ -11,6 +11,7 @@ from torch import Tensor
 from partikel.errors import ConfigError
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.schedules import NoiseLaw
+from partikel.streams import normal_like
 from partikel.tensors import expand_like
 
 
@@ -65,7 +66,7 @@ class _AtNoised:
         assert batch.particles is not None
         generator = batch.streams.noise
         sigma, fake = _perturb(batch.particles.x, self.law, generator)
-        noise = torch.randn(fake.shape, generator=generator, dtype=fake.dtype, device=fake.device)
+        noise = normal_like(fake, generator)
         real = replace(batch.real, x=batch.real.x + expand_like(sigma, noise) * noise)
         particles = replace(batch.particles, x=fake, sigma=sigma, clean=batch.particles.x)
         return self.compute(replace(batch, real=real, particles=particles))
@@ -90,8 +91,7 @@ class WhiteNoise(Field):
 
     def forward(self, x: Tensor, at: At) -> Tensor:
         """Std · ξ."""
-        generator = self.bound_generator()
-        draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        draw = normal_like(x, self.bound_generator())
         if not callable(self.std):
             return self.std * draw
         if at.sigma is None:
@@ -101,5 +101,4 @@ class WhiteNoise(Field):
 
 def _perturb(x: Tensor, law: NoiseLaw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     sigma = law.sample(len(x), generator=generator, dtype=x.dtype)
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    return sigma, x + expand_like(sigma, x) * noise
+    return sigma, x + expand_like(sigma, x) * normal_like(x, generator)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from partikel.denoising import EDMDenoiser, Weighting, dsm_loss, score_from_denoiser
 from partikel.errors import ConfigError
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.schedules import NoiseLaw
+from partikel.streams import normal_like
 from partikel.targets import Target
 
 
@@ -68,9 +68,7 @@ class ScoreField(Field):
             clean, cond, t = batch.particles.x, batch.particles.cond, batch.particles.t
         assert self.law is not None
         sigma = self.law.sample(len(clean), generator=batch.streams.time, dtype=clean.dtype)
-        noise = torch.randn(
-            clean.shape, generator=batch.streams.noise, dtype=clean.dtype, device=clean.device
-        )
+        noise = normal_like(clean, batch.streams.noise)
         t = t if self.denoiser.timed else None
         return LossValue(dsm_loss(self.denoiser, clean, sigma, noise, t, cond, self.weighting))
 

@@ -16,7 +16,7 @@ from partikel.data import Dataset
 from partikel.errors import ConfigError
 from partikel.errors.checks import Natural, Seed, Share, checked
 from partikel.metrics.evaluation import choose_features
-from partikel.metrics.features import FeatureStatistics, extract_features, frechet_distance
+from partikel.metrics.features import FeatureSet, extract_features, frechet_distance
 from partikel.metrics.measures import FRECHET, main_measure
 from partikel.streams import seeded
 
@@ -68,12 +68,7 @@ def floor(
     known = extract_features(network, pool.to(device)).cpu()
 
     def apart(x: Tensor, y: Tensor) -> float:
-        return frechet_distance(*map(statistics, (x, y)))
-
-    def statistics(some: Tensor) -> FeatureStatistics:
-        found = FeatureStatistics(network.name, network.dimension)
-        found.update(some)
-        return found
+        return frechet_distance(*(FeatureSet.of(network, some) for some in (x, y)))
 
     def draw(_: int, source: torch.Generator) -> Tensor:
         return known[torch.randperm(len(known), generator=source)[: 2 * half]]

@@ -236,9 +236,6 @@ def _pair_sums(x: Tensor, y: Tensor | None, bandwidths: Sequence[float], *, ener
     return totals
 
 
-_FEW = 32
-"""Coordinates up to which exact transport sums squared differences one by one."""
-
 _DIRECT = 8
 """Coordinates up to which squared distances are summed one by one, without cancellation."""
 

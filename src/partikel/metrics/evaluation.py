@@ -255,7 +255,7 @@ def quick_evaluation(
             n = min(n, QUICK_PHOTOGRAPHS)
         real = work.of_data(network, n, "validation", "watched reference")
         fake = work.of_samples(network, n, sampler, "watched samples")
-        return {"frechet": frechet_distance(fake.statistics, real.statistics)}
+        return {"frechet": frechet_distance(fake, real)}
     reference = dataset.draw(n, "validation", generator=_generator(seed, "watched reference")).x
     samples = sampler(n, _generator(seed, "watched samples", device=device)).cpu()
     report = pairwise_distances_report(samples, reference)
@@ -304,7 +304,7 @@ def image_metrics(
     x, y = fake.kept.to(fast), real.kept.to(fast)
     few, figures = min(len(x), len(y)), {}
     if few >= LEAST["kid"]:
-        figures["frechet"] = frechet_distance(fake.statistics, real.statistics)
+        figures["frechet"] = frechet_distance(fake, real)
         source = _generator(seed, "kid")
         figures["kid"] = kid(x, y, subset_size=min(1000, few), generator=source).mean
     if few > NEIGHBOUR:
@@ -394,7 +394,7 @@ def find_memorised(
     for chunk in work.samples(sampler, n, "neighbours"):
         own.update(_features(network, chunk))
         samples.append(chunk.cpu())
-    spread = training.statistics.covariance.trace().sqrt().item()
+    spread = training.covariance.trace().sqrt().item()
     return Memorisation(
         torch.cat(samples),
         nearest_neighbours(own.kept.to(device), training.kept, k),

@@ -11,8 +11,6 @@ one protocol compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -60,40 +58,40 @@ def extract_features(network: FeatureNetwork, images: Tensor, chunk: int = 500) 
     return torch.cat([network(some) for some in images.split(chunk)])
 
 
-@checked
-@dataclass
-class FeatureStatistics:
-    """Mean and covariance of features, gathered batch by batch in float64 and constant memory.
+KEPT = 10_000
+"""Features of a set that are kept for what mean and covariance cannot tell: KID, precision and recall."""
 
-    Batches are merged by the update of Chan, Golub & LeVeque 1979, so that neither their sizes nor
-    their order changes the result beyond rounding.
 
-    Attributes:
+class FeatureSet(Checked):
+    """Features of a set of images: mean and covariance of all of them, and the first ones themselves.
+
+    They are gathered batch by batch in float64 and constant memory. Batches are merged by the update of
+    Chan, Golub & LeVeque 1979, so that neither their sizes nor their order changes the result beyond
+    rounding.
+
+    Args:
         network: name of the feature network.
         dimension: number of features D.
+        limit: of the features that are kept.
+
+    Attributes:
         n: features seen so far.
         mean: (D,) float64, on the CPU.
         scatter: (D, D) float64, Σ (f - mean)(f - mean)ᵀ.
     """
 
-    network: str
-    dimension: int
-    n: int = 0
-    mean: Tensor = field(init=False)
-    scatter: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mean = torch.zeros(self.dimension, dtype=torch.float64)
-        self.scatter = torch.zeros(self.dimension, self.dimension, dtype=torch.float64)
+    def __init__(self, network: str, dimension: int, limit: int = KEPT) -> None:
+        self.network, self.dimension, self.limit, self.n = network, dimension, limit, 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+        self._kept: list[Tensor] = []
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, network: FeatureNetwork, batches: Iterable[Tensor]) -> FeatureStatistics:
-        """Statistics of all images of a stream of batches, each (B, C, H, W) in [-1, 1]."""
-        statistics = cls(network.name, network.dimension)
-        for images in batches:
-            statistics.update(network(images))
-        return statistics
+    def of(cls, network: FeatureNetwork, features: Tensor) -> FeatureSet:
+        """The features (n, D) that a network has of images, as a set."""
+        made = cls(network.name, network.dimension)
+        made.update(features)
+        return made
 
     def update(self, features: Tensor) -> None:
         """Take in a batch of features, (B, D).
@@ -105,27 +103,14 @@ class FeatureStatistics:
             raise ValueError(f"features must be (B, {self.dimension}), not {tuple(features.shape)}")
         if len(features) == 0:
             return
+        if room := max(0, self.limit - self.n):  # a copy, so that a larger batch need not stay
+            self._kept.append(features.detach()[:room].to("cpu", torch.float32, copy=True))
         features = features.detach().cpu().double()
-        batch = FeatureStatistics(self.network, self.dimension, len(features))
-        batch.mean = features.mean(0)
-        centred = features - batch.mean
-        batch.scatter = centred.T @ centred
-        self.merge(batch)
-
-    def merge(self, other: FeatureStatistics) -> None:
-        """Take in the features that ``other`` has seen.
-
-        Raises:
-            ConfigError: where they are of another network.
-        """
-        _check_networks(self, other)
-        total = self.n + other.n
-        if other.n == 0:
-            return
-        gap = other.mean - self.mean
-        self.scatter += other.scatter
-        self.scatter += torch.outer(gap, gap) * (self.n * other.n / total)
-        self.mean += gap * (other.n / total)
+        mean, total = features.mean(0), self.n + len(features)
+        centred, gap = features - mean, mean - self.mean
+        self.scatter += centred.T @ centred
+        self.scatter += torch.outer(gap, gap) * (self.n * len(features) / total)
+        self.mean += gap * (len(features) / total)
         self.n = total
 
     @property
@@ -139,70 +124,11 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs at least two features, not {self.n}")
         return self.scatter / (self.n - 1)
 
-    def save(self, path: str | Path) -> None:
-        """Write to a safetensors file, whole or not at all.
-
-        Raises:
-            NumericsError: where a feature was not finite.
-        """
-        metadata = {"format": _STATISTICS, "network": self.network, "n": str(self.n)}
-        with replacing(path) as part:
-            write_tensors(part, {"mean": self.mean, "scatter": self.scatter}, metadata)
-
-    @classmethod
-    def load(cls, path: str | Path) -> FeatureStatistics:
-        """Read what :meth:`save` wrote; executes nothing.
-
-        Raises:
-            DataError: where the file is missing, truncated or of another kind.
-        """
-        tensors, metadata = _read(Path(path), _STATISTICS, ("mean", "scatter"))
-        return cls._made(tensors, metadata)
-
-    @classmethod
-    def _made(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FeatureStatistics:
-        statistics = cls(metadata["network"], len(tensors["mean"]), int(metadata["n"]))
-        statistics.mean, statistics.scatter = tensors["mean"], tensors["scatter"]
-        return statistics
-
-
-KEPT = 10_000
-"""Features of a set that are kept for what statistics cannot tell: KID, precision and recall."""
-
-
-class FeatureSet(Checked):
-    """Features of a set of images: statistics of all of them, and the first ones themselves.
-
-    Args:
-        network: name of the feature network.
-        dimension: number of features.
-        limit: of the features that are kept.
-
-    Attributes:
-        statistics: of all features.
-    """
-
-    def __init__(self, network: str, dimension: int, limit: int = KEPT) -> None:
-        self.statistics = FeatureStatistics(network, dimension)
-        self.limit = limit
-        self._kept: list[Tensor] = []
-
-    def update(self, features: Tensor) -> None:
-        """Take in a batch of features, (B, D).
-
-        Raises:
-            ValueError: for features of another dimension.
-        """
-        room = max(0, self.limit - self.statistics.n)
-        self.statistics.update(features)
-        if room:  # a copy of its own, so that a larger batch need not stay in memory
-            self._kept.append(features.detach()[:room].to("cpu", torch.float32, copy=True))
-
     @property
     def kept(self) -> Tensor:
         """The first features, (min(n, limit), D) float32 on the CPU."""
         if len(self._kept) != 1:
-            empty = torch.zeros(0, self.statistics.dimension)
+            empty = torch.zeros(0, self.dimension)
             self._kept = [torch.cat(self._kept) if self._kept else empty]
         return self._kept[0]
 
@@ -216,9 +142,8 @@ class FeatureSet(Checked):
         Raises:
             NumericsError: where a feature was not finite.
         """
-        mine = self.statistics
-        metadata = {"format": _SET, "network": mine.network, "n": str(mine.n), "about": about}
-        tensors = {"mean": mine.mean, "scatter": mine.scatter, "kept": self.kept}
+        metadata = {"format": _FORMAT, "network": self.network, "n": str(self.n), "about": about}
+        tensors = {"mean": self.mean, "scatter": self.scatter, "kept": self.kept}
         with replacing(path) as part:
             write_tensors(part, tensors, metadata)
 
@@ -230,39 +155,26 @@ class FeatureSet(Checked):
             DataError: where the file is missing, truncated, of another kind, or not what it is
                 asked for.
         """
-        tensors, metadata = _read(Path(path), _SET, ("mean", "scatter", "kept"))
+        mend = "delete the file to compute the feature statistics again."
+        tensors, metadata = read_tensors(Path(path), mend, error=DataError)
+        with reading(Path(path), f"holds no feature statistics of this version: {mend}", DataError):
+            made = cls(metadata["network"], len(tensors["mean"]), limit)
+            made.n, kept = int(metadata["n"]), tensors["kept"]
+            shapes = made.mean.shape, made.scatter.shape, (len(kept), made.dimension)
+            made.mean, made.scatter, made._kept = tensors["mean"], tensors["scatter"], [kept]
+            right = shapes == (made.mean.shape, made.scatter.shape, kept.shape)
+            if metadata["format"] != _FORMAT or made.n < 0 or not right:
+                raise ValueError
         if metadata.get("about") != about:
             raise DataError(f"{path} holds the features of other images: delete it")
-        features = cls(metadata["network"], len(tensors["mean"]), limit)
-        features.statistics = FeatureStatistics._made(tensors, metadata)
-        features._kept = [tensors["kept"]]
-        return features
+        return made
 
 
-_STATISTICS = "partikel.feature_statistics/1"
-_SET = "partikel.feature_set/1"
-
-
-def _read(
-    path: Path, kind: str, names: tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    mend = "delete the file to compute the feature statistics again."
-    tensors, metadata = read_tensors(path, mend, error=DataError)
-    with reading(path, f"holds no feature statistics of this version: {mend}", DataError):
-        n, size = int(metadata["n"]), len(tensors["mean"])
-        shapes = {
-            "mean": (size,),
-            "scatter": (size, size),
-            "kept": (len(tensors.get("kept", ())), size),
-        }
-        right = all(tensors[name].shape == shapes[name] for name in names)
-        if metadata["format"] != kind or "network" not in metadata or n < 0 or not right:
-            raise ValueError
-    return {name: tensors[name] for name in names}, metadata
+_FORMAT = "partikel.feature_set/1"
 
 
 @checked
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½): the squared W2 between two fitted Gaussians.
 
     Dowson & Landau 1982; Heusel et al. 2017. tr (C_a C_b)^½ is the sum of the singular values of
@@ -271,10 +183,14 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     not finite.
 
     Raises:
-        ConfigError: where the statistics are of different networks.
+        ConfigError: where the features are of different networks.
         ValueError: for fewer than two features.
     """
-    _check_networks(a, b)
+    if (a.network, a.dimension) != (b.network, b.dimension):
+        raise ConfigError(
+            f"features of '{a.network}' ({a.dimension}) do not compare with those of '{b.network}' "
+            f"({b.dimension}): measure both sets of images with one feature network"
+        )
     of_a, of_b = a.covariance, b.covariance
     if not (of_a.isfinite().all() and of_b.isfinite().all()):
         return torch.nan
@@ -412,14 +328,6 @@ def _squared_radii(points: Tensor, k: int) -> Tensor:
         squared.diagonal(start).fill_(torch.inf)
         radii.append(squared.topk(k, dim=1, largest=False).values[:, -1])
     return torch.cat(radii)
-
-
-def _check_networks(a: FeatureStatistics, b: FeatureStatistics) -> None:
-    if (a.network, a.dimension) != (b.network, b.dimension):
-        raise ConfigError(
-            f"features of '{a.network}' ({a.dimension}) do not compare with those of '{b.network}' "
-            f"({b.dimension}): measure both sets of images with one feature network"
-        )
 
 
 def _check_features(x: Tensor, y: Tensor) -> None:

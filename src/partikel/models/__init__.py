@@ -15,12 +15,14 @@ from partikel.models.base import Carrier, Sampling
 from partikel.models.generator import GeneratorModel, generate, surrogate_loss
 from partikel.models.ntk import kernel_operator, ntk_matrix, ntk_operator, ntk_spectrum
 from partikel.models.particle import ParticleModel, free_particles, nodes_at
+from partikel.models.pooled import PooledParticleModel
 from partikel.models.staged import StagedParticleModel
 
 __all__ = [
     "Carrier",
     "GeneratorModel",
     "ParticleModel",
+    "PooledParticleModel",
     "Sampling",
     "StagedParticleModel",
     "free_particles",

@@ -217,7 +217,8 @@ class ParticleModel(Carrier):
         self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any
     ) -> int:
         """Counted on two particles."""
-        generator = torch.Generator().manual_seed(0)
+        weight = next(self.parameters(), None)
+        generator = torch.Generator("cpu" if weight is None else weight.device).manual_seed(0)
         x, cond = self.start(2, generator), self.labels(2, generator=generator)
         context = Context(real=real, generator=generator)
         states = self._states(x, cond, context, Sampling.of(sampling, **options))

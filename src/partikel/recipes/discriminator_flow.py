@@ -6,13 +6,14 @@ GPM eq. 20, Algorithms 2-3: x_{n+1} = x_n + (η/N) ∇(c∘d)(x_n, t_n), with d 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from partikel.data import Dataset
 from partikel.errors.checks import Count, Level, NotNegative, Part, Size
 from partikel.fields import DiscriminatorField
 from partikel.fields.augmentation import Augmentation, AugmentSettings
-from partikel.models import Carrier, ParticleModel
+from partikel.models import Carrier, ParticleModel, PooledParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
@@ -36,6 +37,8 @@ class DiscriminatorFlow(Recipe):
         updates: discriminator updates of an iteration.
         reuse: consecutive updates that share one simulation; 1 is Algorithm 3.
         times_per_path: particles taken from each simulated path; 1 is Algorithm 3.
+        pool: particles that are kept and moved by one step for each update, instead of being simulated
+            anew (see :class:`~partikel.models.PooledParticleModel`); null simulates, as Algorithm 3.
         truncate: simulate each particle only up to its own time; false is Algorithm 3 to the letter, as
             happens with batch norm.
         label_dropout: share of labels hidden in training, which guidance needs; of conditional models.
@@ -58,6 +61,7 @@ class DiscriminatorFlow(Recipe):
     updates: Count = 1
     reuse: Count = 1
     times_per_path: Count = 1
+    pool: Size | None = None
     truncate: bool = True
     label_dropout: Part = 0.1
     batch: Size = 128
@@ -81,7 +85,8 @@ class DiscriminatorFlow(Recipe):
             augmentation=self.augment and Augmentation(self.augment, dataset.shape),
         )
         without_pairs(critic, classes)
-        model = ParticleModel(
+        carry = ParticleModel if self.pool is None else partial(PooledParticleModel, pool=self.pool)
+        model = carry(
             hiding_labels(critic, classes, self.label_dropout),
             GaussianPrior(dataset.shape, std=self.prior_std),
             steps=self.steps,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partikel.errors import ConfigError
 from partikel.errors.checks import Checked, checked
-from partikel.streams import derive_seed
+from partikel.streams import derive_seed, normal_like
 
 Brownian = Callable[[Tensor, float, float], Tensor]
 """(x, t, t_next) -> W(t_next) - W(t), shaped like x: all that Euler-Maruyama asks for."""
@@ -77,7 +77,7 @@ class _FreshNoise(BrownianMotion):
         return increment, step * (increment / 2 + math.sqrt(step / 12) * self.kick(x, t))
 
     def kick(self, x: Tensor, t: float, index: int = 0) -> Tensor:
-        return torch.randn(x.shape, generator=self._generator, dtype=x.dtype, device=x.device)
+        return normal_like(x, self._generator)
 
 
 class BrownianPath(BrownianMotion):

@@ -153,11 +153,9 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
     try:
         _load_optimizers(trainer, _read(checkpoint, state, "optimizers"), state["step"])
         rank = trainer.accelerator.process_index
-        if then != now:
-            pass
-        elif rank == 0:
+        if not finished and rank == 0:
             _load_streams(trainer, _read(checkpoint, state, "streams"))
-        else:
+        elif not finished:
             _load_own_state(trainer, _read(checkpoint, state, _rank_part(rank)))
         if "scales" in state["parts"]:
             scales = _read(checkpoint, state, "scales")
@@ -259,7 +257,14 @@ def _own_state(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _load_streams(trainer: Trainer, state: dict[str, Tensor]) -> None:
-    _check(misfit(trainer.streams.state_dict(), state))
+    own, device = trainer.streams.state_dict(), trainer.accelerator.device.type
+    if own.keys() == state.keys() and own["noise"].shape != state["noise"].shape:
+        raise CheckpointError(
+            f"the checkpoint was made on another kind of device (or is damaged), so that its random "
+            f"numbers cannot go on on this one ({device}): resume where it was made, or start in "
+            "another --out."
+        )
+    _check(misfit(own, state))
     trainer.streams.load_state_dict(state)
 
 

@@ -14,6 +14,7 @@ from partikel.errors.checks import Count, Level, NotNegative
 from partikel.fields.base import At, Field, Loss, LossValue, TrainingBatch
 from partikel.objectives import GradientPenalty, exact
 from partikel.schedules import NoiseLaw
+from partikel.streams import normal_like
 from partikel.tensors import expand_like, flat_sum
 
 _PASS = 4096  # points that go through the network together
@@ -137,9 +138,7 @@ class DeepMMDField(Field):
         levels = self.law.sample(groups, generator=streams.time, dtype=clean.dtype)
         sizes = [len(part) for part in clean.tensor_split(groups)]
         sigma = levels.repeat_interleave(torch.tensor(sizes, device=levels.device))
-        noise = torch.randn(
-            clean.shape, generator=streams.noise, dtype=clean.dtype, device=clean.device
-        )
+        noise = normal_like(clean, streams.noise)
         noised = clean + expand_like(sigma, noise) * noise
         both = self.features(torch.cat([clean, noised]), torch.cat([sigma, sigma]))
         of_clean, of_noised = both.chunk(2)

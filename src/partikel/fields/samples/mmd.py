@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from partikel.errors.checks import NotNegative
 from partikel.fields.base import At, Field
 from partikel.kernels import Kernel
+from partikel.streams import normal_like
 from partikel.tensors import expand_like
 
 
@@ -53,8 +53,7 @@ class MMDField(Field):
         real, cloud = self.bound_real(x), self.bound_cloud(x)
         point = x.detach()
         if "generator" in self.requires:
-            generator = self.bound_generator()
-            draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            draw = normal_like(x, self.bound_generator())
             beta = expand_like(self.noise(at.t), x) if callable(self.noise) else self.noise
             point = point + beta * draw
         return self.kernel.gradient(point, real) - self.kernel.gradient(point, cloud)

@@ -43,63 +43,56 @@ DOUBLE = math.log(2)
 """Two laws are one up to twice what two draws of one law differ by."""
 RATE = 1e-4
 """Of the step of plain gradient descent: small, as eq. 13 is of continuous time."""
+LEARNED = {
+    SCORE_GAN: "A generator can be trained with the flow of a score-based diffusion model.",
+    FLOW: "The generator of a GAN can be removed: the discriminator alone makes samples.",
+}
+MOVES = {
+    "A_θ[∇h]": "A generator's particles move by A_θ[∇h] (GPM eq. 13): nearer to it than by chance.",
+    "∇h": "A Score GAN follows its field's particle flow ∇h better than by chance.",
+}
 ONE_LAW = (
     "A functional used with a generator may be used without one, and vice versa: the same field leads both "
-    "carriers to one law."
+    "carriers to one law.",
+    "GPM Claim 1, §4",
 )
-_LEARNED = "log of the untrained system's distance to the data over the trained one's"
-_MOVED = (
-    "cosine of the particles' motion with the field less the largest with a permuted one, at the moment of "
-    "training where that is least"
-)
-_LAWS = "GPM Claim 1, §4"
 CLAIMS = {
-    SCORE_GAN: Claim(
-        "A generator can be trained with the flow of a score-based diffusion model.",
-        SOURCE,
-        _LEARNED,
-        TENTH,
-        LOG,
-    ),
-    FLOW: Claim(
-        "The generator of a GAN can be removed: the discriminator alone makes samples.",
-        SOURCE,
-        _LEARNED,
-        TENTH,
-        LOG,
-    ),
-    "A_θ[∇h]": Claim(
-        "A generator's particles move by A_θ[∇h] (GPM eq. 13): nearer to it than by chance.",
-        "GPM Definition 2, Findings 4 and 8",
-        _MOVED,
-        0.0,  # chance is in the effect
-        "cosine",
-    ),
-    "∇h": Claim(
-        "A Score GAN follows its field's particle flow ∇h better than by chance.",
-        "GPM Definition 2, Findings 4 and 8",
-        _MOVED,
-        0.0,
-        "cosine",
-    ),
+    **{
+        name: Claim(
+            text,
+            SOURCE,
+            "log of the untrained system's distance to the data over the trained one's",
+            TENTH,
+            LOG,
+        )
+        for name, text in LEARNED.items()
+    },
+    **{
+        field: Claim(
+            text,
+            "GPM Definition 2, Findings 4 and 8",
+            "cosine of the particles' motion with the field less the largest with a permuted one, at the "
+            "moment of training where that is least",
+            0.0,  # chance is in the effect
+            "cosine",
+        )
+        for field, text in MOVES.items()
+    },
     "one law": Claim(
-        ONE_LAW,
-        _LAWS,
+        *ONE_LAW,
         "log of the energy distance between the two carriers' laws over what two draws of the data differ by",
         DOUBLE,
         LOG,
         "same",
     ),
     "nearer": Claim(
-        ONE_LAW,
-        _LAWS,
+        *ONE_LAW,
         "log of the energy distance of the nearer carrier to the data over that between the two carriers",
         QUARTER,
         LOG,
     ),
     "far from chance": Claim(
-        ONE_LAW,
-        _LAWS,
+        *ONE_LAW,
         "log of the untrained generator's energy distance to the Score Flow over the trained one's",
         TENTH,
         LOG,
@@ -107,8 +100,7 @@ CLAIMS = {
     ),
 }
 MOTIONS = ("its own update", "gradient descent")
-FIELDS = ("A_θ[∇h]", "∇h")
-LEARNED = (SCORE_GAN, FLOW)
+FIELDS = tuple(MOVES)
 
 
 @dataclass(frozen=True)

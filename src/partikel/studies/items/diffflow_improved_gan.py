@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,73 +36,65 @@ VANILLA, UNIT, TIMED, ANNEALED = "vanilla", "β = 1", "time-indexed", "annealed"
 ALL = "all three"
 USUAL = "non-saturating"
 SOURCE = "DiffFlow §3.3.2"
-ALIKE = 0.1
-"""Smallest difference of cosines of interest: directions 26° apart have it from equal ones."""
+Figures: TypeAlias = Mapping[str, Sequence[float]]
+"""Of a model by name, seed by seed."""
 FINE = 20
 """Steps that stand for an ODE over one of a solver's."""
-_FINAL = "log of the energy distance to the data, of {} over that of {}"
-
-
-def _claim(
-    text: str, effect: str, least: float = QUARTER, unit: str = LOG, replaced: str = ""
-) -> Claim:
-    return Claim(text, SOURCE, effect, least, unit, replaced=replaced)
-
-
-def _better(text: str, name: str, than: str, replaced: str = "") -> Claim:
-    return _claim(text, _FINAL.format(f"'{than}'", f"'{name}'"), replaced=replaced)
-
-
-def _early_field(text: str, name: str) -> Claim:
-    return _claim(text, f"log of the early field of '{name}' over the vanilla GAN's")
-
-
 FOLLOWS = "Time-indexed discriminators follow the ODE better than a generator."
-COMPARED = {
-    "timed": (TIMED, VANILLA),
-    "unit": (UNIT, VANILLA),
-    "all": (ALL, VANILLA),
-    "than usual": (ALL, USUAL),
-    "annealing adds": (ALL, f"{UNIT}, {TIMED}"),
-    "unit adds": (ALL, f"{TIMED}, {ANNEALED}"),
+EARLY = {
+    "unit field": ("β = 1 alleviates the vanishing of gradients early in training.", UNIT),
+    "usual field": ("The non-saturating loss avoids it too (Remark 1).", USUAL),
+    "annealed field": ("So does an annealed discriminator, by itself.", ANNEALED),
 }
-"""Claims about final samples: of which, and what they are compared with."""
-EARLY = {"unit field": UNIT, "usual field": USUAL, "annealed field": ANNEALED}
-"""Claims about the field early in training."""
+"""Claims about the field early in training, and whose."""
+COMPARED = {
+    "follows, first": (FOLLOWS, TIMED, VANILLA),
+    "timed": ("Time-indexed discriminators make better samples than a generator.", TIMED, VANILLA),
+    "unit": ("β = 1 makes better samples, by itself.", UNIT, VANILLA),
+    "all": ("The three together improve the vanilla GAN.", ALL, VANILLA),
+    "than usual": ("The three together improve on the non-saturating loss.", ALL, USUAL),
+    "annealing adds": ("Annealing adds to the other two improvements.", ALL, f"{UNIT}, {TIMED}"),
+    "unit adds": ("β = 1 adds to the other two improvements.", ALL, f"{TIMED}, {ANNEALED}"),
+}
+"""Claims about final samples: whose, and what they are compared with."""
+REPLACED = {"follows, first": "good samples do not say how particles came to them"}
 CLAIMS = {
-    "unit field": _early_field(
-        "β = 1 alleviates the vanishing of gradients early in training.", UNIT
-    ),
-    "usual field": _early_field("The non-saturating loss avoids it too (Remark 1).", USUAL),
-    "annealed field": _early_field("So does an annealed discriminator, by itself.", ANNEALED),
-    "smoother": _claim(
+    **{
+        key: Claim(
+            text,
+            SOURCE,
+            f"log of the early field of '{name}' over that of '{VANILLA}'",
+            QUARTER,
+            LOG,
+        )
+        for key, (text, name) in EARLY.items()
+    },
+    "smoother": Claim(
         "Annealing makes the training of a GAN smoother.",
-        "log of the worst energy distance in the last third of training, of 'vanilla' over 'annealed'",
+        SOURCE,
+        f"log of the worst energy distance of the last third of training, of '{VANILLA}' over '{ANNEALED}'",
+        QUARTER,
+        LOG,
     ),
-    "follows": _claim(
+    "follows": Claim(
         FOLLOWS,
+        SOURCE,
         "cosine of the particles' motion in a step with that of the ODE of their discriminator, of "
-        "'time-indexed' less that of 'vanilla'",
-        ALIKE,
+        f"'{TIMED}' less that of '{VANILLA}'",
+        0.1,  # directions 26° apart have it from equal ones
         "cosine",
     ),
-    "timed": _better(
-        "Time-indexed discriminators make better samples than a generator.", *COMPARED["timed"]
-    ),
-    "unit": _better("β = 1 makes better samples, by itself.", *COMPARED["unit"]),
-    "all": _better("The three together improve the vanilla GAN.", *COMPARED["all"]),
-    "than usual": _better(
-        "The three together improve on the non-saturating loss.", *COMPARED["than usual"]
-    ),
-    "annealing adds": _better(
-        "Annealing adds to the other two improvements.", *COMPARED["annealing adds"]
-    ),
-    "unit adds": _better("β = 1 adds to the other two improvements.", *COMPARED["unit adds"]),
-    "follows, first": _better(
-        FOLLOWS,
-        *COMPARED["timed"],
-        "good samples do not say how particles came to them",
-    ),
+    **{
+        key: Claim(
+            text,
+            SOURCE,
+            f"log of the final energy distance of '{than}' over that of '{name}'",
+            QUARTER,
+            LOG,
+            replaced=REPLACED.get(key, ""),
+        )
+        for key, (text, name, than) in COMPARED.items()
+    },
 }
 
 
@@ -149,18 +141,28 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     """Train all variants, measure their samples, their training's unrest, field and motion."""
     panel = measured(lab, plan.bench, plan.bench.models)
     courses = {name: [course(run) for run in runs] for name, runs in panel.runs.items()}
+
+    def kept(what: str, work: Callable[[Training, Run], float], *names: str) -> Figures:
+        trainings = {name: panel.bench.models[name] for name in names}
+        return {
+            name: [
+                lab.once(f"{what}-{each.name}-{run.recipe.seed}", partial(work, each, run))
+                for run in panel.runs[name]
+            ]
+            for name, each in trainings.items()
+        }
+
     aside = {
         "worst late": {
             name: [max(e for _, e in each[-max(1, len(each) // 3) :]) for each in those]
             for name, those in courses.items()
         },
-        "field": _by_run(panel, lab, "field", partial(_early, plan, lab)),
-        "motion": _by_run(panel, lab, "motion", partial(_motion, plan, lab), (VANILLA, TIMED)),
+        "field": kept("field", partial(_early, plan, lab), *panel.runs),
+        "motion": kept("motion", partial(_motion, plan, lab), VANILLA, TIMED),
     }
-    main = [name for name in (VANILLA, UNIT, TIMED, ANNEALED, ALL, USUAL) if name in courses]
     lab.draw(
         plots.curves_figure(
-            {name: courses[name][0] for name in main},
+            {name: courses[name][0] for name in (VANILLA, UNIT, TIMED, ANNEALED, ALL, USUAL)},
             "percent of training",
             f"energy distance along training, seed {plan.bench.seeds[0]}",
             log=True,
@@ -168,16 +170,16 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         ),
         "The vanilla GAN, each improvement, all of them, and the usual non-saturating loss.",
     )
+    heads = {
+        "worst of the last third of training": "worst late",
+        "early field": "field",
+        "cosine with the ODE": "motion",
+    }
 
     def shown(key: str, name: str) -> str | None:
         return spread(aside[key][name]) if name in aside[key] else None
 
-    heads = {
-        "worst late": "worst of the last third of training",
-        "field": "early field",
-        "motion": "cosine with the ODE",
-    }
-    columns = {head: partial(shown, key) for key, head in heads.items()}
+    columns = {head: partial(shown, key) for head, key in heads.items()}
     table = panel.table("modes", columns=columns, title="Energy distance and its unrest")
     outcome = panel.outcome(findings(panel, aside), [table])
     notes = [
@@ -197,25 +199,7 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
     return replace(outcome, values={**outcome.values, **aside}, notes=notes)
 
 
-def _by_run(
-    panel: Panel,
-    lab: Lab,
-    what: str,
-    work: Callable[[Training, Run], float],
-    names: Iterable[str] | None = None,
-) -> dict[str, list[float]]:
-    """A figure of each run of the named models, kept."""
-    found: dict[str, list[float]] = {}
-    for name in names or panel.runs:
-        training = panel.bench.models[name]
-        found[name] = [
-            lab.once(f"{what}-{training.name}-{run.recipe.seed}", partial(work, training, run))
-            for run in panel.runs[name]
-        ]
-    return found
-
-
-def findings(panel: Panel, aside: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Finding]:
+def findings(panel: Panel, aside: Mapping[str, Figures]) -> list[Finding]:
     """All claims.
 
     Args:
@@ -224,15 +208,15 @@ def findings(panel: Panel, aside: Mapping[str, Mapping[str, Sequence[float]]]) -
     """
     field, worst, motion = (aside[key] for key in ("field", "worst late", "motion"))
 
-    def against(of: Mapping[str, Sequence[float]], name: str, than: str = VANILLA) -> str:
-        return f"{spread(of[name])} against {spread(of[than])} ({than})"
+    def against(of: Figures, name: str) -> str:
+        return f"{spread(of[name])} against {spread(of[VANILLA])} ({VANILLA})"
 
     found = {
         key: (
             f"Early field {against(field, name)}; final {panel.said([name, VANILLA])}.",
             log_ratios(field[name], field[VANILLA], panel.floor),
         )
-        for key, name in EARLY.items()
+        for key, (_, name) in EARLY.items()
     }
     found["smoother"] = (
         f"Worst late energy {against(worst, ANNEALED)}.",
@@ -244,7 +228,7 @@ def findings(panel: Panel, aside: Mapping[str, Mapping[str, Sequence[float]]]) -
     )
     found |= {
         key: (f"Final {panel.said([name, than])}.", panel.ratios(than, name))
-        for key, (name, than) in {**COMPARED, "follows, first": COMPARED["timed"]}.items()
+        for key, (_, name, than) in COMPARED.items()
     }
     return [CLAIMS[key].found(panel.where, *each) for key, each in found.items()]
 
@@ -274,7 +258,7 @@ def _motion(plan: Plan, lab: Lab, training: Training, run: Run) -> float:
         ]
     else:
         moves = _updates(plan, lab.trainer(training, run.recipe.seed), draws)
-    return statistics.fmean(float(cosine_similarity(*pair, 0)) for pair in _flat(moves))
+    return statistics.fmean(float(cosine_similarity(a.flatten(), b.flatten(), 0)) for a, b in moves)
 
 
 @torch.no_grad()
@@ -299,10 +283,6 @@ def _updates(
         next(steps)  # its discriminator is trained before the generator is
         field = model.field(x, At(x.new_tensor(model.horizon))).detach()
         yield generate(model.sampled, z) - x, field
-
-
-def _flat(moves: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((a.flatten(), b.flatten()) for a, b in moves)
 
 
 def _bench(seeds: tuple[int, ...], samples: int, evaluations: int, **changes: Any) -> Bench:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,11 +237,9 @@ def _taxonomy_finding(cells: Sequence[Cell], modes: int, floor: float) -> Findin
 
 def _catalogue_findings(cells: Sequence[Cell], modes: int, floor: float) -> tuple[Finding, Finding]:
     """Whether every field goes into both carriers, and reaches the data in both."""
-    pairs: dict[tuple[str, CarrierName], list[Cell]] = {}
-    for cell in cells:
-        pairs.setdefault((cell.row, cell.carrier), []).append(cell)
+    pairs = _pairs(cells)
     ran = sum(all(cell.energy is not None for cell in those) for those in pairs.values())
-    names = list(dict.fromkeys(cell.row for cell in cells))
+    names = {name for name, _ in pairs}
     first = CLAIMS["decoupled"].found(
         _on(cells),
         f"{ran} of {len(pairs)} pairs ({len(names)} fields, two carriers) are composed, trained where they "
@@ -251,14 +249,13 @@ def _catalogue_findings(cells: Sequence[Cell], modes: int, floor: float) -> tupl
     missed: dict[tuple[CarrierName, str], list[str]] = {}
     for (name, carrier), those in pairs.items():
         if not all(cell.reaches(modes) for cell in those):
-            known = (cell.reason for cell in those if cell.reason)
-            why = next(known, f"above {LIMIT:g}, or a mode is missing, on some seed")
+            why = those[0].reason or f"above {LIMIT:g}, or a mode is missing, on some seed"
             missed.setdefault((carrier, why), []).append(name)
-    both = [name for name in names if not any(name in rows for rows in missed.values())]
     lacking = [
         f" {', '.join(rows)} with {'a generator' if carrier == 'generator' else 'free particles'}: {why}."
         for (carrier, why), rows in missed.items()
     ]
+    both = names.difference(*missed.values())
     second = CLAIMS["optional"].found(
         _on(cells),
         f"{len(both)} of {len(names)} fields reach the data in both carriers, at the catalogue's settings."
@@ -268,10 +265,20 @@ def _catalogue_findings(cells: Sequence[Cell], modes: int, floor: float) -> tupl
     return first, second
 
 
+def _pairs(cells: Sequence[Cell]) -> dict[tuple[str, CarrierName], list[Cell]]:
+    """The cells of each field and carrier, seed by seed."""
+    pairs: dict[tuple[str, CarrierName], list[Cell]] = {}
+    for cell in cells:
+        pairs.setdefault((cell.row, cell.carrier), []).append(cell)
+    return pairs
+
+
 # --- tables
 
 
 def _taxonomy(cells: Sequence[Cell]) -> Table:
+    pairs = _pairs(cells)
+
     def formula(entry: Entry) -> str:
         if entry.recipe is not None:
             return RECIPES[entry.recipe].symbol
@@ -285,11 +292,7 @@ def _taxonomy(cells: Sequence[Cell]) -> Table:
         return ", ".join(own)
 
     def energies(entry: Entry) -> str:
-        pairs = {
-            name: [c for c in cells if (c.row, c.carrier) == (name, entry.carrier)]
-            for name in entry.rows
-        }
-        return "; ".join(f"`{name}` {_energies(those)}" for name, those in pairs.items())
+        return "; ".join(f"`{name}` {_energies(pairs[name, entry.carrier])}" for name in entry.rows)
 
     return Table.of(
         "The taxonomy",
@@ -338,11 +341,7 @@ def _recipes() -> Table:
 
 
 def _catalogue(cells: Sequence[Cell]) -> Table:
-    pairs: Mapping[tuple[str, str], list[Cell]] = {
-        (name, carrier): [c for c in cells if (c.row, c.carrier) == (name, carrier)]
-        for name in dict.fromkeys(cell.row for cell in cells)
-        for carrier in CARRIERS
-    }
+    pairs = _pairs(cells)
 
     def why(name: str) -> str:
         known = ((carrier, pairs[name, carrier][0].reason) for carrier in CARRIERS)
