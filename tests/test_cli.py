@@ -221,6 +221,7 @@ def test_help_of_a_preset_has_its_values(preset: str, capsys: pytest.CaptureFixt
     assert f"default:{recipe.iterations}]" in told
     assert recipe.iterations != type(recipe).iterations
     assert "default:77]" in told
+    assert "[trueorfalse;default:false]" in told  # settings have values, as --dry-run need not
     assert "--data.nameVALUEoneofgaussians,ring" in told  # a setting's choices
     assert ("--score.optimizer.lr" in told) == (recipe.required is not None)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from partikel.app.config import make_recipe
+from partikel.app.moments import Moment
 from partikel.app.runs import load, train_run
 from partikel.data import open_dataset
 from partikel.errors import CheckpointError, ConfigError, NumericsError
@@ -794,3 +795,14 @@ def test_a_half_life_halves() -> None:
 def test_impossible_averages(ema: object) -> None:
     with pytest.raises(ConfigError, match="half_life|sigma_rel|ema"):
         small("edm", ema=ema)
+
+
+def test_training_hands_what_it_looks_like_to_whoever_shows_it(tmp_path: Path) -> None:
+    moments: list[Moment] = []
+    recipe = small("gan", iterations=2, evaluate_every=1)
+    run = train_run(recipe, tmp_path / "run", show=moments.append)
+    assert [moment.step for moment in moments] == [0, 1, 2]
+    assert not [*run.path.glob("samples/*"), *run.path.glob("frames/*")]
+    last = moments[-1]
+    made = run.model.sample(len(last.samples), generator=torch.Generator(), start=last.start)
+    torch.testing.assert_close(made, last.samples)

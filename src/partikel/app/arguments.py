@@ -75,8 +75,8 @@ class Option:
 
     @property
     def flag(self) -> bool:
-        """Whether it needs no value."""
-        return self.value is False and not self.place
+        """Whether it needs no value: what is false of a command's own, but no setting."""
+        return self.value is False and self.group == OPTIONS
 
     @property
     def several(self) -> bool:
@@ -101,10 +101,11 @@ class Option:
 
     def _help(self) -> str:
         kinds = [parts_of(each)[0] for each in options_of(self.hint)]
-        told = any(kind in (int, float) or typing.get_origin(kind) for kind in kinds)
+        told = any(kind in (int, float, bool) or typing.get_origin(kind) for kind in kinds)
+        told = told and not (self.flag or self.place)
         words = words_of(self.hint, "nothing").removesuffix(" or nothing") if told else ""
         value = "" if self.flag or self.value in (inspect.Parameter.empty, None) else self.value
-        notes = [words] * (not self.place and words not in ("", "a list of a word"))
+        notes = [words] * (words not in ("", "a list of a word"))
         notes += [f"default: {listed(value)}"] if value != "" else []
         return f"{self.about} [{'; '.join(notes)}]" if notes else self.about
 
