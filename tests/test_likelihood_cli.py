@@ -137,9 +137,9 @@ def test_the_split_that_is_named_is_measured() -> None:
         "greys", {k: torch.full((4, 1, 2, 2), v).byte() for k, v in greys.items()}, sigma_data=1.0
     )
     flow = ProbabilityFlow(lambda x, t, cond: 0 * x, GaussianPrior(data.shape), 1.0, data.shape)
-    how = Integrator("euler", steps=2)
-    for named, grey in (({} if k == "test" else {"split": k}, v) for k, v in greys.items()):
-        report = dataset_likelihood(flow, data, integrator=how, **named)  # type: ignore[arg-type]
+    how = Ode(integrator=Integrator("euler", steps=2))
+    for points, grey in ((Points() if k == "test" else Points(k), v) for k, v in greys.items()):
+        report = dataset_likelihood(how, flow, data, points)
         x = torch.full((1, *data.shape), (2 * grey - 255) / 255)
         assert report.log_prob == pytest.approx(float(flow.prior.log_density(x)), abs=0.03)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors.checks import Checked, Level, Natural
+from partikel.streams import normal
 from partikel.tensors import flat_sum
 
 
@@ -46,9 +47,7 @@ class GaussianPrior(Checked):
         Returns:
             (n, *shape).
         """
-        noise = torch.randn(
-            (n, *self.shape), generator=generator, dtype=dtype, device=generator.device
-        )
+        noise = normal(n, *self.shape, generator=generator, dtype=dtype)
         return (noise if self.std == 1 else noise.mul_(self.std)).to(device or generator.device)
 
     def log_density(self, x: Tensor) -> Tensor:

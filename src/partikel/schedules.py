@@ -27,7 +27,7 @@ from partikel.errors.checks import (
     Range,
     checked,
 )
-from partikel.streams import normal_like
+from partikel.streams import normal, normal_like
 from partikel.tensors import expand_like
 
 LogLevel = Annotated[float, Range(-20.0, 20.0)]
@@ -352,8 +352,7 @@ class LogNormalLaw(NoiseLaw):
 
     def sample(self, n: Natural, *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """(n,) independent levels."""
-        normal = torch.randn(n, generator=generator, dtype=dtype, device=generator.device)
-        return torch.exp(self.mean + self.std * normal)
+        return torch.exp(self.mean + self.std * normal(n, generator=generator, dtype=dtype))
 
 
 @dataclass(frozen=True)

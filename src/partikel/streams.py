@@ -31,10 +31,14 @@ def seeded(seed: int, *path: object, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(derive_seed(seed, *path))
 
 
+def normal(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
+    """Standard normal numbers, drawn where the generator lives; of torch's default dtype where None."""
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+
+
 def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers in the shape, dtype and place of x, drawn where the generator lives."""
-    home = generator.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=home).to(x.device)
+    return normal(*x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 class Streams(Checked):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors.checks import Checked, Natural, checked
+from partikel.streams import normal
 from partikel.tensors import expand_like
 
 
@@ -227,9 +228,8 @@ class GaussianMixture(Target):
         else:
             uniform = torch.rand(n, generator=generator, dtype=own.means.dtype, device=home)
             labels = torch.bucketize(uniform, own.boundaries, right=True)
-        noise = torch.randn(
-            (n, self.dim), generator=generator, dtype=own.means.dtype, device=home
-        ).mul_(own.scales.index_select(0, labels))
+        noise = normal(n, self.dim, generator=generator, dtype=own.means.dtype)
+        noise = noise.mul_(own.scales.index_select(0, labels))
         if own.axes is not None:
             noise = (own.axes.index_select(0, labels) @ noise[..., None])[..., 0]
         x = noise.add_(own.means.index_select(0, labels))

@@ -65,6 +65,15 @@ def flat_sum(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def sorted_rows(x: Tensor) -> Tensor:
+    """Each row in ascending order, (P, n); may reuse the memory of ``x``."""
+    if x.device.type == "cpu":
+        # NumPy sorts with vector instructions, an order of magnitude faster than PyTorch.
+        x.numpy().sort(axis=1)
+        return x
+    return x.sort(dim=1).values
+
+
 class Asking:
     """A block that asks a module about points; what does not fit ends in one sentence, at no cost.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from partikel.data.base import SyntheticDataset
+from partikel.streams import normal
 from partikel.targets import GaussianMixture
 
 
@@ -76,7 +77,7 @@ def moons() -> SyntheticDataset:
         labels = torch.randint(2, (n,), generator=generator, device=generator.device)
         angle = _uniform(n, generator, dtype) * math.pi
         arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1) * scale
-        return _turn(arc, labels) + blur * _normal(n, generator, dtype), labels
+        return _turn(arc, labels) + blur * normal(n, 2, generator=generator, dtype=dtype), labels
 
     # E(cos a - ½)² = ½ + ¼ and E(sin a - ¼)² = ½ - 1/π + 1/16 over half a turn.
     square = scale**2 * (0.75 + 0.5625 - 1 / math.pi) / 2
@@ -97,7 +98,7 @@ def spiral() -> SyntheticDataset:
         along = _uniform(n, generator, dtype).sqrt_()
         angle = along * (2 * math.pi * turns)
         arm = torch.stack([angle.cos(), angle.sin()], 1) * (radius * along)[:, None]
-        return _turn(arm, labels) + blur * _normal(n, generator, dtype), labels
+        return _turn(arm, labels) + blur * normal(n, 2, generator=generator, dtype=dtype), labels
 
     # E r² = radius² E along² = radius² / 2, half of it in each coordinate.
     sigma_data = math.sqrt(radius**2 / 4 + blur**2)
@@ -120,10 +121,6 @@ def checkerboard() -> SyntheticDataset:
 
 def _uniform(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     return torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
-
-
-def _normal(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    return torch.randn((n, 2), generator=generator, dtype=dtype, device=generator.device)
 
 
 def _turn(x: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,12 @@ from partikel.likelihood.bound import (
     generative_sde,
 )
 from partikel.likelihood.dataset import Points, Report, dataset_likelihood
-from partikel.likelihood.flow import ProbabilityFlow, divergence, probability_flow
+from partikel.likelihood.flow import (
+    ProbabilityFlow,
+    check_derivative,
+    divergence,
+    probability_flow,
+)
 from partikel.likelihood.images import bits_per_dim, byte_width, check_dequantised, dequantised
 from partikel.likelihood.maps import EulerMap, Map
 from partikel.likelihood.method import Densities, Method
@@ -42,6 +47,7 @@ __all__ = [
     "bits_per_dim",
     "byte_width",
     "check_dequantised",
+    "check_derivative",
     "dataset_likelihood",
     "decode",
     "dequantised",

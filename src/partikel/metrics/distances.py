@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 
 from partikel.errors.checks import checked
+from partikel.kernels import squared_distances
+from partikel.streams import normal
+from partikel.tensors import sorted_rows
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """σ of the RBF kernels over which :func:`mmd2` averages."""
@@ -110,17 +113,13 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, projections: int = 512, seed: int 
         ValueError: for empty clouds or unlike shapes.
     """
     x, y = _clouds(x, y, least=1)
-    lines = torch.randn(
-        projections,
-        x.shape[1],
-        generator=torch.Generator().manual_seed(seed),
-        dtype=torch.float64,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    lines = normal(projections, x.shape[1], generator=generator, dtype=torch.float64)
     lines = (lines / lines.norm(dim=1, keepdim=True)).to(x)
     of_x, of_y, weights = _quantile_steps(len(x), len(y), x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for some in lines.split(max(1, 2**22 // max(len(x), len(y)))):
-        gaps = _sorted(some @ x.T)[:, of_x] - _sorted(some @ y.T)[:, of_y]
+        gaps = sorted_rows(some @ x.T)[:, of_x] - sorted_rows(some @ y.T)[:, of_y]
         total += (gaps.square_().double() @ weights).sum()
     return math.sqrt(total.item() / projections)
 
@@ -149,25 +148,13 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
     import ot  # slow to import, and only needed here
 
     x, y = x.cpu().double(), y.cpu().double()
-    if x.shape[1] <= PLAIN_DIM:  # difference by difference: no distance is too small
-        costs = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-    else:
-        costs = squared_distances(x - y.mean(0), y - y.mean(0))
+    centre = y.mean(0)
+    costs = squared_distances(x - centre, y - centre, exact=x.shape[1] <= PLAIN_DIM)
     if not costs.isfinite().all():
         return math.nan
     plan = torch.as_tensor(ot.emd([], [], costs.numpy(), numItermax=10**9))
     rows, columns = plan.nonzero(as_tuple=True)  # and what they cost, without cancellation
     return math.sqrt(plan[rows, columns] @ (x[rows] - y[columns]).square().sum(1))
-
-
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|² of flat points: (n, D), (m, D) -> (n, m), never negative.
-
-    By the scalar product: fast in many coordinates, at the price of an error of about eps·|x|², so
-    the caller centres the points (or works in float64) where small distances matter.
-    """
-    squares = x.square().sum(1)[:, None] + y.square().sum(1)
-    return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0)
 
 
 def _clouds(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
@@ -274,15 +261,6 @@ def _tiles(x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int]]:
             if diagonal:
                 squared.diagonal(i - j).zero_()
             yield squared, scratch, 1 if y is not None or diagonal else 2
-
-
-def _sorted(x: Tensor) -> Tensor:
-    """Each row in ascending order, (P, n); may reuse the memory of ``x``."""
-    if x.device.type == "cpu":
-        # NumPy sorts with vector instructions, an order of magnitude faster than PyTorch.
-        x.numpy().sort(axis=1)
-        return x
-    return x.sort(dim=1).values
 
 
 def _quantile_steps(

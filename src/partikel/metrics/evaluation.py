@@ -48,7 +48,7 @@ from partikel.metrics import (
     sliced_wasserstein2,
     wasserstein2,
 )
-from partikel.streams import seeded
+from partikel.streams import normal, seeded
 from partikel.targets import GaussianMixture
 from partikel.tensors import check_memory
 
@@ -595,8 +595,7 @@ def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
 
 def _noise(dataset: Dataset) -> Sampler:
     def sampler(n: int, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(n, *dataset.shape, generator=generator, device=generator.device)
-        return noise.clamp_(-1, 1)
+        return normal(n, *dataset.shape, generator=generator).clamp_(-1, 1)
 
     return sampler
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from partikel.errors import ConfigError, DataError
 from partikel.errors.checks import Checked, checked
 from partikel.files import reading, replacing
-from partikel.metrics.distances import squared_distances
+from partikel.kernels import squared_distances
 from partikel.networks.weights import read_tensors, write_tensors
 
 
@@ -304,7 +304,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
     holding = torch.zeros(len(fake), dtype=torch.int64, device=real.device)
     recalled = covered = 0
     for some, radii in zip(real.split(_ROWS), real_radii.split(_ROWS), strict=True):
-        squared = squared_distances(some, fake)
+        squared = squared_distances(some, fake, exact=False)
         inside = squared <= radii[:, None]
         holding += inside.sum(0)
         covered += int(inside.any(1).sum())
@@ -324,7 +324,7 @@ def _squared_radii(points: Tensor, k: int) -> Tensor:
     """Squared distance of each point from its k-th nearest other point: (n, D) -> (n,)."""
     radii = []
     for start in range(0, len(points), _ROWS):
-        squared = squared_distances(points[start : start + _ROWS], points)
+        squared = squared_distances(points[start : start + _ROWS], points, exact=False)
         squared.diagonal(start).fill_(torch.inf)
         radii.append(squared.topk(k, dim=1, largest=False).values[:, -1])
     return torch.cat(radii)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from partikel.errors.checks import checked
-from partikel.metrics.distances import squared_distances
+from partikel.kernels import squared_distances
 
 RATIO = 1 / 3
 """How much nearer than the second a memorised point's nearest neighbour is, see :func:`memorised`."""
@@ -52,7 +52,7 @@ def nearest_neighbours(points: Tensor, references: Tensor, k: int) -> Neighbours
     for start in range(0, len(references), _ROWS):
         some = references[start : start + _ROWS].to(points) - centre
         which = torch.arange(start, start + len(some), device=points.device)
-        squared = torch.cat([squared, squared_distances(points, some)], 1)
+        squared = torch.cat([squared, squared_distances(points, some, exact=False)], 1)
         indices = torch.cat([indices, which.expand(len(points), -1)], 1)
         squared, order = squared.topk(min(k, squared.shape[1]), largest=False)
         indices = indices.gather(1, order)

@@ -20,12 +20,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.conditions import (
-    UNCONDITIONAL,
-    Conditioned,
-    Conditioning,
-    ConditionNetwork,
-)
+from partikel.networks.conditions import UNCONDITIONAL, Conditioned, Conditioning, ConditionNetwork
 from partikel.networks.conv import Stages, image_size, square_side, weight_normed
 
 SMALL = (1, 2, 2)

@@ -17,12 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.conditions import (
-    UNCONDITIONAL,
-    Conditioned,
-    Conditioning,
-    ConditionNetwork,
-)
+from partikel.networks.conditions import UNCONDITIONAL, Conditioned, Conditioning, ConditionNetwork
 from partikel.networks.conv import Stage, Stages, doubled, square_side, weight_normed
 
 

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.conditions import (
-    UNCONDITIONAL,
-    Conditioned,
-    Conditioning,
-    ScalarConditions,
-)
+from partikel.networks.conditions import UNCONDITIONAL, Conditioned, Conditioning, ScalarConditions
 
 
 class MLP(Conditioned):

@@ -20,12 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partikel.networks.activations import activation as find_activation
-from partikel.networks.conditions import (
-    UNCONDITIONAL,
-    Conditioned,
-    Conditioning,
-    ConditionNetwork,
-)
+from partikel.networks.conditions import UNCONDITIONAL, Conditioned, Conditioning, ConditionNetwork
 from partikel.networks.conv import Stages, doubled, square_side, weight_normed
 from partikel.networks.initialise import Gain
 

@@ -16,12 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from partikel.networks.conditions import (
-    Conditioned,
-    Conditioning,
-    ConditionNetwork,
-    Modulation,
-)
+from partikel.networks.conditions import Conditioned, Conditioning, ConditionNetwork, Modulation
 from partikel.networks.conv import doubled, group_norm, image_size
 from partikel.networks.initialise import ZeroConv2d
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partikel.errors import ConfigError
 from partikel.errors.checks import Checked, checked
-from partikel.streams import derive_seed, normal_like
+from partikel.streams import derive_seed, normal, normal_like
 
 Brownian = Callable[[Tensor, float, float], Tensor]
 """(x, t, t_next) -> W(t_next) - W(t), shaped like x: all that Euler-Maruyama asks for."""
@@ -145,9 +145,7 @@ class BrownianPath(BrownianMotion):
 
     def _draws(self, count: int, *path: object) -> Tensor:
         generator = torch.Generator(self._device).manual_seed(derive_seed(self._seed, *path))
-        return torch.randn(
-            (count, *self.shape), generator=generator, dtype=torch.float64, device=self._device
-        )
+        return normal(count, *self.shape, generator=generator, dtype=torch.float64)
 
     def _at(self, t: float) -> tuple[Tensor, Tensor]:
         """W(t) and ∫_0^t W ds in float64."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from partikel.errors.checks import Count, NotNegative, Positive
 from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
+from partikel.streams import normal
+from partikel.tensors import sorted_rows
 
 PAIRS = 2**22
 """Most numbers held at once: values on lines, or pairs of points."""
@@ -53,20 +55,15 @@ class SlicedWassersteinField(Field):
         """The mean over fresh lines of the way to go along each."""
         real, cloud = self.bound_real(x), self.bound_cloud(x)
         flat, real, cloud = x.detach().flatten(1), real.flatten(1), cloud.flatten(1)
-        lines = torch.randn(
-            self.projections,
-            flat.shape[1],
-            generator=self.bound_generator(),
-            dtype=flat.dtype,
-            device=flat.device,
-        )
+        generator, size = self.bound_generator(), (self.projections, flat.shape[1])
+        lines = normal(*size, generator=generator, dtype=flat.dtype).to(flat.device)
         lines = lines / lines.norm(dim=1, keepdim=True)
         velocity = torch.zeros_like(flat)
         for some in lines.split(max(1, PAIRS // max(len(real), len(cloud), len(flat)))):
             places = some @ cloud.T
             order = _argsort(places)
             places = places.gather(1, order)
-            ways = _quantile_means(_sorted(some @ real.T), len(cloud)) - places
+            ways = _quantile_means(sorted_rows(some @ real.T), len(cloud)) - places
             if self.context.particles is None:
                 ways = torch.empty_like(ways).scatter_(1, order, ways)
             else:
@@ -250,14 +247,6 @@ def _argsort(values: Tensor) -> Tensor:
     if values.device.type == "cpu":  # NumPy sorts with vector instructions, several times faster
         return torch.from_numpy(values.numpy().argsort(axis=1))
     return values.argsort(dim=1)
-
-
-def _sorted(values: Tensor) -> Tensor:
-    """Each row in ascending order; may reuse the memory of ``values``."""
-    if values.device.type == "cpu":
-        values.numpy().sort(axis=1)
-        return values
-    return values.sort(dim=1).values
 
 
 def _softmin(x: Tensor, y: Tensor, potential: Tensor, eps: float) -> Tensor:
