@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from conftest import Recorder, randn, tensor
 from partikel.data import DataSettings, open_dataset
 from partikel.denoising import PreconditionedLogit
-from partikel.fields import AtScale, DiscriminatorField, Particles
+from partikel.errors import ConfigError
+from partikel.fields import At, AtScale, Context, DiscriminatorField, Particles
 from partikel.models import (
     Carrier,
     GeneratorModel,
@@ -168,6 +169,40 @@ def test_a_score_difference_trains_its_own_score_so_often(kind: type) -> None:
     system = recipe.compose(DATA, recipe.required.compose(DATA).model)
     assert system.phases[0] == Phase("own score", SLOW, 21, repeats=6)
     assert len(system.phases) == (2 if kind is ScoreGAN else 1)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_an_own_score_that_starts_as_a_copy_is_no_force_until_it_has_learned(
+    conditional: bool,
+) -> None:
+    score = small_edm(conditional=conditional, sigma_data=0.7)
+    recipe = ScoreGAN(score=score, conditional=conditional, own_score=None, generator=TINY, batch=8)
+    required = recipe.required
+    assert required is not None
+    teacher = required.compose(DATA).model
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    system = recipe.compose(DATA, teacher)
+    labels = torch.arange(16) % 5 if conditional else None
+    x, at = randn(16, 2).float(), At(tensor([1.0]).float(), None, labels)
+
+    def force() -> torch.Tensor:
+        context = Context(generator=torch.Generator().manual_seed(0))
+        return system.model.field.bind(context)(x, at).detach()
+
+    assert not force().any()
+    next(Trainer(system.model, DATA, system.phases, iterations=1).run())
+    assert force().any()
+    assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+def test_what_an_own_score_cannot_copy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="generation time.*give own_score a network"):
+        ScoreFlow(own_score=None)
+    with pytest.raises(ConfigError, match="leave out own_sigma_data"):
+        ScoreGAN(own_score=None, own_sigma_data=1.0)
 
 
 PATHS = {

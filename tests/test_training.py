@@ -109,15 +109,17 @@ def advance(trainer: Trainer, steps: int) -> None:
         next(run)
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
-    straight = trainer_of(small(name))
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, {}) for name in RECIPES), ("score-gan", {"own_score": None})]
+)
+def test_resuming_continues_bit_for_bit(name: str, settings: dict, tmp_path: Path) -> None:
+    straight = trainer_of(small(name, **settings))
     advance(straight, 12)
-    first = trainer_of(small(name))
+    first = trainer_of(small(name, **settings))
     advance(first, 5)
     path = save_checkpoint(first, tmp_path)
     torch.manual_seed(123)  # nothing may depend on the global state
-    second = trainer_of(small(name))
+    second = trainer_of(small(name, **settings))
     load_checkpoint(second, path)
     assert second.step == 5
     advance(second, 7)
@@ -125,7 +127,7 @@ def test_resuming_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert expected.keys() == got.keys()
     for key in expected:
         assert torch.equal(expected[key], got[key]), key
-    changed = trainer_of(small(name))
+    changed = trainer_of(small(name, **settings))
     assert any(not torch.equal(a, b) for a, b in zip(
         changed.model.state_dict().values(), straight.model.state_dict().values(), strict=True
     ))  # fmt: skip
