@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from conftest import Recorder, randn, seeded, tensor
 from partikel.data import DataSettings, open_dataset
 from partikel.denoising import PreconditionedLogit
+from partikel.errors import ConfigError
 from partikel.fields import (
     At,
     AtScale,
@@ -253,6 +254,54 @@ def test_a_score_flow_starts_and_moves_as_its_settings_say() -> None:
     recipe = ScoreFlow(score=small_edm(), own_score=TINY, steps=13, eta=2.5, prior_std=1.7)
     model = particle(recipe.compose(DATA, small_edm().compose(DATA).model))
     assert (model.prior.std, model.steps, model.eta) == (1.7, 13, 2.5)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_an_own_score_that_starts_as_a_copy_is_no_force_until_it_has_learned(
+    conditional: bool,
+) -> None:
+    score = small_edm(conditional=conditional, sigma_data=0.7)
+    recipe = ScoreGAN(score=score, conditional=conditional, own_score=None, generator=TINY, batch=8)
+    required = recipe.required
+    assert required is not None
+    teacher = required.compose(DATA).model
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    system = recipe.compose(DATA, teacher)
+    labels = torch.arange(16) % 5 if conditional else None
+    x, at = randn(16, 2).float(), At(tensor([1.0]).float(), None, labels)
+
+    def force() -> torch.Tensor:
+        context = Context(generator=torch.Generator().manual_seed(0))
+        return system.model.field.bind(context)(x, at).detach()
+
+    assert not force().any()
+    next(Trainer(system.model, DATA, system.phases, iterations=1).run())
+    assert force().any()
+    assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_level_weighs_as_its_power_says() -> None:
+    forces = []
+    for power in (1.0, 3.0):
+        recipe = ScoreGAN(
+            score=small_edm(), own_score=TINY, power=power, sigma_min=2.0, sigma_max=2.0001
+        )
+        assert recipe.required is not None
+        system = recipe.compose(DATA, recipe.required.compose(DATA).model)
+        context = Context(generator=torch.Generator().manual_seed(0))
+        at = At(tensor([1.0]).float(), None, None)
+        forces.append(system.model.field.bind(context)(randn(16, 2).float(), at).detach())
+    assert_close(forces[1], 4 * forces[0], rtol=1e-3, atol=1e-6)
+
+
+def test_what_an_own_score_cannot_copy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="generation time.*give own_score a network"):
+        ScoreFlow(own_score=None)
+    with pytest.raises(ConfigError, match="leave out own_sigma_data"):
+        ScoreGAN(own_score=None, own_sigma_data=1.0)
 
 
 PATHS = {

@@ -114,7 +114,12 @@ POOL = {"pool": 50, "times_per_path": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [*((name, {}) for name in RECIPES), ("discriminator-flow", POOL)]
+    ("name", "changes"),
+    [
+        *((name, {}) for name in RECIPES),
+        ("discriminator-flow", POOL),
+        ("score-gan", {"own_score": None}),
+    ],
 )
 def test_resuming_continues_bit_for_bit(
     name: str, changes: dict[str, object], tmp_path: Path

@@ -13,6 +13,7 @@ diffusion model and s_ρ learned online from the carrier's own particles.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -57,8 +58,11 @@ class ScoreDifference(Recipe):
         sigma_min: lowest σ of the law (GPM eq. 28).
         sigma_max: highest σ.
         rho: exponent of the law.
-        own_score: network of the own denoiser.
-        own_sigma_data: its σ_d; null takes the data's standard deviation.
+        power: the field at level σ weighs σ^power: 1 is the paper's, 2 compares the two denoisers
+            themselves, which makes more of high levels, where the law's parts and their shares meet.
+        own_score: network of the own denoiser; null starts it as a copy of the data's denoiser, which
+            is near the score of any generator worth training (Yin et al. 2024, DMD).
+        own_sigma_data: its σ_d; null takes the data's standard deviation (a copy has the original's).
         weighting: of the own denoising score matching, "none" (the paper's) or "edm".
         score_steps: K, updates of the own score in an iteration.
         batch: samples of an update.
@@ -73,7 +77,8 @@ class ScoreDifference(Recipe):
     sigma_min: Level = 0.1
     sigma_max: Level = 10.0
     rho: Exponent = 3.0
-    own_score: NetworkSettings = MLP
+    power: NotNegative = 1.0
+    own_score: NetworkSettings | None = MLP
     own_sigma_data: Level | None = None
     weighting: Weighting = "none"
     score_steps: Count = 10
@@ -85,6 +90,11 @@ class ScoreDifference(Recipe):
         super().__post_init__()
         if self.foreign is None:
             same_data(self, self.score)
+        if self.own_score is None and self.own_sigma_data is not None:
+            raise ConfigError(
+                "an own score that starts as a copy has the data score's sigma_data: leave out "
+                "own_sigma_data, or give own_score a network."
+            )
         if self.guidance != 1 and not self.conditional:
             raise ConfigError("guidance weighs labels: set conditional to true, or guidance to 1.")
         if self.guidance != 1 and self.foreign is not None:
@@ -119,7 +129,7 @@ class ScoreDifference(Recipe):
         noise: float,
         label_dropout: float = 0.0,
     ) -> Field:
-        """E_{σ,ε} σ (α s_p - own s_ρ + noise/√σ ξ)(x + σε).
+        """E_{σ,ε} σ^power (α s_p - own s_ρ + noise ξ/√σ^power)(x + σε).
 
         Args:
             dataset: the data.
@@ -134,29 +144,33 @@ class ScoreDifference(Recipe):
             s_p = score_in(field_of(required))
         else:
             s_p = ScoreField(load_diffusers(self.foreign, dataset.shape, classes)).freeze()
-        if self.guidance != 1:
-            s_p = Guided(s_p, self.guidance)
         law = KarrasLaw(self.sigma_min, self.sigma_max, self.rho)
-        denoiser = EDMDenoiser(
-            build_network(
-                self.own_score,
-                "denoiser",
-                shape=dataset.shape,
-                scalars=2 if timed else 1,
-                classes=classes,
-                generator=self.init_generator("own score"),
-            ),
-            dataset.sigma_data if self.own_sigma_data is None else self.own_sigma_data,
-            timed=timed,
-        )
+        if self.own_score is None:
+            known = next(part for part in s_p.modules() if isinstance(part, EDMDenoiser))
+            denoiser = deepcopy(known).requires_grad_()
+        else:
+            denoiser = EDMDenoiser(
+                build_network(
+                    self.own_score,
+                    "denoiser",
+                    shape=dataset.shape,
+                    scalars=2 if timed else 1,
+                    classes=classes,
+                    generator=self.init_generator("own score"),
+                ),
+                dataset.sigma_data if self.own_sigma_data is None else self.own_sigma_data,
+                timed=timed,
+            )
         s_rho = ScoreField(
             denoiser, law, of="particles", weighting=self.weighting, name="own score"
         )
         s_rho = hiding_labels(s_rho, classes, label_dropout)
+        if self.guidance != 1:
+            s_p = Guided(s_p, self.guidance)
         h = self.alpha * s_p - own * s_rho
         if noise > 0:
-            h = h + WhiteNoise(lambda sigma: noise * sigma.rsqrt())
-        return Perturbed(h, law, power=1.0)
+            h = h + WhiteNoise(lambda sigma: noise * sigma ** (-self.power / 2))
+        return Perturbed(h, law, power=self.power)
 
     def score_phase(self) -> Phase:
         """K updates of the own score."""
@@ -229,6 +243,15 @@ class ScoreFlow(ScoreDifference):
     eta: float = 10.0
     prior_std: Level = 1.0
     label_dropout: Part = 0.1
+
+    def __post_init__(self) -> None:
+        """Check what only concerns free particles."""
+        super().__post_init__()
+        if self.own_score is None:
+            raise ConfigError(
+                "a Score Flow's own score knows generation time, which the data's does not, and cannot "
+                "start as a copy of it: give own_score a network."
+            )
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """The same score difference and free particles; only the own score is trained."""
