@@ -30,11 +30,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -98,8 +99,9 @@ class Mutant:
     @property
     def name(self) -> str:
         """What it is called in the results."""
-        before, after = (" ".join(text.split()) for text in (self.before, self.after))
-        return f"{self.file}:{self.line} ({self.start}) {self.operator}: {before} -> {after or 'nothing'}"
+        before, after = (textwrap.shorten(text, 70) for text in (self.before, self.after))
+        where = f"{self.file.removeprefix(f'{PACKAGE}/')}:{self.line} ({self.start})"
+        return f"{where} {self.operator}: {before} -> {after or 'nothing'}"
 
 
 def room_of(file: str) -> str:
@@ -489,8 +491,9 @@ def meet(tree: str, tests: list[str], seconds: int, answer: Connection) -> None:
     sys.path.insert(0, f"{tree}/src")
     plugin = Chosen(tests)
     options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={tree}/tmp"]
-    pytest.main([*{test.split("::")[0] for test in tests}, *options], plugins=[plugin])
-    answer.send((plugin.failed, time.process_time()))
+    code = pytest.main([*{test.split("::")[0] for test in tests}, *options], plugins=[plugin])
+    by = plugin.failed or ("" if code == pytest.ExitCode.OK else "import")  # of conftest.py
+    answer.send((by, time.process_time()))
     os._exit(0)  # whatever the mutant left running
 
 
@@ -501,8 +504,8 @@ def outcome(mutant: Mutant, tree: str, known: Record, most: float) -> dict[str, 
         if expected + known[test]["seconds"] <= most or not tests:
             tests.append(test)
             expected += known[test]["seconds"]
-    row: dict[str, Any] = {k: v for k, v in asdict(mutant).items() if k not in ("scopes", "end")}
-    row |= {"tests": len(tests), "left_out": len(covering) - len(tests), "cpu": 0.0, "by": None}
+    row: dict[str, Any] = {"name": mutant.name, "by": None, "cpu": 0.0}
+    row |= {"tests": len(tests), "left_out": len(covering) - len(tests)}
     if not tests:
         return row
     file = Path(tree, mutant.file)
@@ -576,7 +579,7 @@ def run(options: argparse.Namespace) -> None:
         def one(mutant: Mutant) -> dict[str, Any]:
             tree = trees.get()
             try:
-                return {"name": mutant.name, **outcome(mutant, tree, known, options.seconds)}
+                return outcome(mutant, tree, known, options.seconds)
             finally:
                 trees.put(tree)
 
@@ -608,7 +611,7 @@ def show(path: Path) -> None:
     rows = read(path)
     total, noticed, judged = Counter[str](), Counter[str](), Counter[str]()
     for row in rows:
-        room = room_of(row["file"])
+        room = room_of(row["name"].split(":")[0])
         total[room] += 1
         noticed[room] += row["by"] is not None
         judged[room] += row["by"] is None and bool(row.get("reason"))

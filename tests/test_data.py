@@ -264,6 +264,7 @@ def test_bytes_become_minus_one_to_one(dtype: torch.dtype, top: int) -> None:
     values = torch.arange(top + 1, dtype=torch.uint8)
     data = FiniteDataset("bytes", dict.fromkeys(SPLITS, values[:, None]), top=top)
     batch = data.take(torch.arange(top + 1), dtype=dtype)
+    assert data.draw(3, generator=seeded(), dtype=dtype).x.dtype == dtype
     assert batch.cond is None
     assert_close(batch.x[:, 0], torch.linspace(-1, 1, top + 1, dtype=dtype))
     assert batch.x[0] == -1

@@ -567,6 +567,8 @@ def test_the_cards_example_runs(
         cond = None if generator.classes is None else torch.arange(8) % generator.classes
         assert_close(generator(z, cond), model.sample(8, generator=seeded(), start=z, cond=cond))
         assert values["x"].shape == (8, *runs[name].dataset.shape)
+        images = len(runs[name].dataset.shape) == 3
+        assert generator.config["range"] == ([-1, 1] if images else None)
 
 
 def test_places_on_this_machine_stay_out_of_the_card() -> None:
