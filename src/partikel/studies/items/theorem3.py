@@ -275,8 +275,8 @@ ITEM = Item(
     "theorem3",
     SOURCE,
     "A lower bound of the likelihood, and training by it",
-    "The log-likelihood of the SDE's terminal marginal has a continuous lower bound, of which denoising score "
-    "matching is the trainable part: a maximum-likelihood scheme for the joint model of score and "
+    "The log-likelihood of the SDE's terminal marginal has a continuous lower bound, of which denoising "
+    "score matching is the trainable part: a maximum-likelihood scheme for the joint model of score and "
     "discriminator. The paper proves it and reports no experiment.",
     {
         "smoke": Plan((0,), models(iterations=6, batch=32, evaluate_every=None), 20, 2),
