@@ -18,8 +18,9 @@ ADAM = {"lr": 2e-4, "beta2": 0.999, "eps": 1e-8, "clip": None, "warmup": 0, "dec
 ADVERSARIAL = {**ADAM, "beta1": 0.5}
 DIFFUSION = {**ADAM, "beta1": 0.9}
 PLAIN = {"ema": None, "conditional": False}  # no average, no labels, no mixed precision
+FOURIER = {"embedding": "fourier", "embedding_features": 128, "fourier_scale": 16.0}
 MLP = {"kind": "mlp", "width": 512, "depth": 4}
-TIMED = {**MLP, "activation": "leaky_relu", "embedding": "fourier", "fourier_scale": 16.0}
+TIMED = {**MLP, **FOURIER, "activation": "leaky_relu"}
 SMALL_UNET = {
     "kind": "unet",
     "channels": 16,
@@ -63,7 +64,7 @@ FLOW_MNIST = {
     "penalties": interpolated(0.04),
     "batch": 128,
     "iterations": 200_000,
-    "network": {**DCGAN, "norm": "none", "init": "orthogonal"},
+    "network": {**DCGAN, **FOURIER, "norm": "none", "init": "orthogonal"},
 }
 GAN = {
     **PLAIN,
@@ -91,7 +92,7 @@ EDM = {
 EDM_GAUSSIANS = {
     **EDM,
     "data": {"name": "gaussians"},
-    "network": {**TIMED, "embedding_features": 128, "init": "default"},
+    "network": {**TIMED, "init": "default"},
     "batch": 128,
     "iterations": 10_000,
     "steps": 28,
@@ -146,7 +147,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "penalties": (),
         "batch": 128,
         "iterations": 4000,
-        "network": {**TIMED, "embedding_features": 128, "init": "normal0.02"},
+        "network": {**TIMED, "init": "normal0.02"},
     },
     "discriminator-flow-mnist-paper": FLOW_MNIST,
     "discriminator-flow-mnist-paper-128": {**FLOW_MNIST, "steps": 128, "eta": 1.0},
@@ -158,6 +159,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "penalties": interpolated(0.05),
         "batch": 64,
         "network": {
+            **FOURIER,
             "kind": "resnet",
             "width": 64,
             "norm": "none",
@@ -233,7 +235,7 @@ MILLIONS = {
 }
 SHAPES = {"gaussians": (2,), "mnist": (1, 32, 32), "celeba": (3, 64, 64)}
 
-DEFAULTS = {"embedding": "fourier", "embedding_features": 128, "dropout": 0.0}
+DEFAULTS = {**FOURIER, "dropout": 0.0}
 
 
 def preset(name: str) -> Recipe:
