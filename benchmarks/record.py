@@ -2,9 +2,8 @@
 
     python benchmarks/record.py
 
-Reads results/*.json and docs/reproduce/table3.json; writes the ``measured`` line of each preset and what
-stands between the marks of the pages. Run it after the benchmarks; it invents nothing and rounds to three
-digits.
+Reads results/*.json; writes the ``measured`` line of each preset and what stands between the marks of the
+pages. Run it after the benchmarks; it invents nothing and rounds to three digits.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
-from partikel.metrics.measures import MEASURES
+from partikel.metrics.measures import ENERGY, FRECHET
 from partikel.studies.benches import BENCHES, FOUR
 from partikel.studies.item import spread
 
@@ -102,12 +101,10 @@ def image_table() -> str:
     sets: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        rows = result.get("seeds")
-        if (
-            isinstance(rows, list)
-            and "preset" in result
-            and "frechet" in rows[0].get("metrics", {})
-        ):
+        if not isinstance(result, dict) or not {"preset", "seeds"} <= set(result):
+            continue  # of another benchmark
+        rows = result["seeds"]
+        if "frechet" in rows[0].get("metrics", {}):
             sets.setdefault(rows[0]["protocol"]["data"], []).append(result)
     for data, results in sets.items():
         first = results[0]["seeds"][0]
@@ -123,42 +120,54 @@ def image_table() -> str:
 
 def four_models() -> str:
     """The four models of the GPM paper on three data sets: means and ranges over training seeds."""
-    result = json.loads((ROOT / "docs" / "reproduce" / "table3.json").read_text())
     lines = [
         "| | particles | | generator | | data |",
         "|---|---|---|---|---|---|",
         "| | **EDM** | **Discriminator Flow** | **GAN** | **Score GAN** | against data |",
     ]
+    known = load("gaussians-data")
+    assert known is not None
     for bench in BENCHES["cpu"].values():
-        part = result["values"][bench.key]
-        measure = MEASURES[part["measure"]]
-        cells = [
-            spread([row[measure.key] for row in part["models"][name]])
-            + f", {statistics.median(part['cpu seconds'][name]):.0f} s"
-            for name in FOUR
-        ]
-        seeds = len(part["models"][FOUR[0]])
-        data = f"{part['data vs data'][measure.key]:.2g}"
-        lines.append(
-            f"| {bench.data}: {measure.label}, {seeds} seeds | {' | '.join(cells)} | {data} |"
-        )
+        points = bench.key == "gaussians"
+        measure = ENERGY if points else FRECHET
+        data, cells = known["data vs data"]["energy"]["mean"] if points else 0.0, []
+        for name in FOUR:
+            preset = bench.models[name].preset
+            result = load(f"gaussians-{preset}" if points else preset)
+            assert result is not None, f"{preset} has no result"
+            rows = result["seeds"]
+            if points:
+                figures = [next(iter(row["samplings"].values())) for row in rows]
+            else:
+                figures, data = [row["metrics"] for row in rows], rows[0]["reference"]["frechet"]
+            values = spread([each[measure.key] for each in figures])
+            count = f"{len(rows)} seeds" if len(rows) > 1 else "one seed"
+            seconds = statistics.median(row["cpu_seconds"] for row in rows)
+            cells.append(f"{values}, {count}, {seconds:.0f} s")
+        lines.append(f"| {bench.data}: {measure.label} | {' | '.join(cells)} | {data:.2g} |")
     return "\n".join(lines)
 
 
-def record_page(path: Path, content: str) -> None:
-    """Write a table between a page's marks."""
-    text = path.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{content}\n{END}{after}")
+def pages() -> dict[Path, str]:
+    """Pages as they should be: what stands between a page's marks is a table of results."""
+    tables = {
+        "README.md": four_models,
+        "docs/measurements.md": table,
+        "docs/images.md": image_table,
+    }
+    found = {}
+    for name, content in tables.items():
+        before, _, rest = (ROOT / name).read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        found[ROOT / name] = f"{before}{BEGIN}\n{content()}\n{END}{after}"
+    return found
 
 
 def main() -> None:
     """Record all results."""
     record_presets()
-    record_page(ROOT / "README.md", four_models())
-    record_page(ROOT / "docs" / "measurements.md", table())
-    record_page(ROOT / "docs" / "images.md", image_table())
+    for path, text in pages().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from partikel import GaussianPrior
@@ -47,6 +49,14 @@ def test_the_same_score_difference_in_both_carriers() -> None:
     for model in (names["gan"], names["flow"]):
         x = model.sample(5, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
         assert x.isfinite().all()
+
+
+def test_figures_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python benchmarks/record.py`` writes them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    record = importlib.import_module("record")
+    for path, text in record.pages().items():
+        assert path.read_text() == text, path.name
 
 
 def test_the_readme_names_presets_that_exist() -> None:
