@@ -138,8 +138,8 @@ def index(
                 f"# The papers, reproduced at the scale `{scale}`",
                 f"`partikel reproduce all --scale {scale}` wrote these pages: {len(runs)} trained models "
                 f"({training / 60:.0f} CPU minutes) and {seconds / 60:.0f} CPU minutes of measuring. "
-                "`partikel reproduce all --check` says which are stale: made with other settings, another rule "
-                "or other code that measures than today's. Their verdicts are not counted.",
+                "`partikel reproduce all --check` says which are stale: made with other settings, another "
+                "rule or other code that measures than today's. Their verdicts are not counted.",
                 RULE,
                 _power(fresh),
                 table(("item", "what", "paper", "page", *VERDICTS), rows),
