@@ -211,13 +211,13 @@ def test_diffflow_fig1(energy: float, expected: dict[str, str]) -> None:
 def test_diffflow_theory(off: float, drawn: bool, expected: str) -> None:
     def check(off: float, drawn: bool) -> Check:
         source = "DiffFlow Proposition 2, Lemma 1"
-        return Check("", source, 1 + off, "=", 1.0, 1.0, abs(off) <= 1, drawn)
+        return Check("", source, 1 + off, "=", 1.0, 1.0, drawn)
 
     seeds = [[check(1e-9, False), check(0.1, True), check(each, drawn)] for each in near(off)]
     found = verdicts(diffflow_theory.CLAIMS, diffflow_theory.findings(seeds))
     wrong = "invariance, simulated" if drawn else "invariance"
     assert found == {"invariance": HOLDS, "invariance, simulated": HOLDS, wrong: expected}
-    bound = Check("", "", 0.5, "<=", 1.0, 0.0, True)
+    bound = Check("", "", 0.5, "<=", 1.0, 0.0)
     assert bound.margin == pytest.approx(0.5)
 
 
