@@ -93,7 +93,7 @@ def test_the_walk_reaches_the_public_interface() -> None:
         "Dataset.draw",
         "Run.sample",
     } <= names
-    assert {"kid", "log_likelihood", "GaussianMixture.score", "Solver.stream", "load"} <= names
+    assert {"kid", "Method.log_prob", "GaussianMixture.score", "Solver.stream", "load"} <= names
     assert len(names) > 200
 
 

@@ -304,7 +304,8 @@ class _Rule:
         written = parameter.annotation
         various = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         try:
-            wanted = eval(written, made.__globals__) if isinstance(written, str) else written
+            names = inspect.unwrap(made).__globals__  # a decorator's own are others
+            wanted = eval(written, names) if isinstance(written, str) else written
         except (NameError, TypeError):  # known to type checkers only
             wanted = Any
         self.wanted = Any if wanted is parameter.empty or various else wanted
