@@ -284,7 +284,7 @@ def _label(name: str, has_reference: bool) -> Markup | str:
     if better == "like data" and not has_reference:
         better = measure.fallback
     arrow = {"lower": "↓", "higher": "↑", "like data": "≈"}[better]
-    return Markup(f'{measure.label}&nbsp;<span class="arrow">{arrow}</span>')
+    return Markup(f'{measure.head}&nbsp;<span class="arrow">{arrow}</span>')
 
 
 def _carrier(name: str, heading: bool = False) -> str:
