@@ -283,20 +283,6 @@ def test_an_own_score_that_starts_as_a_copy_is_no_force_until_it_has_learned(
     assert_close(teacher.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_level_weighs_as_its_power_says() -> None:
-    forces = []
-    for power in (1.0, 3.0):
-        recipe = ScoreGAN(
-            score=small_edm(), own_score=TINY, power=power, sigma_min=2.0, sigma_max=2.0001
-        )
-        assert recipe.required is not None
-        system = recipe.compose(DATA, recipe.required.compose(DATA).model)
-        context = Context(generator=torch.Generator().manual_seed(0))
-        at = At(tensor([1.0]).float(), None, None)
-        forces.append(system.model.field.bind(context)(randn(16, 2).float(), at).detach())
-    assert_close(forces[1], 4 * forces[0], rtol=1e-3, atol=1e-6)
-
-
 def test_what_an_own_score_cannot_copy_is_refused() -> None:
     with pytest.raises(ConfigError, match="generation time.*give own_score a network"):
         ScoreFlow(own_score=None)

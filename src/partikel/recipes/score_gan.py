@@ -58,8 +58,6 @@ class ScoreDifference(Recipe):
         sigma_min: lowest σ of the law (GPM eq. 28).
         sigma_max: highest σ.
         rho: exponent of the law.
-        power: the field at level σ weighs σ^power: 1 is the paper's, 2 compares the two denoisers
-            themselves, which makes more of high levels, where the law's parts and their shares meet.
         own_score: network of the own denoiser; null starts it as a copy of the data's denoiser, which
             is near the score of any generator worth training (Yin et al. 2024, DMD).
         own_sigma_data: its σ_d; null takes the data's standard deviation (a copy has the original's).
@@ -77,7 +75,6 @@ class ScoreDifference(Recipe):
     sigma_min: Level = 0.1
     sigma_max: Level = 10.0
     rho: Exponent = 3.0
-    power: NotNegative = 1.0
     own_score: NetworkSettings | None = MLP
     own_sigma_data: Level | None = None
     weighting: Weighting = "none"
@@ -129,7 +126,7 @@ class ScoreDifference(Recipe):
         noise: float,
         label_dropout: float = 0.0,
     ) -> Field:
-        """E_{σ,ε} σ^power (α s_p - own s_ρ + noise ξ/√σ^power)(x + σε).
+        """E_{σ,ε} σ (α s_p - own s_ρ + noise/√σ ξ)(x + σε).
 
         Args:
             dataset: the data.
@@ -169,8 +166,8 @@ class ScoreDifference(Recipe):
             s_p = Guided(s_p, self.guidance)
         h = self.alpha * s_p - own * s_rho
         if noise > 0:
-            h = h + WhiteNoise(lambda sigma: noise * sigma ** (-self.power / 2))
-        return Perturbed(h, law, power=self.power)
+            h = h + WhiteNoise(lambda sigma: noise * sigma.rsqrt())
+        return Perturbed(h, law, power=1.0)
 
     def score_phase(self) -> Phase:
         """K updates of the own score."""
