@@ -182,6 +182,8 @@ def test_a_page_says_that_it_is_stale_once_and_no_longer_than_it_is() -> None:
 
 SOURCE = '''"""A module."""
 from partikel.metrics import distances
+LIMIT = 2
+"""What it is."""
 
 def measured(x: float) -> float:
     """What it does."""
@@ -199,7 +201,9 @@ def test_source_counts_without_comments_and_docstrings(
         return provenance.fingerprint(provenance._meaning(name))
 
     first = of("counted_a", SOURCE)
-    assert of("counted_b", SOURCE.replace("twice", "doubled").replace("What it", "That")) == first
+    assert (
+        of("counted_b", SOURCE.replace("twice", "doubled").replace("What it", "That it")) == first
+    )
     assert of("counted_c", SOURCE.replace("2 * x", "3 * x")) != first
     assert of("counted_d", SOURCE.replace("return 2", "return -2")) != first
 

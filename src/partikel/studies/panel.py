@@ -81,7 +81,7 @@ class Panel:
         return log_ratios(a, b, self.floor)
 
     def said(self, names: Iterable[str] | None = None, place: float = END) -> str:
-        """Distances in words: "energy distance .0036 (.0031 to .0041) for EDM, ...; data .0004"."""
+        """Distances in words: "energy distance .0036 (.0031 to .0041) for EDM, ..."."""
         each = (
             f"{spread(self.figures(name, place=place))} for {name}" for name in names or self.rows
         )

@@ -19,7 +19,8 @@ from partikel.files import fingerprint
 
 RULE = "partikel.studies.judgement"
 _ROOMS = ("partikel.studies", "partikel.metrics")
-"""Where what measures is; the fields and carriers that are measured count as settings do."""
+"""Where what measures is. Code that is measured (fields, carriers, training) is left out: a change there
+has to be followed by measuring again."""
 _SHOWING = {"partikel.studies." + name for name in ("page", "reproduce", "provenance", "judgement")}
 """Modules that decide on no figure."""
 _UNTOUCHED = ("data_score",)
@@ -124,13 +125,7 @@ def _exists(module: str) -> bool:
 
 def _meaning(module: str) -> list[Any]:
     """The syntax tree of a module without docstrings, in the form that all versions of Python share."""
-    tree = _tree(module)
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for node in ast.walk(tree):
-        for body in (node.body,) if isinstance(node, kinds) else ():
-            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                body[0] = ast.Pass()
-    return _plain(tree)
+    return _plain(_tree(module))
 
 
 def _plain(node: Any) -> Any:
@@ -138,5 +133,11 @@ def _plain(node: Any) -> Any:
         fields = ((name, _plain(value)) for name, value in ast.iter_fields(node))
         return [type(node).__name__, *([n, v] for n, v in fields if v not in (None, []))]
     if isinstance(node, list):
-        return [_plain(each) for each in node]
+        return [_plain(each) for each in node if not _silent(each)]
     return repr(node) if node is not None else None
+
+
+def _silent(node: Any) -> bool:
+    """Whether a statement is a docstring, of an attribute too."""
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

@@ -38,7 +38,7 @@ SOURCE = "DiffFlow Theorem 3"
 SIGMA_MIN = 0.02
 """At which particles count as samples: densities are those of the data with so much noise."""
 LEAST = 0.005
-"""Nats a point that are of interest: two trainings of one EDM differ by about as much."""
+"""Nats a point that are of interest: the bounds of three trainings of one EDM lay within .002."""
 CENTRES, STD = [[2.0, 0.5], [-1.0, 1.5], [-0.5, -2.0]], 0.6
 """Of the mixture whose fields are exact."""
 PLANE = {
