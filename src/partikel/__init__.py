@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from partikel.priors import GaussianPrior
     from partikel.training import AdamSettings, Phase, fit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AdamSettings",
     "At",

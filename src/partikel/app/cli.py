@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
+from partikel import __version__
 from partikel.app.terminal import degrade
 from partikel.errors import ConfigError, PartikelError, nearest
 from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size
@@ -601,9 +602,7 @@ def _run(tokens: list[str]) -> None:
         _overview()
         return
     if tokens[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"partikel {version('partikel')}")
+        print(f"partikel {__version__}")
         return
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:

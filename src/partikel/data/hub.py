@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from partikel.data.files import Limits, user_path
 from partikel.data.pictures import BrokenPicture, decoded
 from partikel.data.prepared import Listing, Source
 from partikel.data.settings import DataSettings
-from partikel.errors import ConfigError, DataError, nearest
+from partikel.errors import ConfigError, DataError, nearest, optional
 from partikel.files import plain_file
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def hub(settings: DataSettings) -> Source:
@@ -50,12 +52,7 @@ def hub(settings: DataSettings) -> Source:
 
 
 def _load(path: str, subset: str | None, split: str) -> Any:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            "data.name hub needs the package datasets: pip install 'partikel[datasets]'"
-        ) from error
+    datasets = optional("datasets", "datasets", "data.name hub needs the package datasets")
     local = user_path(path)
     if local.exists() and not local.is_dir():
         try:

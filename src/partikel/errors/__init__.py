@@ -6,7 +6,9 @@ Mistakes of a programmer (wrong shapes, wrong types) stay ordinary ``ValueError`
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from typing import Any
 
 
 class PartikelError(Exception):
@@ -37,6 +39,35 @@ class CheckpointError(PartikelError):
 
 class NumericsError(PartikelError):
     """Training or sampling left the finite numbers."""
+
+
+def installed(*modules: str) -> bool:
+    """Whether packages are installed; imports none of them."""
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def mend_of(extra: str) -> str:
+    """What installs the packages of one of Partikel's extras (``pyproject.toml`` lists them)."""
+    return f'pip install "partikel[{extra}]"'
+
+
+def optional(module: str, extra: str, need: str) -> Any:
+    """A package that is imported where it is used, as Partikel does without it elsewhere.
+
+    Args:
+        module: to import.
+        extra: what brings it.
+        need: the beginning of a sentence: what needs which package.
+
+    Raises:
+        ConfigError: where it is not installed, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        there = installed(module.partition(".")[0])
+        why = f"cannot be imported ({error})" if there else "is not installed"
+        raise ConfigError(f"{need}, which {why}: {mend_of(extra)}.") from error
 
 
 LISTED = 40

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.data.files import user_path
-from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.errors import ConfigError, DataError, NumericsError, installed, mend_of
 from partikel.files import fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
@@ -191,6 +191,7 @@ def evaluate(
             point_metrics(samples, reference, dataset),
             point_metrics(second, reference, dataset),
             protocol,
+            left_out={} if installed("ot") else {"w2": f"needs POT: {mend_of('transport')}"},
         )
     left_out = {
         name: f"needs {least} {split} images, there are {n}"
@@ -266,15 +267,16 @@ def quick_evaluation(
 
 
 def point_metrics(samples: Tensor, reference: Tensor, dataset: Dataset) -> dict[str, float]:
-    """All figures of points (n, D) against a reference (m, D)."""
+    """All figures of points (n, D) against a reference (m, D); "w2" where POT is installed."""
     distances = pairwise_distances_report(samples, reference)
     few = slice(None, EXACT_W2_POINTS)
     figures = {
         "energy": distances.energy,
         "mmd2": distances.mmd2,
         "sliced_w2": sliced_wasserstein2(samples, reference),
-        "w2": wasserstein2(samples[few], reference[few]),
     }
+    if installed("ot"):
+        figures["w2"] = wasserstein2(samples[few], reference[few])
     target = dataset.target
     if isinstance(target, GaussianMixture):
         modes = _modes(samples, target)

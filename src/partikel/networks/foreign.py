@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, optional
 
 _CHAINS = (
     *("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "PNDM", "LMSDiscrete", "HeunDiscrete"),
@@ -77,12 +76,7 @@ def read_diffusers(path: Path | str, shape: tuple[int, ...], classes: int | None
             f"{home} has no weights as safetensors, and others (pickles) are not read: save the "
             "network again with save_pretrained(..., safe_serialization=True)."
         )
-    try:
-        diffusers: Any = import_module("diffusers")
-    except ImportError as error:
-        raise ConfigError(
-            "networks of diffusers need the package: pip install 'partikel[diffusers]'."
-        ) from error
+    diffusers = optional("diffusers", "diffusers", "its networks need the package diffusers")
     try:
         with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
             unet, report = diffusers.UNet2DModel.from_pretrained(

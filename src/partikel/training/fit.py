@@ -1,8 +1,8 @@
 """``fit``: the loop with everything around it that a user wants of a training run.
 
-Progress on the terminal, a log of metrics, TensorBoard, checkpoints, resuming, and a clean end on
-Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`. Of several processes only
-the main one evaluates, logs and writes, and the others wait for it.
+Progress on the terminal, a log of metrics, TensorBoard where it is installed, checkpoints, resuming, and
+a clean end on Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`. Of several
+processes only the main one evaluates, logs and writes, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from partikel.data import Dataset
-from partikel.errors import PartikelError
+from partikel.errors import PartikelError, installed
 from partikel.errors.checks import Count, Natural, checked
 from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
@@ -81,7 +81,8 @@ def fit(
         seed: of all random streams.
         ema: how the sampled weights are averaged (a number is a decay); None keeps no average.
         engine: how it is computed.
-        folder: for ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``; None keeps nothing.
+        folder: for ``checkpoints/``, ``metrics.jsonl`` and, where TensorBoard is installed,
+            ``tensorboard/``; None keeps nothing.
         checkpoint_every: iterations between checkpoints.
         evaluate: called with the model (averaged weights in place, networks as they are written,
             whatever the engine) and the iteration.
@@ -103,7 +104,9 @@ def fit(
     folder = None if folder is None else Path(folder)
     with holding(folder):
         engine = engine or Engine()
-        tracked = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
+        tracked: dict[str, str] = {}
+        if folder is not None and installed("tensorboard"):
+            tracked = {"log_with": "tensorboard", "project_dir": str(folder)}
         accelerator = accelerator_for(engine, **tracked)
         main, alone = accelerator.is_main_process, accelerator.num_processes == 1
         trainer = Trainer(
@@ -180,7 +183,7 @@ def _agreed(code: int | None, accelerator: Accelerator) -> int | None:
 
 
 class _Log:
-    """``metrics.jsonl`` and TensorBoard; lines after the resumed iteration are dropped."""
+    """``metrics.jsonl``, and TensorBoard where there is one; what lies after a resumed iteration goes."""
 
     def __init__(self, folder: Path | None, step: int, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -191,6 +194,8 @@ class _Log:
             kept = [line for line in read_lines(self._path) if 0 <= _step_of(line) <= step]
             kept = kept if step else []
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            if not accelerator.log_with:
+                return
             for old in (self._path.parent / "tensorboard").glob("events.out.tfevents.*"):
                 old.unlink()
             accelerator.init_trackers("tensorboard")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import imageio.v2 as imageio
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from partikel.app.show import plots
 from partikel.app.show.plots import Extent
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, optional
 from partikel.fields import (
     At,
     Context,
@@ -297,6 +296,8 @@ def render(
     suffix = path.suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise ConfigError(f"an animation cannot be written to '{path.name}': use .gif or .mp4")
+    if suffix == ".mp4":  # before anything is drawn
+        _imageio()
     if not frames:
         raise ConfigError("there is nothing to animate: no frames.")
     if not 1 <= fps <= 50 or size < 64:
@@ -644,7 +645,15 @@ def _indexed(picture: np.ndarray, palette: np.ndarray) -> Image.Image:
     return image
 
 
+def _imageio() -> Any:
+    """What writes films, with the package that brings its ffmpeg."""
+    need = "an .mp4 needs imageio with its ffmpeg"
+    optional("imageio_ffmpeg", "video", need)
+    return optional("imageio.v2", "video", need)
+
+
 def _write_mp4(pictures: list[np.ndarray], path: Path, fps: int, hold: float) -> None:
+    imageio = _imageio()
     video: list[Any] = pictures + [pictures[-1]] * round(hold * fps)
     imageio.mimwrite(
         path,
