@@ -256,12 +256,13 @@ def test_archives_are_as_an_index_wants_them(built: Path) -> None:
 
 
 DEMO = """
-import sys
+import functools, sys
 from partikel.app import demo
 from partikel.app.cli import main
 
 assert "site-packages" in demo.__file__, demo.__file__
-demo.LENGTHS = dict.fromkeys(demo.LENGTHS, 20)
+demo.LENGTHS = dict.fromkeys(demo.LENGTHS, 2)
+demo.summarise = functools.partial(demo.summarise, n=300)
 main(["demo", "--out", sys.argv[1]])
 """
 
