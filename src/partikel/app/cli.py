@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,16 +322,21 @@ def export(run: str, /, out: str | None = None) -> None:
     print(export_run(loaded, Path(out) if out else loaded.path / "export"))
 
 
-def presets(name: str | None = None, /) -> None:
+def presets(name: str | None = None, /, json: bool = False) -> None:
     """List the presets with their measured results, or show one whole.
 
     Args:
         name: a preset to show, or a part of those to list (mnist, score-gan, paper).
+        json: print what the presets' files say as JSON, measured results among it.
     """
     from partikel.app import tables
     from partikel.app.reading import shipped_presets
+    from partikel.files import json_text
 
     listed = shipped_presets(name or "")
+    if json and listed:
+        print(json_text({name: listed[name]} if name in listed else listed))
+        return
     if name is not None and (name in listed or not listed):
         from partikel.app.config import shown_preset
 
@@ -405,7 +411,7 @@ def draw_matrix(
     Args:
         out: folder for matrix.json, matrix.png and the samples.
         target: two-dimensional data with a density: gaussians, unequal, ring, grid25.
-        rows: the fields, as in [svgd,sliced]; all of them unless given.
+        rows: as in [svgd,sliced], of :data:`partikel.studies.catalogue.CATALOGUE`; all of them unless given.
         seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
         cap: iterations of any training, at most; the catalogue's own unless given.
     """
@@ -639,7 +645,8 @@ def _overview() -> None:
     print("A generative model is a field and something that carries it: free particles, or a")
     print("generator. Partikel trains, samples, measures and shows such models.\n\ncommands:")
     for name, command in COMMANDS.items():
-        print(f"  {name:<12} {_summary(command).splitlines()[0]}")
+        said = textwrap.wrap(_summary(command).split("\n\n")[0], 65)
+        print(f"  {name:<12} " + f"\n{' ' * 15}".join(said))
     print("\n'partikel COMMAND --help' tells more. Start with 'partikel demo'.")
 
 

@@ -127,7 +127,7 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
     else:
         raise ConfigError(
             f"there is no preset '{name}': {nearest(name, preset_names())} "
-            "(a path to a .yaml file works too)"
+            "('partikel presets' lists them all; a path to a .yaml file works too)"
         )
     content = load_yaml(text, name)
     if not isinstance(content, dict) or not {"recipe", "extends"} & set(content):

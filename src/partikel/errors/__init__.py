@@ -82,15 +82,14 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
         valid: the names that exist.
 
     Returns:
-        ``"did you mean 'x'?"`` where something is close, else the valid names, or the nearest few of
-        very many.
+        ``"did you mean 'x'?"`` where something is close, the nearest first where there are very many
+        names, which are alike; else the valid names, unless they are so many.
     """
     import difflib
 
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    many = len(valid) > LISTED
+    close = difflib.get_close_matches(name, valid, n=4 if many else 1, cutoff=0.5)
     if close:
-        return f"did you mean '{close[0]}'?"
-    if len(valid) <= LISTED:
-        return f"valid: {', '.join(sorted(valid))}"
-    some = difflib.get_close_matches(name, valid, n=5, cutoff=0.0)
-    return f"valid: {', '.join(some)} and {len(valid) - len(some)} more"
+        *others, last = (f"'{each}'" for each in close)
+        return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+    return f"none of {len(valid)} is near" if many else f"valid: {', '.join(sorted(valid))}"

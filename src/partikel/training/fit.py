@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -36,8 +36,9 @@ from partikel.training.phases import Phase
 Evaluate = Callable[[Carrier, int], dict[str, float]]
 """(model with averaged weights in evaluation mode, iteration) -> figures to log."""
 
-Progress = Callable[[Trainer], AbstractContextManager[Callable[[dict[str, float]], None]]]
-"""Made for a trainer, it is entered for the time of training and called with the figures so far."""
+Progress = Callable[[Trainer], AbstractContextManager[Callable[[Mapping[str, Any]], None]]]
+"""Made for a trainer, it is entered for the time of training and called after each iteration with what was
+measured, or with that iteration's losses (scalars, on the device)."""
 
 
 _MEND = "free some space, then run the same command; the last whole checkpoint is kept"
@@ -154,7 +155,7 @@ def fit(
                 if main and (due or last or done.step % 50 == 0):
                     figures = {k: float(v) for k, v in done.metrics.items()} | figures
                     log.write(trainer, figures)
-                show(figures)
+                show(figures or done.metrics)
                 saved = last or done.step % checkpoint_every == 0
                 if saved:
                     save()
@@ -172,7 +173,7 @@ def fit(
         return trainer
 
 
-def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, float]], None]]:
+def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
     return nullcontext(lambda figures: None)
 
 

@@ -477,8 +477,11 @@ def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
     share = float(outside.double().mean())
     if share >= 0.0005:
         text = f"{share:.1%} outside"
-        at = axes.transAxes
-        axes.text(0.97, 0.03, text, transform=at, ha="right", color=MUTED, size=7, zorder=9)
+        options = {"transform": axes.transAxes, "ha": "right", "color": MUTED, "size": 7}
+        options |= {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}}
+        axes.text(
+            0.97, 0.03, text, zorder=9, **options
+        )  # on paper of its own: points lie there too
 
 
 def write_key(axes: Axes, inches: float) -> None:
