@@ -56,7 +56,7 @@ def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
         print(line.rstrip())
     if narrow:
         print(
-            "\n'partikel presets NAME' says what one is, and 'partikel presets mnist' lists some."
+            "\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some."
         )
 
 
