@@ -28,7 +28,7 @@ from partikel.metrics.evaluation import evaluate
 ROOT = Path(__file__).parents[1]
 LEAN = """
 import builtins, sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, distributions, requires
 from packaging.requirements import Requirement
 
 FIVE = {"torch", "numpy", "scipy", "accelerate", "safetensors"}
@@ -43,11 +43,13 @@ while waiting:
     except PackageNotFoundError:
         continue
     waiting |= {n.name for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})}
-hidden = {
-    module
-    for module, homes in packages_distributions().items()
-    if module != "partikel" and not {h.lower().replace("_", "-") for h in homes} & known
-}
+homes = {}  # of the modules at the top
+for each in distributions():
+    for path in each.files or ():
+        if path.suffix in {".py", ".so"}:
+            top = path.parts[0].partition(".")[0]
+            homes.setdefault(top, set()).add(each.metadata["Name"].lower().replace("_", "-"))
+hidden = {module for module, names in homes.items() if module != "partikel" and not names & known}
 assert {"sklearn", "cyclopts", "PIL", "matplotlib", "rich", "torchdiffeq"} <= hidden
 
 

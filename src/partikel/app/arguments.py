@@ -45,6 +45,8 @@ SHORT = {"n": "-n", "out": "-o"}
 """Names of one letter."""
 OPTIONS = "Options"
 """The heading of a command's own."""
+VALUE = {"metavar": "VALUE"} if "metavar" in inspect.signature(Parameter).parameters else {}
+"""What follows a name in the help: the cyclopts of Python 3.10 cannot be told."""
 Places = tuple[list[Any], dict[str, Any]]
 
 
@@ -89,8 +91,7 @@ class Option:
         told: dict[str, Any] = {"help": self._help(), "show_default": False}
         if not self.place:
             named = (self.name, SHORT[self.key]) if self.key in SHORT else self.name
-            metavar = None if self.flag else "VALUE"
-            told |= {"group": groups[self.group], "name": named, "metavar": metavar}
+            told |= {"group": groups[self.group], "name": named, **({} if self.flag else VALUE)}
             kind = kinds.KEYWORD_ONLY
         else:
             kind = kinds.VAR_POSITIONAL if self.several else kinds.POSITIONAL_ONLY

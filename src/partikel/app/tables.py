@@ -55,9 +55,7 @@ def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
         line = f"{name:<{names}}  {said:<{figures}}  {'' if narrow else sentence}"
         print(line.rstrip())
     if narrow:
-        print(
-            "\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some."
-        )
+        print("\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some.")
 
 
 def comparison(summaries: Sequence[Any]) -> None:
