@@ -326,8 +326,8 @@ def frame_figure(
     figure = plots.new_figure(inches, inches + plots.HEAD)
     axes = plots.add_panel(figure, (0, 0), inches, title or frame.label)
     if title:
-        right, y = 1 - plots.MARGIN / inches, (inches + 0.03) / (inches + plots.HEAD)
-        figure.text(right, y, frame.label, color=plots.MUTED, size=7.5, va="baseline", ha="right")
+        right, y = inches - plots.MARGIN, inches + 0.03
+        plots.write_at(figure, right, y, frame.label, 7.5, ha="right")
     _draw(axes, frame, data, inches)
     return figure
 
@@ -573,15 +573,12 @@ def _draw_arrows(axes: Axes, frame: Frame, width: float) -> None:
     if not longest > 0:
         return
     for name, vector in zip(frame.arrows, vectors, strict=True):
-        at = frame.x[: len(vector)].double().numpy()
         size = np.hypot(*vector.T)[:, None] / longest
         shown = vector / longest * (0.085 * width) / np.maximum(1, size / 1.3)
-        axes.quiver(
-            *at.T,
-            *shown.T,
-            angles="xy",
-            scale_units="xy",
-            scale=1,
+        plots.draw_arrows(
+            axes,
+            frame.x,
+            torch.from_numpy(shown),
             width=0.0042,
             headwidth=4.2,
             headlength=4.6,
