@@ -600,13 +600,9 @@ def _drawn(
     lines = [text for (*_, text), placed in zip(said, inside, strict=True) if not placed]
     lines += caption.split("\n")
     margin, foot = 0.6, 0.95 + 0.2 * len(lines)
-    figure = plots.new_figure((right - left) * _ACROSS + margin, (top - bottom) * _UP + foot)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes(
-        (margin / width, foot / height, 1 - margin / width, 1 - foot / height),
-        xlim=(left, right),
-        ylim=(bottom, top),
-    )
+    size = (right - left) * _ACROSS, (top - bottom) * _UP
+    figure = plots.new_figure(size[0] + margin, size[1] + foot)
+    axes = plots.place_axes(figure, (margin, foot), size, xlim=(left, right), ylim=(bottom, top))
     _draw_ground(axes)
     for (x, y, ground, text), placed in zip(said, inside, strict=True):
         if placed:
@@ -620,15 +616,8 @@ def _drawn(
     for g2, lambda2 in left_out:
         _draw_empty(axes, g2, lambda2)
     _write_notes(axes)
-    figure.text(
-        (margin + 0.12 * _ACROSS) / width,
-        0.14 / height,
-        "\n".join(lines),
-        size=8.5,
-        color=plots.MUTED,
-        va="bottom",
-        linespacing=1.5,
-    )
+    below = {"va": "bottom", "linespacing": 1.5}
+    plots.write_at(figure, margin + 0.12 * _ACROSS, 0.14, "\n".join(lines), 8.5, **below)
     return figure
 
 
