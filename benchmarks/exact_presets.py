@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from common import one_thread, save  # isort: skip
-from exact_trials import PATHS, Endings, limits, run_trial, trials  # isort: skip
+from exact_trials import PATHS, Endings, limits, matched_trial, run_trial, trials  # isort: skip
 import torch
 
 from partikel.schedules import KarrasGrid
@@ -30,7 +30,7 @@ from partikel.solvers import (
     Solver,
     StochasticHeun,
 )
-from partikel.studies.theory import Trial, matched_trial
+from partikel.studies.theory import Trial
 
 N = 10_000
 LEVEL = 0.99

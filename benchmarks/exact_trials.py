@@ -26,16 +26,17 @@ from partikel.schedules import (
     VPSchedule,
 )
 from partikel.streams import derive_seed, seeded
+from partikel.studies import theory
 from partikel.studies.theory import (
+    GAUSSIAN,
+    MIXTURE,
     Draw,
     Trial,
     drawn_from,
-    exact_targets,
     known_laws,
-    matched_trial,
     noised_by,
 )
-from partikel.targets import Gaussian
+from partikel.targets import Gaussian, GaussianMixture
 
 PATHS: dict[str, Schedule] = {
     "VE": VESchedule(40.0),
@@ -54,6 +55,31 @@ MATCHED = {
     "SLCD, g² = 3β": (3.0, 1.0),
 }
 """Points at which the optimal discriminator is constant, from the exact law at t = 0."""
+
+
+def exact_targets(dim: int) -> tuple[GaussianMixture, Gaussian]:
+    """A mixture of three components and a Gaussian in R^dim, both asymmetric and anisotropic."""
+    if dim == 2:
+        return MIXTURE, GAUSSIAN
+    generator = seeded(0, "verify", "targets", dim)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    roots = normal(3, dim, dim) / dim**0.5
+    widths = torch.tensor([0.5, 0.25, 0.3], dtype=torch.float64)[:, None, None]
+    covariances = widths * (roots @ roots.mT) + 0.05 * torch.eye(dim, dtype=torch.float64)
+    axes, _ = torch.linalg.qr(normal(dim, dim))
+    variances = torch.linspace(0.2, 1.5, dim, dtype=torch.float64)
+    return (
+        GaussianMixture(normal(3, dim), covariances, weights=[0.5, 0.3, 0.2]),
+        Gaussian(normal(dim), (axes * variances) @ axes.mT),
+    )
+
+
+def matched_trial(preset: str, dim: int, path: Schedule, g2: float, lambda2: float) -> Trial:
+    """A point on the line of the forward SDE, on the mixture of :func:`exact_targets`."""
+    return theory.matched_trial(preset, exact_targets(dim)[0], path, g2, lambda2)
 
 
 def trials(dim: int) -> Iterator[Trial]:

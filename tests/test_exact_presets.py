@@ -22,7 +22,9 @@ from exact_trials import (
     Endings,
     annealed_trial,
     closed_form_trial,
+    exact_targets,
     limits,
+    matched_trial,
     run_trial,
     trials,
 )
@@ -30,7 +32,7 @@ from partikel.diffflow import DiffFlow
 from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.schedules import EDMSchedule, KarrasGrid
 from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun
-from partikel.studies.theory import Trial, exact_targets, matched_trial
+from partikel.studies.theory import Trial
 from partikel.targets import Gaussian
 
 N, LINES = 10_000, 64

@@ -540,33 +540,12 @@ class Trial:
         return model.stream(start, generator=generator)
 
 
-def exact_targets(dim: int) -> tuple[GaussianMixture, Gaussian]:
-    """A mixture of three components and a Gaussian in R^dim, both asymmetric and anisotropic."""
-    if dim == 2:
-        return MIXTURE, GAUSSIAN
-    generator = seeded(0, "verify", "targets", dim)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    roots = normal(3, dim, dim) / dim**0.5
-    widths = torch.tensor([0.5, 0.25, 0.3], dtype=torch.float64)[:, None, None]
-    covariances = widths * (roots @ roots.mT) + 0.05 * torch.eye(dim, dtype=torch.float64)
-    axes, _ = torch.linalg.qr(normal(dim, dim))
-    variances = torch.linspace(0.2, 1.5, dim, dtype=torch.float64)
-    return (
-        GaussianMixture(normal(3, dim), covariances, weights=[0.5, 0.3, 0.2]),
-        Gaussian(normal(dim), (axes * variances) @ axes.mT),
-    )
-
-
-def matched_trial(preset: str, dim: int, path: Schedule, g2: float, lambda2: float) -> Trial:
-    """A point on the line of the forward SDE, on the mixture, with the constant d that is exact there."""
-    target, _ = exact_targets(dim)
-    flow, grid = (
-        DiffFlow.reverse(path, g2=g2, lambda2=lambda2),
-        KarrasGrid(path, max(path.sigma_end, 0.02)),
-    )
+def matched_trial(
+    preset: str, target: GaussianMixture, path: Schedule, g2: float, lambda2: float
+) -> Trial:
+    """A point on the line of the forward SDE, on a mixture, with the constant d that is exact there."""
+    flow = DiffFlow.reverse(path, g2=g2, lambda2=lambda2)
+    grid = KarrasGrid(path, max(path.sigma_end, 0.02))
     steps, solver = (40, Heun()) if flow.deterministic else (100, StochasticHeun())
     start, end = noised_by(target, path, 0.0, torch.float32), drawn_from(target, torch.float32)
     exact = ExactScoreField(target)
