@@ -42,6 +42,8 @@ MARGIN = 0.06
 """Inches of paper around a panel."""
 HEAD = 0.26
 """Inches over a panel for its title."""
+IMAGE = 0.62
+"""Inches of an image in a row of them."""
 MOST_POINTS = 4000
 """Points of a cloud that a scatter draws; more of them only make a blot."""
 
@@ -136,9 +138,7 @@ def is_images(x: Tensor) -> bool:
 # --- figures
 
 
-def scatter_figure(
-    samples: Tensor, data: Tensor | None = None, title: str | None = None, *, inches: float = 3.6
-) -> Figure:
+def scatter_figure(samples: Tensor, data: Tensor | None = None, title: str | None = None) -> Figure:
     """Points of the plane over those of the data, with equal axes.
 
     The view is the data's; how many samples lie outside is said in a corner.
@@ -147,8 +147,8 @@ def scatter_figure(
         samples: (n, 2).
         data: (m, 2).
         title: over the picture.
-        inches: width of the picture.
     """
+    inches = 3.6
     figure = new_figure(inches, inches + (HEAD if title else 0))
     axes = add_panel(figure, (0, 0), inches, title)
     _draw_points(axes, samples, data, view_of(samples if data is None else data), inches)
@@ -622,32 +622,29 @@ def quality_figure(
     return figure
 
 
-def neighbours_figure(
-    samples: Tensor, neighbours: Tensor, notes: Sequence[str], *, inches: float = 0.62
-) -> Figure:
+def neighbours_figure(samples: Tensor, neighbours: Tensor, notes: Sequence[str]) -> Figure:
     """Samples, each beside its nearest training images.
 
     Args:
         samples: (n, C, H, W) in [-1, 1].
         neighbours: (n, k, C, H, W), nearest first.
         notes: for each row, its distances from the first two.
-        inches: height of a row.
     """
     rows, columns = neighbours.shape[:2]
-    gap, note, high = 0.16, 1.0, rows * inches
-    figure = new_figure((columns + 1) * inches + 2 * gap + note + MARGIN, high + HEAD + MARGIN)
+    gap, note, high = 0.16, 1.0, rows * IMAGE
+    figure = new_figure((columns + 1) * IMAGE + 2 * gap + note + MARGIN, high + HEAD + MARGIN)
     at, above = MARGIN, MARGIN + high + 0.08
     for title, color, images, count in (
         ("sample", GENERATED, samples, 1),
         ("nearest training images", DATA, neighbours.flatten(0, 1), columns),
     ):
-        wide = inches * count
+        wide = IMAGE * count
         draw_images(place_axes(figure, (at, MARGIN), (wide, high)), images, count, "auto")
         write_at(figure, at, above, title, 9, color)
         at += wide + gap
     write_at(figure, at, above, "distances", 9)
     for row, text in enumerate(notes):
-        write_at(figure, at, MARGIN + high - (row + 0.5) * inches, text, 7.5, va="center")
+        write_at(figure, at, MARGIN + high - (row + 0.5) * IMAGE, text, 7.5, va="center")
     return figure
 
 
@@ -656,7 +653,6 @@ def dots_figure(
     title: str,
     *,
     levels: Mapping[str, float] | None = None,
-    width: float = 7.2,
 ) -> Figure:
     """Positive values on a logarithmic axis, a row for each name: distances of models, say.
 
@@ -664,7 +660,6 @@ def dots_figure(
         rows: name -> values, one for each seed; those that are not positive are left out.
         title: what the values are.
         levels: named vertical lines, such as the distance of data or of noise.
-        width: inches.
 
     Raises:
         ConfigError: for nothing to draw.
@@ -674,7 +669,7 @@ def dots_figure(
     every = [v for values in shown.values() for v in values] + list(marks.values())
     if not every:
         raise ConfigError("there is nothing to draw: give at least one positive value.")
-    row, top, bottom = 0.3, 0.62, 0.36
+    row, top, bottom, width = 0.3, 0.62, 0.36, 7.2
     height = top + row * len(shown) + bottom
     figure = new_figure(width, height)
     left = 0.2 + 0.075 * max(map(len, shown))
@@ -715,9 +710,6 @@ def bars_figure(
     title: str,
     *,
     level: tuple[str, float] | None = None,
-    inches: float = 0.95,
-    columns: int = 3,
-    side: float = 2.5,
 ) -> Figure:
     """Bars of several groups, a small panel for each, on one scale: histograms over classes, say.
 
@@ -728,11 +720,8 @@ def bars_figure(
         labels: under the bars.
         title: what the values are.
         level: a named horizontal line in every panel.
-        inches: height of the bars' panels.
-        columns: panels side by side.
-        side: width of a panel.
     """
-    columns = min(columns, len(groups))
+    columns, side, inches = min(3, len(groups)), 2.5, 0.95
     rows = math.ceil(len(groups) / columns)
     head, gap, name, foot = 0.36, 0.22, 0.24, 0.2
     height = head + rows * (name + inches + foot) + 0.06
@@ -757,28 +746,25 @@ def bars_figure(
     return figure
 
 
-def strips_figure(
-    strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], *, inches: float = 0.62
-) -> Figure:
+def strips_figure(strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]]) -> Figure:
     """Images as they come into being, from left to right; below each other, for several models.
 
     Args:
         strips: name -> (rows, columns, C, H, W) in [-1, 1], all of as many columns.
         captions: name -> what moment each column is.
-        inches: width of an image.
     """
     columns = max(strip.shape[1] for strip in strips.values())
     head, foot = 0.42, 0.14
-    top = sum(strip.shape[0] * inches + head + foot for strip in strips.values())
-    figure = new_figure(columns * inches + 2 * MARGIN, top)
+    top = sum(strip.shape[0] * IMAGE + head + foot for strip in strips.values())
+    figure = new_figure(columns * IMAGE + 2 * MARGIN, top)
     for name, strip in strips.items():
-        high, wide = strip.shape[0] * inches, strip.shape[1] * inches
+        high, wide = strip.shape[0] * IMAGE, strip.shape[1] * IMAGE
         bottom = top - head - high
         axes = place_axes(figure, (MARGIN, bottom), (wide, high))
         draw_images(axes, strip.flatten(0, 1), strip.shape[1], "auto")
         write_at(figure, MARGIN, top - 0.17, name, 9.5, INK)
         for column, caption in enumerate(captions[name]):
-            x = MARGIN + (column + 0.48) * inches
+            x = MARGIN + (column + 0.48) * IMAGE
             write_at(figure, x, top - head + 0.06, caption, 7.5, ha="center")
         top = bottom - foot
     return figure
