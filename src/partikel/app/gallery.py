@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
+from partikel.app.config import dump_config, settings_of
+from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
 from partikel.app.runs import (
     Run,
@@ -62,52 +63,76 @@ from partikel.training.engine import all_done, processes
 Measured = TypeVar("Measured", Evaluation, Memorisation)
 
 
-def plan_preset(preset: str, settings: Mapping[str, Any]) -> str:
-    """What training a preset would do: the resolved configuration, and remarks about the system.
+def plan_preset(preset: str, settings: Mapping[str, Any], data: str | None = None) -> str:
+    """What training would do: what was chosen, the resolved configuration, remarks about the system.
 
     Args:
-        preset: its name, or path of a .yaml file.
+        preset: see :func:`partikel.app.planning.plan_training`, as the next two.
         settings: those that were given.
+        data: of one's own.
     """
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
-    dataset = open_dataset(recipe.data)
-    said: list[str] = []
-    recipe = fit_batches(recipe, dataset, (loaded.given, settings), said.append)
+    plan = plan_training(preset, settings, data)
+    dataset = open_dataset(plan.recipe.data)
+    said = list(plan.said)
+    recipe = fit_batches(plan.recipe, dataset, plan.given, said.append)
+    if plan.chosen:
+        said.append(f"  {estimate(recipe)}")
     system = recipe.system(dataset)
     count = sum(p.numel() for p in system.model.parameters())
     phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
     kind = type(system.model).__name__
-    said = [f"# {text}\n" for text in said] + [dump_config(recipe, loaded.name)]
+    said = [f"# {text}\n" for text in said] + [dump_config(recipe, plan.label)]
     return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
 
 
 def train_preset(
-    preset: str, settings: Mapping[str, Any], out: str | None, console: Console | None
+    preset: str,
+    settings: Mapping[str, Any],
+    out: str | None,
+    console: Console | None,
+    data: str | None = None,
 ) -> tuple[Run, Path] | None:
-    """Train a preset, or go on where it stopped, and write the run's page.
+    """Train, or go on where it stopped, and write the run's page.
 
     Args:
-        preset: its name, or path of a .yaml file.
+        preset: see :func:`partikel.app.planning.plan_training`, as settings, out and data.
         settings: those that were given.
-        out: the run's folder; runs/PRESET unless given.
+        out: the run's folder.
         console: where progress is shown.
+        data: of one's own.
 
     Returns:
         The run and its page; None in all processes but the main one.
     """
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
-    main_process, given = processes().is_main_process, (loaded.given, settings)
-    folder = Path(out or f"runs/{loaded.name}")
+    main_process = processes().is_main_process
     try:
-        run = train_run(recipe, folder, preset=loaded.name, console=console, given=given)
+        plan = plan_training(preset, settings, data, out)
+        if console is not None and main_process:
+            _tell(plan, console)
+        run = train_run(
+            plan.recipe, plan.folder, preset=plan.label, console=console, given=plan.given
+        )
     except PartikelError as error:
         if main_process or isinstance(error, DataError):  # data may be missing on one node only
             raise
         sys.exit(getattr(error, "exit_code", 2))  # the main process says why
     all_done()
     return (run, write_run_page(run)) if main_process else None
+
+
+def _tell(plan: Plan, console: Console) -> None:
+    """Say what was chosen, and how long it will take."""
+    said = list(plan.said)
+    if plan.chosen:
+        if may_estimate():
+            recipe = fit_batches(plan.recipe, open_dataset(plan.recipe.data), plan.given)
+            said.append(f"  {estimate(recipe)}")
+        said.append(
+            "  say otherwise by name (--data.size 64, --iterations 1000): 'partikel train "
+            f"{plan.recipe.name} --help'"
+        )
+    for line in said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def sample_run(

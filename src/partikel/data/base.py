@@ -100,6 +100,8 @@ class Dataset(Checked, ABC):
     """Shape of one point: (D,) for vectors, (C, H, W) for images."""
     classes: int | None
     """Number of labels, which are 0, ..., classes - 1; None where there are none."""
+    class_names: tuple[str, ...] | None = None
+    """What the labels are called, in their order; None where they are numbers only."""
     target: Target | None
     """The exact law, where it is known."""
     sigma_data: float

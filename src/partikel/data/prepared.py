@@ -188,6 +188,7 @@ class MappedDataset(FiniteDataset):
             flip=flip,
             sigma_data=2 / 255 * math.sqrt(count * squares - total**2) / max(count, 1),
         )
+        self.class_names = None if prepared.classes is None else tuple(prepared.classes)
         self.prepared = prepared
         self._rows = dict(rows)
 
