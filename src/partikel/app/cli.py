@@ -134,8 +134,8 @@ def sample(
         n: number of samples, at most what 4 GiB hold; 64 unless given, or 8 of each of several
             labels.
         out: file to write; RUN/samples.png unless given.
-        label: class of the samples of a conditional model; several (0,3,7), or all, in equal shares
-            and a row of images for each. Drawn at the data's frequencies unless given.
+        label: class of the samples of a conditional model, by name or number; several (0,3,7), or all,
+            in equal shares and a row of images for each. Drawn at the data's frequencies unless given.
         drawn: how.
         seed: of the samples.
     """

@@ -47,7 +47,10 @@ from partikel.likelihood import (
     generative_sde,
     probability_flow,
 )
+from partikel.metrics import memorised, nearest_neighbours
 from partikel.metrics.evaluation import (
+    EXACT,
+    NEIGHBOUR,
     Evaluation,
     Memorisation,
     evaluate,
@@ -158,7 +161,8 @@ def sample_run(
     if kind not in (".npz", ".png"):
         raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
     generator = torch.Generator().manual_seed(seed)
-    rows = 1 if label is None else len(classes_in(run.model, label))
+    chosen = [] if label is None else classes_in(run.model, label, run.data.class_names)
+    rows = max(1, len(chosen))
     if n is None:
         n = 64 if rows == 1 else 8 * rows
     cond = None if n < 1 else run.labels(n, label, generator=generator)
@@ -170,7 +174,13 @@ def sample_run(
             else:
                 np.savez_compressed(part, x=x.numpy(), cond=cond.numpy())
     elif rows > 1 and plots.is_images(x):
-        plots.save_image(plots.image_grid(x, columns=n // rows), path)
+        names = run.data.class_names
+        if names is None:
+            plots.save_image(plots.image_grid(x, columns=n // rows), path)
+        else:
+            strips = x.unflatten(0, (rows, n // rows))
+            named = {names[k]: strip[None] for k, strip in zip(chosen, strips, strict=True)}
+            plots.save_figure(plots.strips_figure(named, dict.fromkeys(named, ())), path)
     else:
         data = run.beside(min(n, 1000), generator)
         plots.save_picture(x, path, data=data, title=f"{run.preset}: {n} samples")
@@ -595,14 +605,13 @@ def summarise(
     out.mkdir(parents=True, exist_ok=True)
     result = evaluate_run(run, n=n, seed=seed)
     write_json(out / "evaluation.json", result.as_dict())
-    picture = out / "samples.png"
     generator = seeded(seed, "picture")
-    count = 1000 if len(run.data.shape) == 1 else 100
-    samples = run.sample(count, generator=generator)
-    data = None
-    if len(run.data.shape) == 1:
-        data = run.beside(count, generator)
-    plots.save_picture(samples, picture, data=data)
+    images = len(run.data.shape) == 3
+    samples = run.sample(100 if images else 1000, generator=generator)
+    real = run.beside(len(samples), generator)
+    pictures = _beside(run, out, samples, real, generator) if images else {}
+    picture = out / "samples.png"
+    plots.save_picture(samples, picture, data=None if images else real)
     moving = out / "animation.gif"
     drawable = _planar(run) or len(run.data.shape) == 3
     moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
@@ -631,14 +640,80 @@ def summarise(
         animation=moving if moving.exists() else None,
         planar=_planar(run),
         settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
+        **pictures,
     )
+
+
+STRIP = 8
+"""Images of a class on a page."""
+MOST_CLASSES = 24
+"""Classes that a page shows, the most frequent ones."""
+ROWS = 6
+"""Samples that a page shows beside their nearest training images."""
+SEARCHED = 10**8
+"""Numbers of all training images, in which a page looks for neighbours; of more it leaves them out."""
+
+
+def _beside(
+    run: Run, out: Path, samples: Tensor, real: Tensor | None, generator: torch.Generator
+) -> dict[str, Any]:
+    """What stands beside samples of images: real ones, classes, nearest training images."""
+    data, count = run.dataset, run.dataset.size("train") or 0
+    channels, height, width = run.data.shape
+    names = data.class_names or tuple(map(str, range(data.classes or 0)))
+    listed = ", ".join(names) if len(names) <= MOST_CLASSES else f"{len(names)} classes"
+    kind = "grey" if channels == 1 else "in colour"
+    about = f"{run.recipe.data.title}: {count:,} training images, {height}x{width}, {kind}"
+    found: dict[str, Any] = {"data": f"{about}; {listed}" if names else about}
+    if real is not None:
+        found["real"] = out / "real.png"
+        plots.save_picture(real, found["real"])
+    shares = run.model.label_weights
+    if shares is not None:
+        order = shares.argsort(descending=True, stable=True)[:MOST_CLASSES].sort().values.tolist()
+        some = data.draw(data.at_most(2000), generator=generator)
+        assert some.cond is not None
+        made = run.sample(STRIP * len(order), generator=generator, label=order)
+        strips = {}
+        for place, label in enumerate(order):
+            strip = made[place * STRIP : (place + 1) * STRIP]
+            known = some.x[some.cond == label][:STRIP]
+            strips[names[label]] = out / "classes" / f"{label}.png"
+            sheet = plots.image_grid(torch.cat([strip, known]), columns=STRIP)
+            plots.save_image(sheet, strips[names[label]])
+        found["classes"] = strips
+    if 2 <= count and count * math.prod(run.data.shape) <= SEARCHED:
+        found |= _nearest(run, out, samples)
+    return found
+
+
+def _nearest(run: Run, out: Path, samples: Tensor) -> dict[str, Any]:
+    """Samples beside their nearest training images, by pixels, which need no network."""
+    data = run.dataset
+    assert isinstance(data, FiniteDataset)
+    count = data.size("train")
+    training = data.take(torch.arange(count)).x.flatten(1)
+    distances, indices = nearest_neighbours(
+        samples.cpu().flatten(1), training, min(NEIGHBOUR, count)
+    )
+    near = indices[:ROWS]
+    images = training[near.flatten()].unflatten(1, data.shape)
+    paths = out / "nearest-samples.png", out / "nearest.png"
+    plots.save_image(plots.image_grid(samples[:ROWS], columns=1, scale=2), paths[0])
+    plots.save_image(plots.image_grid(images, columns=near.shape[1], scale=2), paths[1])
+    copies = int(memorised(distances, EXACT).sum())
+    said = f"{copies} of {len(samples)} samples look like copies"
+    return {
+        "nearest": paths,
+        "copies": f"{said}: their nearest training image is less than a third as far as the next one.",
+    }
 
 
 def write_run_page(run: Run, *, n: int = 10_000, seed: int = 0) -> Path:
     """Evaluate a run, draw it, and write ``report.html`` in its folder."""
     summary = summarise(run, n=n, seed=seed)
     path = run.path / "report.html"
-    write_page(path, run.preset, [summary], command=f"partikel train {run.preset} --out {run.path}")
+    write_page(path, run.title, [summary], command=run.command)
     return path
 
 
@@ -659,7 +734,7 @@ def compare_runs(
     Raises:
         ConfigError: if the runs are of different data, or there are none.
     """
-    data = {run.data.name for run in runs}
+    data = {run.recipe.data.title for run in runs}
     if len(data) != 1:
         raise ConfigError(
             f"only runs of the same data compare, these are of {', '.join(sorted(data)) or 'none'}."
@@ -700,7 +775,7 @@ def _compare(runs: Sequence[Run], out: Path, n: int, seed: int) -> list[RunSumma
     }
     write_json(out / "comparison.json", record)
     command = "partikel compare " + " ".join(str(run.path) for run in runs)
-    title = f"Comparison on {runs[0].data.name}"
+    title = f"Comparison on {runs[0].recipe.data.title}"
     write_page(out / "index.html", title, summaries, command=command)
     return summaries
 

@@ -305,6 +305,7 @@ class FiniteDataset(Dataset):
         labels: by split, (N,), whole numbers; None where there are none.
         top: the byte that becomes 1; 0 becomes -1.
         classes: number of labels.
+        class_names: what they are called.
         flip: mirror each image of a batch, left to right, with probability ½. What :meth:`draw` and
             :meth:`take` give is never mirrored: it is what models are measured against.
         sigma_data: see :attr:`Dataset.sigma_data`; measured where None.
@@ -323,6 +324,7 @@ class FiniteDataset(Dataset):
         *,
         top: int = 255,
         classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
         flip: bool = False,
         sigma_data: float | None = None,
     ) -> None:
@@ -337,6 +339,7 @@ class FiniteDataset(Dataset):
         self.name = name
         self.shape = tuple(points["train"].shape[1:])
         self.classes = classes
+        self.class_names = class_names
         self.target = None
         self.flip = flip
         self.top = top

@@ -298,6 +298,10 @@ def curves_figure(
             axes.fill_between(x, low, high, color=stroke.color, alpha=0.16, linewidth=0)
     if log:
         axes.set_yscale("log")
+        if max(heights, default=1.0) < 300 * lowest:  # else powers of ten are enough
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
     if ticks is not None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -743,12 +747,12 @@ def strips_figure(
 
     Args:
         strips: name -> (rows, columns, C, H, W) in [-1, 1], all of as many columns.
-        captions: name -> what moment each column is.
+        captions: name -> what moment each column is, or nothing.
         inches: width of an image.
     """
     columns = max(strip.shape[1] for strip in strips.values())
     width = columns * inches + 2 * MARGIN
-    head, foot = 0.42, 0.14
+    head, foot = (0.42, 0.14) if any(captions.values()) else (0.27, 0.05)
     height = sum(strip.shape[0] * inches + head + foot for strip in strips.values())
     figure = new_figure(width, height)
     top = height
