@@ -249,9 +249,7 @@ def _discriminator_flow(case: _Case) -> dict[str, Any]:
     return {
         "objective": "ipm",
         "network": _timed(case),
-        "penalties": (
-            {"weight": ((0.0, 0.1), (0.3, 0.05)), "centre": 0.0, "at": "interpolated"},
-        ),
+        "penalties": ({"weight": ((0.0, 0.1), (0.3, 0.05)), "centre": 0.0, "at": "interpolated"},),
         "steps": 16,
         "eta": 1.3,
         "pool": 64,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from partikel.app.runs import Run
     from partikel.models import Sampling
 
-_OF_TRAIN = ("data", "out", "dry_run")
+_OF_TRAIN = ("own_data", "out", "dry_run")
 """Options of 'train' that are no settings."""
 Split: TypeAlias = Literal["test", "validation", "train"]
 SolverName: TypeAlias = Literal[
@@ -79,7 +79,7 @@ _AS_TRAINED = Drawn()
 def train(
     preset: str,
     /,
-    data: str | None = None,
+    own_data: str | None = None,
     out: str | None = None,
     dry_run: bool = False,
     **settings: Any,
@@ -96,7 +96,7 @@ def train(
     Args:
         preset: name of a preset ('partikel presets' lists them) or of a recipe, or path to a .yaml
             file.
-        data: your own pictures: a folder (its sub-folders are classes), a .zip file, a data set's name,
+        own_data: your own pictures: a folder (its sub-folders are classes), a .zip file, a data set's name,
             or OWNER/NAME on the Hugging Face Hub.
         out: the run's folder; runs/PRESET, with the data's name where --data is given, unless given.
         dry_run: print what was chosen and the resolved configuration, and stop.
@@ -105,12 +105,12 @@ def train(
     from partikel.app import gallery
     from partikel.app.reading import given
 
-    if data is not None and data.lstrip().startswith("{"):  # settings as a whole, as of any group
-        settings["data"], data = given(data, "--data"), None
+    if own_data is not None and own_data.lstrip().startswith("{"):  # settings, as of any group
+        settings["data"], own_data = given(own_data, "--data"), None
     if dry_run:
-        print(gallery.plan_preset(preset, settings, data), end="")
+        print(gallery.plan_preset(preset, settings, own_data), end="")
         return
-    trained = gallery.train_preset(preset, settings, out, _console(), data)
+    trained = gallery.train_preset(preset, settings, out, _console(), own_data)
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"

@@ -608,10 +608,10 @@ def summarise(
     generator = seeded(seed, "picture")
     images = len(run.data.shape) == 3
     samples = run.sample(100 if images else 1000, generator=generator)
-    real = run.beside(len(samples), generator)
-    pictures = _beside(run, out, samples, real, generator) if images else {}
+    pictures = _beside(run, out, samples, generator) if images else {}
     picture = out / "samples.png"
-    plots.save_picture(samples, picture, data=None if images else real)
+    data = None if images else run.beside(len(samples), generator)
+    plots.save_picture(samples, picture, data=data)
     moving = out / "animation.gif"
     drawable = _planar(run) or len(run.data.shape) == 3
     moves = run.model.steps is not None or any((run.path / "frames").glob("step-*"))
@@ -654,9 +654,7 @@ SEARCHED = 10**8
 """Numbers of all training images, in which a page looks for neighbours; of more it leaves them out."""
 
 
-def _beside(
-    run: Run, out: Path, samples: Tensor, real: Tensor | None, generator: torch.Generator
-) -> dict[str, Any]:
+def _beside(run: Run, out: Path, samples: Tensor, generator: torch.Generator) -> dict[str, Any]:
     """What stands beside samples of images: real ones, classes, nearest training images."""
     data, count = run.dataset, run.dataset.size("train") or 0
     channels, height, width = run.data.shape
@@ -665,13 +663,12 @@ def _beside(
     kind = "grey" if channels == 1 else "in colour"
     about = f"{run.recipe.data.title}: {count:,} training images, {height}x{width}, {kind}"
     found: dict[str, Any] = {"data": f"{about}; {listed}" if names else about}
-    if real is not None:
-        found["real"] = out / "real.png"
-        plots.save_picture(real, found["real"])
+    some = data.draw(data.at_most(2000), generator=generator)
+    found["real"] = out / "real.png"
+    plots.save_picture(some.x[: len(samples)], found["real"])
     shares = run.model.label_weights
     if shares is not None:
         order = shares.argsort(descending=True, stable=True)[:MOST_CLASSES].sort().values.tolist()
-        some = data.draw(data.at_most(2000), generator=generator)
         assert some.cond is not None
         made = run.sample(STRIP * len(order), generator=generator, label=order)
         strips = {}
@@ -682,7 +679,7 @@ def _beside(
             sheet = plots.image_grid(torch.cat([strip, known]), columns=STRIP)
             plots.save_image(sheet, strips[names[label]])
         found["classes"] = strips
-    if 2 <= count and count * math.prod(run.data.shape) <= SEARCHED:
+    if count >= 2 and count * math.prod(run.data.shape) <= SEARCHED:
         found |= _nearest(run, out, samples)
     return found
 

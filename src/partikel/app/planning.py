@@ -1,4 +1,4 @@
-"""What a training is going to do, before it does: its settings, its folder, what was chosen, how long it takes.
+"""What a training is going to do, before it does: settings, folder, what was chosen, how long it takes.
 
 ``partikel train edm --data PICTURES`` names a recipe and pictures, and the rest is chosen for them
 (:mod:`partikel.app.choices`); with a preset, the pictures take the place of its data.
@@ -21,7 +21,6 @@ from partikel.app.runs import context_for, draw_samples
 from partikel.data import DATASETS, Dataset, open_dataset
 from partikel.data.folder import find
 from partikel.data.looking import look
-from partikel.data.settings import DataSettings
 from partikel.errors import ConfigError, DataError, nearest
 from partikel.models import Carrier
 from partikel.recipes import RECIPES, Recipe
@@ -120,9 +119,7 @@ def source_of(data: str) -> dict[str, Any]:
     )
 
 
-def _chosen(
-    name: str, settings: dict[str, Any], own: Any, out: str | None
-) -> Plan:
+def _chosen(name: str, settings: dict[str, Any], own: Any, out: str | None) -> Plan:
     """The plan of a recipe whose settings are chosen for the data."""
     base: dict[str, Any] = {}
     score = _data_score(settings.get("data_score"))
@@ -147,7 +144,15 @@ def _chosen(
         return Plan(recipe, label, folder, (stored, settings), said)
     cuda = torch.cuda.is_available()
     typed = {key: getattr(data, key) for key in {*own, *base.get("data", {})}}
-    choice = choose(name, look(data), {**base, **settings, "data": typed}, cuda=cuda)
+    try:
+        seen = look(data)
+    except (ConfigError, DataError) as error:
+        if data.name != "hub" or Path(data.path or "").exists():
+            raise
+        raise DataError(
+            f"there is no folder or zip file {data.path} here, and as a name on the Hugging Face Hub: {error}"
+        ) from error
+    choice = choose(name, seen, {**base, **settings, "data": typed}, cuda=cuda)
     recipe = make_recipe(name, choice.settings, {**settings, "data": own})
     first, *others = choice.reasons
     said = (f"{label}: {first}", *(f"  {each}" for each in others))

@@ -1,4 +1,4 @@
-"""A look at pictures before anything is made of them: how many, how large, grey or in colour, of which classes."""
+"""A look at pictures before anything is made of them: how many, how large, of which colours and classes."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def look(settings: DataSettings) -> Seen:
     source = entry.source(replace(settings, **changes))
     with source.open() as listing:
         if not listing.names:
-            raise DataError(
-                f"{source.where} holds no pictures: check the path, or put some there."
-            )
+            raise DataError(f"{source.where} holds no pictures: check the path, or put some there.")
         return replace(_seen(listing, source.where), sizes=sizes, changes=changes)
 
 
