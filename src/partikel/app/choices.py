@@ -135,7 +135,7 @@ def _side(seen: Seen, cuda: bool) -> tuple[int, str]:
     fitting = [side for side in seen.sizes if side <= most]
     if seen.side in fitting and seen.side % 4 == 0:
         return seen.side, "as they are"
-    usual = statistics.quantiles(seen.sides, n=4)[0] if len(seen.sides) > 1 else seen.sides[0]
+    usual = statistics.quantiles([*seen.sides, *seen.sides], n=4)[0]
     powers = [side for side in (8, 16, 32, 64) if side in fitting]
     reached = [side for side in powers if side <= usual]
     if not reached:

@@ -88,7 +88,7 @@ def _seen(listing: Listing, where: str) -> Seen:
     edges: list[tuple[int, int]] = []
     colours = transparent = 0
     unreadable: dict[str, str] = {}
-    for i in chosen.tolist():
+    for i in map(int, chosen):
         try:
             picture = listing.read(i)
             edges.append(picture.size)

@@ -469,7 +469,7 @@ def write_beside(
     axes: Axes, text: str, at: tuple[float, float], points: float, color: str, **options: Any
 ) -> None:
     """Small text so many points to the right of a place, in units of the axes."""
-    options |= {"textcoords": "offset points", "color": color, "size": 7, "zorder": 9}
+    options = {"size": 7, **options, "textcoords": "offset points", "color": color, "zorder": 9}
     axes.annotate(text, at, xycoords=axes.transAxes, xytext=(points, -2.5), **options)
 
 
@@ -487,12 +487,13 @@ def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
 
 def write_key(axes: Axes, inches: float) -> None:
     """What the two kinds of points are, at the lower left."""
-    at, line = axes.transAxes, 0.13 / inches
+    size = 8.5 if inches > 3 else 7  # a picture by itself may be as wide as a phone
+    at, line = axes.transAxes, 0.0186 * size / inches
     kinds = [("generated", GENERATED, "o"), ("data", DATA, "D")]
     for place, (name, color, marker) in enumerate(kinds):
         y = 0.042 + place * line
         axes.plot(0.036, y, marker, color=color, markersize=3.2, transform=at, zorder=9)
-        write_beside(axes, name, (0.036, y), 6, MUTED)
+        write_beside(axes, name, (0.036, y), 6, MUTED, size=size)
 
 
 def themed_svg(figure: Figure) -> str:
