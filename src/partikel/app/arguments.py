@@ -43,6 +43,8 @@ from partikel.errors.checks import (
 
 SHORT = {"n": "-n", "out": "-o"}
 """Names of one letter."""
+LONG = {"own_data": "--data"}
+"""Names that an argument cannot have, as a group of settings has them."""
 OPTIONS = "Options"
 """The heading of a command's own."""
 VALUE = {"metavar": "VALUE"} if "metavar" in inspect.signature(Parameter).parameters else {}
@@ -73,7 +75,7 @@ class Option:
     @property
     def name(self) -> str:
         """As it is written on the line."""
-        return f"--{self.key.replace('_', '-')}"
+        return LONG.get(self.key, f"--{self.key.replace('_', '-')}")
 
     @property
     def flag(self) -> bool:

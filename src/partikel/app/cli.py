@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from partikel.app.runs import Run
     from partikel.models import Sampling
 
+_OF_TRAIN = ("own_data", "out", "dry_run")
+"""Options of 'train' that are no settings."""
 Split: TypeAlias = Literal["test", "validation", "train"]
 SolverName: TypeAlias = Literal[
     "euler",
@@ -76,25 +78,41 @@ class Drawn:
 _AS_TRAINED = Drawn()
 
 
-def train(preset: str, /, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
-    """Train a preset or a YAML configuration; the same command resumes.
+def train(
+    preset: str,
+    /,
+    own_data: str | None = None,
+    out: str | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> None:
+    """Train a preset, a YAML configuration, or a recipe on pictures of your own; the same command resumes.
+
+    'partikel train edm --data PICTURES' looks at them and chooses size, network, batch and length; edm may
+    be any recipe (gan, discriminator-flow, score-gan, ...).
 
     With several processes, start 'accelerate launch -m partikel train PRESET' (docs/cluster.md). Any
     setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
     'partikel train PRESET --help' lists them.
 
     Args:
-        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file.
-        out: the run's folder; runs/PRESET unless given.
-        dry_run: print the resolved configuration and stop.
+        preset: name of a preset ('partikel presets' lists them) or of a recipe, or path to a .yaml
+            file.
+        own_data: your own pictures: a folder (its sub-folders are classes), a .zip file, a data set's name,
+            or OWNER/NAME on the Hugging Face Hub.
+        out: the run's folder; runs/PRESET, with the data's name where --data is given, unless given.
+        dry_run: print what was chosen and the resolved configuration, and stop.
         settings: the recipe's settings.
     """
     from partikel.app import gallery
+    from partikel.app.reading import given
 
+    if own_data is not None and own_data.lstrip().startswith("{"):  # settings, as of any group
+        settings["data"], own_data = given(own_data, "--data"), None
     if dry_run:
-        print(gallery.plan_preset(preset, settings), end="")
+        print(gallery.plan_preset(preset, settings, own_data), end="")
         return
-    trained = gallery.train_preset(preset, settings, out, _console())
+    trained = gallery.train_preset(preset, settings, out, _console(), own_data)
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
@@ -118,8 +136,8 @@ def sample(
         n: number of samples, at most what 4 GiB hold; 64 unless given, or 8 of each of several
             labels.
         out: file to write; RUN/samples.png unless given.
-        label: class of the samples of a conditional model; several (0,3,7), or all, in equal shares
-            and a row of images for each. Drawn at the data's frequencies unless given.
+        label: class of the samples of a conditional model, by name or number; several (0,3,7), or all,
+            in equal shares and a row of images for each. Drawn at the data's frequencies unless given.
         drawn: how.
         seed: of the samples.
     """
@@ -632,10 +650,10 @@ def _settings(tokens: list[str]) -> list[Option]:
     except ConfigError:
         print("Name a preset to see its settings: partikel train edm-gaussians --help\n")
         return []
-    from partikel.app.config import load_preset, make_recipe
+    from partikel.app.config import load_started, make_recipe
 
-    loaded = load_preset(preset)
-    settings = {key: value for key, value in values.items() if key not in ("out", "dry_run")}
+    loaded = load_started(preset)
+    settings = {key: value for key, value in values.items() if key not in _OF_TRAIN}
     recipe = make_recipe(loaded.recipe, loaded.settings, settings)
     return options_in(type(recipe), recipe, group=f"Settings of the recipe '{loaded.recipe}'")
 

@@ -108,6 +108,17 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     return Preset(label, about, recipe, dict(settings), measured, dict(chosen))
 
 
+def load_started(name: str) -> Preset:
+    """What a training is started from: a preset, a file, or a recipe by its name, which sets nothing.
+
+    Raises:
+        ConfigError: as :func:`load_preset`.
+    """
+    if name in RECIPES and name not in _PRESETS:
+        return Preset(name, RECIPES[name].title, name, {}, {})
+    return load_preset(name)
+
+
 def read_configuration(name: str | Path) -> dict[str, Any]:
     """What stands in a configuration, its keys and their types checked, its settings not.
 

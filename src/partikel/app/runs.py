@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ from partikel.app.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.data.folder import find
 from partikel.data.known import KnownData
-from partikel.errors import CheckpointError, ConfigError, DataError
+from partikel.errors import CheckpointError, ConfigError, DataError, nearest
 from partikel.errors.checks import Checked, checked
 from partikel.files import (
     clear_parts,
@@ -80,8 +81,8 @@ CONTEXT = 256
 FRAMES = 48
 """Frames recorded while a generator is trained."""
 
-Labels: TypeAlias = int | Sequence[int] | str
-"""Classes to sample: one, several (a string has commas between them), or "all"."""
+Labels: TypeAlias = int | Sequence[int | str] | str
+"""Classes to sample, by number or by name: one, several (a string has commas between them), or "all"."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Run(Checked):
         check_memory(n, self.data.shape)
         if label is None:
             return self.model.labels(n, generator=generator)
-        classes = classes_in(self.model, label)
+        classes = classes_in(self.model, label, self.data.class_names)
         if n % len(classes):
             raise ConfigError(
                 f"{n} samples cannot be shared equally by {len(classes)} labels: make their number "
@@ -209,6 +210,21 @@ class Run(Checked):
             if not isinstance(line, dict) or type(line.get("step")) is not int:
                 raise CheckpointError(f"line {number} of {path} cannot be read: remove that line.")
         return lines
+
+    @property
+    def title(self) -> str:
+        """Its data and its model, as people call them."""
+        return f"{self.recipe.data.title}: {self.recipe.title}"
+
+    @property
+    def command(self) -> str:
+        """The command line that trained it, as it was given, options and all."""
+        try:
+            program, *options = map(str, read_json(self.path / "environment.json")["command"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        ours = Path(program).stem in ("partikel", "__main__")
+        return shlex.join(["partikel" if ours else program, *options])
 
     @property
     def cpu_seconds(self) -> float:
@@ -270,26 +286,38 @@ def draw_samples(
     return samples
 
 
-def classes_in(model: Carrier, label: Labels) -> list[int]:
+def classes_in(model: Carrier, label: Labels, names: Sequence[str] | None = None) -> list[int]:
     """The classes that a label asks for: one, several, or "all".
+
+    Args:
+        model: a carrier.
+        label: numbers or names; a text that is a name is that class, though it be a number.
+        names: of the classes.
 
     Raises:
         ConfigError: for a model without labels, or a label that it does not have.
     """
     if model.label_weights is None:
         raise ConfigError("this model was trained without labels: leave out label.")
-    count = len(model.label_weights)
-    if label == "all":
-        return list(range(count))
-    try:
-        given = label.split(",") if isinstance(label, str) else label
-        chosen = [given] if isinstance(given, int) else [int(each) for each in given]
-    except ValueError:
-        chosen = []
-    if not chosen or not all(0 <= each < count for each in chosen):
+    count, known = len(model.label_weights), list(names or ())
+    if isinstance(label, str) and label not in known:
+        if label == "all":
+            return list(range(count))
+        label = [each.strip() for each in label.split(",")]
+    asked = [label] if isinstance(label, (int, str)) else list(label)
+    numbers = [str(each) for each in range(count)]
+    chosen = []
+    for each in asked:
+        if isinstance(each, str) and each in known:
+            chosen.append(known.index(each))
+        elif str(each) in numbers and not (isinstance(each, str) and set(numbers) & set(known)):
+            chosen.append(numbers.index(str(each)))
+        elif known:
+            raise ConfigError(f"there is no class '{each}': {nearest(str(each), known)}")
+    if not asked or len(chosen) < len(asked):
         raise ConfigError(
             f"label is a class of this model, 0 to {count - 1}, several (0,{count - 1}), or all; "
-            f"got {label}."
+            f"got {', '.join(map(str, asked)) or 'none'}."
         )
     return chosen
 
@@ -510,6 +538,7 @@ def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrie
         "name": data.name,
         "shape": list(data.shape),
         "classes": data.classes,
+        "class_names": None if data.class_names is None else list(data.class_names),
         "sigma_data": data.sigma_data,
         "shares": None if model.label_weights is None else model.label_weights.tolist(),
         "places": _places(recipe.data),
@@ -573,6 +602,7 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
             known["sigma_data"],
             None if shares is None else torch.tensor(shares),
             lambda: open_dataset(dataclasses.replace(recipe.data, **there)),
+            tuple(known.get("class_names") or ()) or None,
         )
 
 

@@ -51,6 +51,17 @@ def hub(settings: DataSettings) -> Source:
     )
 
 
+def find_columns(settings: DataSettings) -> dict[str, str]:
+    """The first column of pictures and the first of class labels, where the usual ones are not there."""
+    features = _load(settings.path or "", settings.subset, settings.split).features
+    found = {}
+    for option, kind in (("image_column", "Image"), ("label_column", "ClassLabel")):
+        named = [column for column, each in features.items() if type(each).__name__ == kind]
+        if named and getattr(settings, option) not in features:
+            found[option] = named[0]
+    return found
+
+
 def _load(path: str, subset: str | None, split: str) -> Any:
     datasets = optional("datasets", "datasets", "data.name hub needs the package datasets")
     local = user_path(path)

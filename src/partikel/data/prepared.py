@@ -187,6 +187,7 @@ class MappedDataset(FiniteDataset):
             dict.fromkeys(SPLITS, points),
             None if labels is None else dict.fromkeys(SPLITS, labels),
             classes=None if prepared.classes is None else len(prepared.classes),
+            class_names=None if prepared.classes is None else tuple(prepared.classes),
             flip=flip,
             sigma_data=2 / 255 * math.sqrt(count * squares - total**2) / max(count, 1),
         )

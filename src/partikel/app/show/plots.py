@@ -302,6 +302,10 @@ def curves_figure(
             axes.fill_between(x, low, high, color=stroke.color, alpha=0.16, linewidth=0)
     if log:
         axes.set_yscale("log")
+        if max(heights, default=1.0) < 300 * lowest:  # else powers of ten are enough
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
     if ticks is not None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -494,7 +498,7 @@ def write_beside(
     axes: Axes, text: str, at: tuple[float, float], points: float, color: str, **options: Any
 ) -> None:
     """Small text so many points to the right of a place, in units of the axes."""
-    options |= {"textcoords": "offset points", "color": color, "size": 7, "zorder": 9}
+    options = {"size": 7, **options, "textcoords": "offset points", "color": color, "zorder": 9}
     axes.annotate(text, at, xycoords=axes.transAxes, xytext=(points, -2.5), **options)
 
 
@@ -515,12 +519,13 @@ def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
 
 def write_key(axes: Axes, inches: float) -> None:
     """What the two kinds of points are, at the lower left."""
-    at, line = axes.transAxes, 0.13 / inches
+    size = 8.5 if inches > 3 else 7  # a picture by itself may be as wide as a phone
+    at, line = axes.transAxes, 0.0186 * size / inches
     kinds = [("generated", GENERATED, "o"), ("data", DATA, "D")]
     for place, (name, color, marker) in enumerate(kinds):
         y = 0.042 + place * line
         axes.plot(0.036, y, marker, color=color, markersize=3.2, transform=at, zorder=9)
-        write_beside(axes, name, (0.036, y), 6, MUTED)
+        write_beside(axes, name, (0.036, y), 6, MUTED, size=size)
 
 
 def themed_svg(figure: Figure) -> str:
@@ -749,25 +754,28 @@ def bars_figure(
     return figure
 
 
-def strips_figure(strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]]) -> Figure:
+def strips_figure(
+    strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], inches: float = IMAGE
+) -> Figure:
     """Images as they come into being, from left to right; below each other, for several models.
 
     Args:
         strips: name -> (rows, columns, C, H, W) in [-1, 1], all of as many columns.
-        captions: name -> what moment each column is.
+        captions: name -> what moment each column is, or nothing.
+        inches: width of an image.
     """
     columns = max(strip.shape[1] for strip in strips.values())
-    head, foot = 0.42, 0.14
-    top = sum(strip.shape[0] * IMAGE + head + foot for strip in strips.values())
-    figure = new_figure(columns * IMAGE + 2 * MARGIN, top)
+    head, foot = (0.42, 0.14) if any(captions.values()) else (0.27, 0.05)
+    top = sum(strip.shape[0] * inches + head + foot for strip in strips.values())
+    figure = new_figure(columns * inches + 2 * MARGIN, top)
     for name, strip in strips.items():
-        high, wide = strip.shape[0] * IMAGE, strip.shape[1] * IMAGE
+        high, wide = strip.shape[0] * inches, strip.shape[1] * inches
         bottom = top - head - high
         axes = place_axes(figure, (MARGIN, bottom), (wide, high))
         draw_images(axes, strip.flatten(0, 1), strip.shape[1], "auto")
         write_at(figure, MARGIN, top - 0.17, name, 9.5, INK)
         for column, caption in enumerate(captions[name]):
-            x = MARGIN + (column + 0.48) * IMAGE
+            x = MARGIN + (column + 0.48) * inches
             write_at(figure, x, top - head + 0.06, caption, 7.5, ha="center")
         top = bottom - foot
     return figure
