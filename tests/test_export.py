@@ -618,7 +618,7 @@ def test_damaged_exports_are_refused(runs: dict[str, Run], tmp_path: Path) -> No
         (path / "config.json").write_text(json.dumps(sealed({**config, **changes})))
         return path
 
-    with pytest.raises(CheckpointError, match="no exported generator"):
+    with pytest.raises(CheckpointError, match="no exported model"):
         load_generator(tmp_path)
     with pytest.raises(CheckpointError, match="schema 99"):
         load_generator(damaged(schema=99))

@@ -212,9 +212,10 @@ def _as_partikel(run: Run, part: Path) -> Written:
 
 def _no_network(folder: str, names: list[str]) -> set[str]:
     """What lies beside a network of diffusers and its scheduler."""
+    if "unet" in names:
+        return {*names} - {"unet", "scheduler"}
     files = ("config.json", "scheduler_config.json")
-    needed = {name for name in names if name in files or name.endswith(".safetensors")}
-    return {*names} - needed - {"unet", "scheduler"}
+    return {n for n in names if n not in files and not n.endswith(".safetensors")}
 
 
 def _as_diffusers(run: Run, part: Path) -> Written:
@@ -358,7 +359,7 @@ def load_export(path: Path) -> Exported:
             config["data"],
             shape,
             config.get("data_classes"),
-            float(config.get("sigma_data", math.nan)),
+            float(config.get("sigma_data", 1.0)),  # that of 0.1 is not known, nor asked for
             shares,
             lambda: _opened(path, recipe, config),
         )
@@ -387,7 +388,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     with reading(
         path,
-        f"holds no export, or a damaged one ({CONFIG} cannot be read, or was changed): {_AGAIN}",
+        f"holds no exported model, or a damaged one ({CONFIG} cannot be read, or was changed): {_AGAIN}",
     ):
         config = read_json(path / CONFIG)
         kind, schema = config["kind"], config["schema"]
@@ -500,12 +501,13 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
 
 def _used(recipe: Recipe) -> dict[str, Any]:
     """The settings that made a model what it is: those that had an effect, without places."""
-    own = _public(settings_of(recipe))
+    own, unset = _public(settings_of(recipe)), type(recipe).__dataclass_fields__
     for key in {*recipe.unused, *_OF_THE_RUN}:
         own.pop(key, None)
+    own = {k: _given(v) for k, v in own.items() if not (v is unset[k].default is None)}
     for key in ("data", "engine"):  # most of which is for other data or machines
         value = getattr(recipe, key)
-        usual = _public(dataclasses.asdict(type(value)()))
+        usual = dataclasses.asdict(type(value)())
         own[key] = {k: v for k, v in own[key].items() if k == "name" or usual.get(k) != v}
         if not own[key]:
             del own[key]
@@ -515,19 +517,26 @@ def _used(recipe: Recipe) -> dict[str, Any]:
     return own
 
 
+def _given(value: Any) -> Any:
+    """A value, settings within it without what nobody chose."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _given(each) for key, each in value.items() if each is not None}
+
+
 _OF_THE_RUN = ("evaluate_every", "evaluate_samples", "checkpoint_every")
 """Settings of how a training was watched."""
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set, without where files lie on this machine."""
+    """Settings without where files lie on this machine."""
     shown: dict[str, Any] = {}
     for key, value in settings.items():
-        if value is None or key in ("root", "cache"):
+        if key in ("root", "cache"):
             continue
         if isinstance(value, Mapping):
             value = _public(value)
-        elif key in ("data_score", "path"):
+        elif key in ("data_score", "path") and value is not None:
             kind = DIFFUSERS if value.startswith(DIFFUSERS) else ""
             value = kind + Path(value.removeprefix(kind)).name
         shown[key] = value

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,8 +60,8 @@ def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
     network = _Called(model.sampled)
     batch = torch.export.Dim("batch")
     names = ["z"] if model.label_weights is None else ["z", "label"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+    with warnings.catch_warnings(), _silent("torch.onnx"):  # of what it does not have to export
+        warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
                 network,
@@ -93,6 +96,17 @@ def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
             "as partikel's."
         )
     return {"opset": OPSET, "inputs": names, "difference": difference}
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _inputs(model: Carrier, n: int) -> tuple[Tensor, ...]:

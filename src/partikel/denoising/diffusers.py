@@ -162,7 +162,8 @@ def save_diffusers(
         sigma_min: lowest level of Karras's nodes.
         sigma_max: highest.
         rho: their exponent.
-        solver: "dpmpp-2m" takes that of diffusers; it has no other but Euler's.
+        solver: "heun" and "dpmpp-2m" become DPM-Solver++(2M), as diffusers has no Heun for EDMs, others
+            Euler's.
 
     Returns:
         The scheduler's class.
@@ -171,8 +172,10 @@ def save_diffusers(
         ConfigError: if diffusers is not installed, or it has no such network, with what differs.
     """
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise ConfigError("pipelines of diffusers make square images only: export it as partikel's.")
-    kind = EDM[solver == "dpmpp-2m"]
+        raise ConfigError(
+            "pipelines of diffusers make square images only: export it as partikel's."
+        )
+    kind = EDM[solver in ("heun", "dpmpp-2m")]
     unet, diffusers = as_unet2d(denoiser.network, shape[1]), the_package()
     scheduler = getattr(diffusers, kind)(
         sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=denoiser.sigma_data, rho=rho

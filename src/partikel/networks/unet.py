@@ -177,7 +177,9 @@ def not_unet2d(network: UNet) -> str | None:
         return f"it has {told.scalars} {told.embedding} embeddings (a UNet2DModel one, positional)"
     if told.embedding_features != channels:
         count = told.embedding_features
-        return f"its embedding has {count} features (a UNet2DModel's as many as channels, {channels})"
+        return (
+            f"its embedding has {count} features (a UNet2DModel's as many as channels, {channels})"
+        )
     if len(groups) > 1:
         return f"its group norms have {min(groups)} to {max(groups)} groups (a UNet2DModel's one number)"
     if network.norm.num_channels != channels:
