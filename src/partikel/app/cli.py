@@ -347,7 +347,7 @@ def push(
     files = to_push(Path(folder))
     for path, size in files.items():
         print(f"{size:>12,}  {path}")
-    print(f"{sum(files.values()):>12,}  bytes to https://huggingface.co/{repo}")
+    print(f"{sum(files.values()):>12,}  bytes to {repo}")
     if not dry_run:
         print(push_folder(Path(folder), repo, files, private=private, message=message))
 

@@ -67,8 +67,8 @@ Format: TypeAlias = Literal["partikel", "diffusers", "onnx"]
 SCHEMA = 1
 KIND = "partikel one-step generator"
 PARTICLES = "partikel particles"
-CONFIG, CARD = "config.json", "README.md"
-_PICTURE, _CONTEXT, _TEACHER, _ONNX = "samples.png", "context.safetensors", "teacher", "model.onnx"
+CONFIG, CARD, PICTURE = "config.json", "README.md", "samples.png"
+_CONTEXT, _TEACHER, _ONNX = "context.safetensors", "teacher", "model.onnx"
 _AGAIN = "name a folder that 'partikel export' made, or export it again."
 
 
@@ -175,14 +175,17 @@ def export_run(run: Run, out: Path | str, form: Format = "partikel") -> Path:
     with writing_to(out), replacing(out) as part:
         part.mkdir()
         config, sampling = _FORMS[form](run, part)
-        files = [each.relative_to(part) for each in part.rglob("*") if each.is_file()]
-        config["files"] = sorted({*(each.as_posix() for each in files), CONFIG, CARD, _PICTURE})
+        config["files"] = {
+            each.relative_to(part).as_posix(): fingerprint(each.read_bytes(), 32)
+            for each in sorted(part.rglob("*"))
+            if each.is_file()
+        }
         write_json(part / CONFIG, sealed(config))
         # what cannot be read back is not handed out
         exported = load_export(part) if form == "partikel" else run
         n = 64 if len(run.data.shape) == 3 else 1000
         samples = exported.sample(n, generator=seeded(0, "export"), sampling=sampling)
-        save_picture(samples, part / _PICTURE)
+        save_picture(samples, part / PICTURE)
         write_whole(part / CARD, _card(run, out.name, config))
         if out.exists():
             out.rmdir()  # still empty
@@ -196,7 +199,7 @@ Written: TypeAlias = tuple[dict[str, Any], Sampling]
 def _as_partikel(run: Run, part: Path) -> Written:
     if isinstance(run, Exported):
         raise ConfigError(f"{run.path} is an export already: copy it, or choose another --format.")
-    kind = KIND if run.model.steps is None else PARTICLES
+    kind = KIND if run.model.steps is None else PARTICLES  # a flow map will be a kind of its own
     config = {"kind": kind, **_config(run)}
     config["weights"] = write_tensors(part / _KINDS[kind].weights, run.model.sampled.state_dict())
     if kind == PARTICLES:
@@ -244,7 +247,7 @@ def _as_onnx(run: Run, part: Path) -> Written:
             "(partikel train SCORE-GAN-PRESET --data-score RUN) and export that."
         )
     config = {"kind": "onnx generator", **_config(run), **write_onnx(run.model, part / _ONNX)}
-    return {**config, "weights": fingerprint((part / _ONNX).read_bytes(), 32)}, Sampling()
+    return config, Sampling()
 
 
 _FORMS: dict[str, Callable[[Run, Path], Written]] = {
@@ -340,8 +343,8 @@ def load_export(path: Path) -> Exported:
     kind = config["kind"]
     if kind not in _KINDS:
         raise CheckpointError(
-            f"{path} holds a '{kind}', which is not for partikel: load the folder of the run, or its "
-            "export as partikel's."
+            f"{path} holds a '{kind}', for other programs: load the run that it was made of, or an export "
+            "of it without --format."
         )
     weights = read_tensors(
         path / _KINDS[kind].weights, f"it is damaged: {_AGAIN}", seal=config.get("weights")
@@ -491,7 +494,7 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
         weights=sum(p.numel() for p in model.sampled.parameters()),
         nfe=model.evaluations(real=run.context()),
         prior=f"N(0, {model.prior.std:g}²)",
-        picture=_PICTURE,
+        picture=PICTURE,
         settings=yaml.safe_dump(_used(run.recipe), sort_keys=False).strip()
         if _knows_settings(run)
         else None,

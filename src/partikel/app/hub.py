@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from partikel.app.export import CARD, CONFIG, read_config
+from partikel.app.export import CARD, CONFIG, PICTURE, read_config
 from partikel.errors import CheckpointError, ConfigError
-from partikel.files import plain_file, reading
+from partikel.files import fingerprint, plain_file, reading
 
 
 def to_push(folder: Path) -> dict[str, int]:
@@ -18,15 +18,16 @@ def to_push(folder: Path) -> dict[str, int]:
     Raises:
         CheckpointError: if the folder is no export, was changed, or lacks one of them.
     """
-    config = read_config(folder)
-    generator = ["generator.safetensors", CONFIG, CARD, "samples.png"]  # of 0.1, which list none
+    written = read_config(folder).get("files", {"generator.safetensors": None})  # that of 0.1
     found: dict[str, int] = {}
-    for name in config.get("files", generator):
+    for name, seal in {CARD: None, CONFIG: None, PICTURE: None, **written}.items():
         path = folder / name
-        with reading(path, "is missing from the export: export it again."):
-            if folder.resolve() not in path.resolve().parents:
+        with reading(path, "is missing from the export, or was changed: export it again."):
+            if not path.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{name} lies outside")
             found[name] = plain_file(path).st_size
+            if seal not in (None, fingerprint(path.read_bytes(), 32)):
+                raise ValueError(f"{name} was changed")
     return found
 
 

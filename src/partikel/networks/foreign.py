@@ -1,4 +1,4 @@
-"""Networks of other libraries: a UNet2DModel of diffusers, read with what it was trained for, or made of ours."""
+"""Networks of other libraries: a UNet2DModel of diffusers, read from a folder, or made of a U-Net of ours."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def as_unet2d(network: nn.Module, side: int) -> Any:
             resnet_time_scale_shift="scale_shift",
             dropout=down[0][0][0].dropout.p,
         )
-    first, second = network.conditions.layers
+    layers: Any = network.conditions.layers
+    first, second = layers
     pairs = [
         (network.first, unet.conv_in),
         (first, unet.time_embedding.linear_1),
@@ -169,7 +170,7 @@ def as_unet2d(network: nn.Module, side: int) -> Any:
             pairs += [(block.modulation.head, resnet.time_emb_proj), (block.conv2, resnet.conv2)]
             if resnet.conv_shortcut is not None:
                 pairs.append((block.skip, resnet.conv_shortcut))
-        attentions = [b.attention for b in blocks if isinstance(b.attention, Attention)]
+        attentions: list[Any] = [b.attention for b in blocks if isinstance(b.attention, Attention)]
         for ours, attention in zip(attentions, getattr(theirs, "attentions", ()), strict=True):
             pairs += [(ours.norm, attention.group_norm), (ours.out, attention.to_out[0])]
             parts = (attention.to_q, attention.to_k, attention.to_v)
@@ -198,7 +199,7 @@ def _levels(layers: nn.ModuleList) -> list[tuple[list[Any], Any]]:
 
 
 @torch.no_grad()
-def _fill(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+def _fill(layer: Any, weight: Tensor, bias: Tensor) -> None:
     """Give a layer the weights of another; linear ones take those of 1x1 convolutions."""
     layer.weight.copy_(weight.view_as(layer.weight))
     layer.bias.copy_(bias)

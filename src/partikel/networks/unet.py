@@ -169,6 +169,7 @@ class UNet2D(UNet):
 
 def not_unet2d(network: UNet) -> str | None:
     """What makes a U-Net another function than any UNet2DModel of diffusers, in a few words, or None."""
+    assert isinstance(network.conditions, ConditionNetwork)
     told, channels = network.conditions.conditions.told, network.first.out_channels
     groups = {m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)}
     if told.classes is not None:
@@ -225,6 +226,7 @@ class Attention(nn.Module):
         self.out = ZeroConv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend: (B, channels, H, W) -> the same shape."""
         # Written out, since the fused kernels have neither forward-mode nor second derivatives.
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, 1)
         weights = (q.mT @ k / math.sqrt(q.shape[1])).softmax(-1)
@@ -240,4 +242,5 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """Resample (B, channels, H, W); no condition matters."""
         return self.conv(doubled(x) if self.up else x)
