@@ -883,7 +883,8 @@ def test_the_tutorial_runs_as_it_stands_there(
                 brief = ["--n", "100"]
             cli.main([*words, *brief])
             done.append(words[0])
-    assert done == ["train", "train", "compare", "train", "export"]
+    exports = ["export", "export", "sample", "train", "export", "export", "push"]
+    assert done == ["train", "train", "compare", "train", *exports]
     capsys.readouterr()
     assert values["x"].shape == (4, 1, 8, 8)
     assert Path("runs/from-diffusers/checkpoints/step-00000002").is_dir()

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -323,7 +324,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    constants = pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'").constants
+    pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
+    constants = import_module("huggingface_hub.constants")
     Hub.files, Hub.asked, Hub.refuse = {}, [], None
     server = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -391,10 +393,10 @@ def test_push_says_what_is_missing(
     for code, words in ((401, "log in"), (403, "that may write"), (422, "refused")):
         hub.refuse = code
         assert words in said()
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    constants = import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached" in said()
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert "hf auth login" in said()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"partikel\[hub\]"):
