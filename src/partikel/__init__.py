@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from partikel.app.export import load_generator
-    from partikel.app.runs import Run, load, train_run
+    from partikel.app.export import load, load_generator
+    from partikel.app.runs import Run, train_run
     from partikel.errors import (
         CheckpointError,
         ConfigError,
@@ -86,7 +86,7 @@ _HOMES = {
     "ScoreField": "partikel.fields",
     "WhiteNoise": "partikel.fields",
     "fit": "partikel.training",
-    "load": "partikel.app.runs",
+    "load": "partikel.app.export",
     "load_generator": "partikel.app.export",
     "train_run": "partikel.app.runs",
 }

@@ -132,7 +132,7 @@ def sample(
     """Draw samples of a run into a .npz or .png file.
 
     Args:
-        run: folder of a run.
+        run: folder of a run, or of an export.
         n: number of samples, at most what 4 GiB hold; 64 unless given, or 8 of each of several
             labels.
         out: file to write; RUN/samples.png unless given.
@@ -144,7 +144,7 @@ def sample(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "samples.png"
+    path = Path(out) if out else loaded.made / "samples.png"
     gallery.sample_run(loaded, path, n=n, label=label, sampling=drawn.by(loaded), seed=seed)
     print(path)
 
@@ -238,7 +238,7 @@ def neighbours(
     from partikel.app import gallery, tables
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "neighbours.png"
+    path = Path(out) if out else loaded.made / "neighbours.png"
     options: dict[str, Any] = {"n": n, "k": k, "rows": rows, "seed": seed, "features": features}
     found = gallery.neighbours_run(loaded, path, sampling=drawn.by(loaded), **options)
     title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
@@ -272,7 +272,7 @@ def interpolate(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
+    path = Path(out) if out else loaded.made / f"interpolation-{method}.png"
     gallery.interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
     print(path)
 
@@ -303,7 +303,7 @@ def animate(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "animation.gif"
+    path = Path(out) if out else loaded.made / "animation.gif"
     gallery.animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
     print(path)
 
@@ -324,20 +324,52 @@ def compare(runs: list[str], /, out: str = "comparison", n: Size = 10_000, seed:
     print(page)
 
 
-def export(run: str, /, out: str | None = None) -> None:
-    """Write a run's generator into a folder to publish: weights, configuration, model card, picture.
+def export(
+    run: str,
+    /,
+    out: str | None = None,
+    format: Literal["partikel", "diffusers", "onnx"] = "partikel",
+) -> None:
+    """Write what a run has learned into a folder to publish: weights, configuration, model card, picture.
 
-    partikel.load_generator(FOLDER) reads it back, without the run. Free particles have no generator:
-    a Score GAN distils them.
+    'partikel sample FOLDER' and partikel.load(FOLDER) read it back, without the run and its data.
 
     Args:
-        run: folder of a run of a generator model.
-        out: folder to write, new or empty; RUN/export unless given.
+        run: folder of a run, or of an export in another format.
+        out: folder to write, new or empty; RUN/export, or RUN/export-FORMAT, unless given.
+        format: partikel, for any run; diffusers, a pipeline's folder of an EDM whose network is a
+            unet2d; onnx, a generator's file that runs without PyTorch.
     """
     from partikel.app.export import export_run
 
     loaded = _load(run)
-    print(export_run(loaded, Path(out) if out else loaded.path / "export"))
+    name = "export" if format == "partikel" else f"export-{format}"
+    print(export_run(loaded, Path(out) if out else loaded.made / name, format))
+
+
+def push(
+    folder: str, repo: str, /, private: bool = False, dry_run: bool = False, message: str = ""
+) -> None:
+    """Upload an exported folder to the Hugging Face Hub: the files that 'partikel export' wrote.
+
+    Log in before, by 'hf auth login' or with HF_TOKEN in the environment. Read the card and fill in its
+    licence first.
+
+    Args:
+        folder: what 'partikel export' wrote, in any format.
+        repo: of the Hub, USER/NAME; it is made where there is none.
+        private: make a new repository private.
+        dry_run: show what would be uploaded and stop.
+        message: of the commit.
+    """
+    from partikel.app.hub import push_folder, to_push
+
+    files = to_push(Path(folder))
+    for path, size in files.items():
+        print(f"{size:>12,}  {path}")
+    print(f"{sum(files.values()):>12,}  bytes to {repo}")
+    if not dry_run:
+        print(push_folder(Path(folder), repo, files, private=private, message=message))
 
 
 def presets(name: str | None = None, /, json: bool = False) -> None:
@@ -412,7 +444,7 @@ def draw_map(
         print(run_map(Path(out or "map"), **options))
     else:
         loaded = _load(run)
-        print(draw_map_of(loaded, Path(out) if out else loaded.path / "map", **options))
+        print(draw_map_of(loaded, Path(out) if out else loaded.made / "map", **options))
 
 
 def draw_matrix(
@@ -580,7 +612,8 @@ def reproduce(
 
 
 _COMMANDS = (
-    *(train, sample, evaluate, neighbours, interpolate, animate, compare, export, likelihood),
+    *(train, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
+    *(export, push),
     *(presets, verify, draw_map, draw_matrix, reproduce, demo),
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -673,7 +706,7 @@ def _summary(command: Callable[..., None]) -> str:
 
 
 def _load(run: str) -> Run:
-    from partikel.app.runs import load
+    from partikel.app.export import load
 
     return load(run)
 

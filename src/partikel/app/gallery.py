@@ -231,7 +231,7 @@ def likelihood_run(
             points,
             real=real,
             about=f"{run.preset} at iteration {run.step}",
-            folder=run.path / "likelihood",
+            folder=run.made / "likelihood",
             progress=progress,
         )
         record = report.as_dict()
@@ -245,7 +245,7 @@ def likelihood_run(
             )
             record |= {"ode_to_sampler": found.distance, "same_law_quantile": found.quantile}
             record["agrees"] = found.agrees
-    path = run.path / f"likelihood-{method.protocol['method']}.json"
+    path = run.made / f"likelihood-{method.protocol['method']}.json"
     write_json(path, record)
     return record, path
 
@@ -353,7 +353,7 @@ def curve_run(
     key = measure.key
     if key in result.left_out:
         raise DataError(f"there is no curve of the {key}, which {result.left_out[key]}.")
-    path = run.path / f"curve-{along}.json"
+    path = run.made / f"curve-{along}.json"
     if accelerator is not None and not accelerator.is_main_process:
         return path
     common = {k: v for k, v in result.protocol.items() if k not in ("steps", "stop", "nfe")}

@@ -122,6 +122,11 @@ class Run(Checked):
             return None
 
     @property
+    def made(self) -> Path:
+        """The folder for what is made of it: samples, pictures, figures."""
+        return self.path
+
+    @property
     def model(self) -> Carrier:
         """The carrier with its field."""
         return self.system.model

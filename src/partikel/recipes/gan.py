@@ -72,6 +72,11 @@ class GAN(Recipe):
         """η of outputs that are moved before they are fitted; None for the surrogate loss."""
         return None
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        return super().unused | (frozenset() if self.sigma_max else {"sigma_max", "annealed"})
+
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """A discriminator field and a generator; K critic updates, then one of the generator."""
         classes = self.classes(dataset)

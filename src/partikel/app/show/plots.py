@@ -755,7 +755,7 @@ def bars_figure(
 
 
 def strips_figure(
-    strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], inches: float = IMAGE
+    strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], *, inches: float = IMAGE
 ) -> Figure:
     """Images as they come into being, from left to right; below each other, for several models.
 
