@@ -608,14 +608,55 @@ def _run(tokens: list[str]) -> None:
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:
         raise ConfigError(f"there is no command '{name}': {nearest(name, list(COMMANDS))}")
-    from partikel.app.arguments import parse, print_help
+    from partikel.app.arguments import Option, parse, print_help
+    from partikel.extensions import naming
 
+    packages, rest = _allowed(rest)
     if not {"-h", "--help"} & set(rest):
         places, values = parse(name, COMMANDS[name], rest)
-        COMMANDS[name](*places, **values)
+        with naming(packages, _words([places if name in _NAMING else (), values])):
+            COMMANDS[name](*places, **values)
         return
-    print_help(name, COMMANDS[name], _settings(rest) if name == "train" else ())
+    more = [Option("allow", str | None, None, ALLOW)]
+    if name == "train":
+        with naming(packages, "=".join(rest).split("=")):
+            more += _settings(rest)
+    print_help(name, COMMANDS[name], more)
     sys.exit(0)
+
+
+ALLOW = """packages whose recipes, networks, data sets or measures a run or a file may name, with commas
+    between (or $PARTIKEL_ALLOW): their code is run. What the command itself names is allowed."""
+_NAMING = ("train", "presets")
+"""Commands whose first word is a name, not a folder."""
+_PLACES = ("out", "run", "runs", "data_score")
+"""Options that are folders."""
+
+
+def _allowed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The packages that a line allows, and the rest of it."""
+    packages: list[str] = []
+    rest: list[str] = []
+    words = iter(tokens)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--allow":
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value.strip("[], ") or value.startswith("-"):
+            raise ConfigError("--allow needs a value: write --allow PACKAGE.")
+        packages += [each.strip() for each in value.strip("[]").split(",") if each.strip()]
+    return packages, rest
+
+
+def _words(given: Any) -> set[str]:
+    """The words in the arguments of a command."""
+    if isinstance(given, dict):
+        given = [value for key, value in given.items() if key not in _PLACES]
+    if isinstance(given, (list, tuple)):
+        return set().union(*map(_words, given))
+    return {str(given)}
 
 
 def _settings(tokens: list[str]) -> list[Option]:

@@ -124,9 +124,11 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
         text = read_text(Path(name), ConfigError, LONGEST_FILE)
     elif name in _PRESETS:
         text = _PRESETS[name]
+    elif name in (others := RECIPES.others()):
+        return {"recipe": name, "about": f"the recipe of the package {others[name]}, as it is"}
     else:
         raise ConfigError(
-            f"there is no preset '{name}': {nearest(name, preset_names())} "
+            f"there is no preset '{name}': {nearest(name, [*preset_names(), *others])} "
             "(a path to a .yaml file works too)"
         )
     content = load_yaml(text, name)
@@ -185,9 +187,7 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
         ConfigError: for an unknown recipe or key (with the nearest valid one), a wrong type or an
             impossible value.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe '{recipe}': {nearest(str(recipe), list(RECIPES))}")
-    kind = RECIPES[recipe]
+    kind = RECIPES.find(recipe)
     merged: dict[str, Any] = {}
     for more in settings:
         more = _with_named_score(more)

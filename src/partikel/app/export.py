@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
 from partikel.errors import CheckpointError, ConfigError
 from partikel.errors.checks import checked
+from partikel.extensions import naming
 from partikel.fields import Linear
 from partikel.files import (
     read_json,
@@ -139,11 +140,12 @@ def export_run(run: Run, out: Path | str) -> Path:
 
 
 @checked
-def load_generator(path: Path | str) -> OneStepGenerator:
+def load_generator(path: Path | str, allow: str | Collection[str] = ()) -> OneStepGenerator:
     """Load an exported generator; no code is run, and the run is not needed.
 
     Args:
         path: the folder that 'partikel export' wrote.
+        allow: packages whose networks it may name; nothing else is imported.
 
     Returns:
         The generator, in evaluation mode, on the CPU.
@@ -169,9 +171,10 @@ def load_generator(path: Path | str) -> OneStepGenerator:
         0
     ]
     try:
-        with torch.device("meta"):  # nothing is made of impossible sizes
-            _check(misfit(_network(config).state_dict(), weights))
-        network = _network(config)
+        with naming(allow):
+            with torch.device("meta"):  # nothing is made of impossible sizes
+                _check(misfit(_network(config).state_dict(), weights))
+            network = _network(config)
         network.load_state_dict(weights)
         latent = GaussianPrior((config["latent"]["size"],), std=float(config["latent"]["std"]))
         _check_labels(config["classes"], config["label_weights"])
