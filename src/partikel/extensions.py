@@ -49,18 +49,24 @@ class Registry(dict[str, T]):
         ours: by name.
         accept: called with a name and what a package has under it; returns what belongs here, or raises
             a TypeError that says what must be there instead.
+        also: names of ours that are found elsewhere, for the sentence about a name that there is not.
     """
 
     def __init__(
-        self, kind: str, group: str, ours: Mapping[str, T], accept: Callable[[str, Any], T]
+        self,
+        kind: str,
+        group: str,
+        ours: Mapping[str, T],
+        accept: Callable[[str, Any], T],
+        also: Iterable[str] = (),
     ) -> None:
         super().__init__(ours)
         self.kind, self.group, self._accept = kind, f"{ROOM}{group}", accept
+        self._also = tuple(also)
 
     def others(self) -> dict[str, str]:
         """The names that other packages add, and the package of each; nothing is imported."""
-        entries = sorted(entry_points(group=self.group), key=lambda each: each.name)
-        return {each.name: _package(each) for each in entries if each.name not in self}
+        return {name: of for name, of in entries(self.group).items() if name not in self}
 
     def find(self, name: str) -> T:
         """Ours of this name, or another package's, which is imported now.
@@ -71,30 +77,36 @@ class Registry(dict[str, T]):
         """
         if name in self:
             return self[name]
-        entries = [each for each in entry_points(group=self.group) if each.name == name]
-        if not entries:
-            known = [*self, *self.others()]
+        found = [each for each in entry_points(group=self.group) if each.name == name]
+        if not found:
+            known = [*self, *self._also, *self.others()]
             raise ConfigError(f"there is no {self.kind} '{name}': {nearest(name, known)}")
-        packages = sorted({_package(each) for each in entries})
-        if len(entries) > 1:
+        packages = sorted({_package(each) for each in found})
+        if len(found) > 1:
             raise ConfigError(
-                f"the {self.kind} '{name}' is registered {len(entries)} times, by "
+                f"the {self.kind} '{name}' is registered {len(found)} times, by "
                 f"{' and '.join(packages)}: uninstall all of these packages but one."
             )
         (package,) = packages
         _check_named(package, f"the {self.kind} '{name}'")
         of = f"the {self.kind} '{name}' of the package {package}"
         try:
-            found = entries[0].load()
+            part = found[0].load()
         except (Exception, SystemExit) as error:
             said = f"{type(error).__name__}: {error}"
             raise ConfigError(
                 f"{of} cannot be imported ({said[:300]}): mend or uninstall the package."
             ) from error
         try:
-            return self._accept(name, found)
+            return self._accept(name, part)
         except TypeError as error:
             raise ConfigError(f"{of} cannot be used: {error}.") from error
+
+
+def entries(group: str) -> dict[str, str]:
+    """The names that packages register in a group, such as "recipes", and the package of each, sorted."""
+    group = group if group.startswith(ROOM) else f"{ROOM}{group}"
+    return {each.name: _package(each) for each in sorted(entry_points(group=group), key=lambda e: e.name)}
 
 
 @contextlib.contextmanager

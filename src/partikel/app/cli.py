@@ -135,6 +135,7 @@ def evaluate(
     n: Size = 10_000,
     split: Split = "test",
     features: str | None = None,
+    measures: str | None = None,
     baselines: bool = False,
     curve: Literal["nfe", "stop"] | None = None,
     at: list[Count] | None = None,
@@ -152,6 +153,7 @@ def evaluate(
         split: the reference; train is the convention of FID on 50,000 images.
         features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
             inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
+        measures: those of other packages to add, by name, several with commas (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
             RUN/curve-NAME.json and .png (free particles only).
@@ -168,7 +170,7 @@ def evaluate(
     quiet = accelerator is not None and not accelerator.is_main_process
     title = f"{loaded.preset}, iteration {loaded.step}"
     options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
-    options |= {"accelerator": accelerator, "sampling": drawn.by(loaded)}
+    options |= {"accelerator": accelerator, "sampling": drawn.by(loaded), "measures": measures.split(",") if measures else ()}
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")
     if curve is None:
@@ -327,9 +329,11 @@ def presets(name: str | None = None, /) -> None:
         name: a preset to show, or a part of those to list (mnist, score-gan, paper).
     """
     from partikel.app import tables
-    from partikel.app.reading import shipped_presets
+    from partikel.app.reading import foreign_recipes, shipped_presets
 
     listed = shipped_presets(name or "")
+    ours = {each.get("recipe") for each in shipped_presets().values()} | {*listed}
+    listed |= {k: about for k, about in foreign_recipes(name or "").items() if k not in ours}
     if name is not None and (name in listed or not listed):
         from partikel.app.config import shown_preset
 
@@ -619,14 +623,16 @@ def _run(tokens: list[str]) -> None:
         return
     more = [Option("allow", str | None, None, ALLOW)]
     if name == "train":
-        with naming(packages, "=".join(rest).split("=")):
+        with naming(packages, _words(rest)):
             more += _settings(rest)
     print_help(name, COMMANDS[name], more)
     sys.exit(0)
 
 
-ALLOW = """packages whose recipes, networks, data sets or measures a run or a file may name, with commas
-    between (or $PARTIKEL_ALLOW): their code is run. What the command itself names is allowed."""
+ALLOW = (
+    "packages whose parts a run or a file may name, with commas between (or $PARTIKEL_ALLOW): their code "
+    "is run. What the command itself names is allowed."
+)
 _NAMING = ("train", "presets")
 """Commands whose first word is a name, not a folder."""
 _PLACES = ("out", "run", "runs", "data_score")
@@ -656,7 +662,7 @@ def _words(given: Any) -> set[str]:
         given = [value for key, value in given.items() if key not in _PLACES]
     if isinstance(given, (list, tuple)):
         return set().union(*map(_words, given))
-    return {str(given)}
+    return set(re.findall(r"[^\s,:=\[\]{}]+", str(given)))
 
 
 def _settings(tokens: list[str]) -> list[Option]:

@@ -19,7 +19,14 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from partikel.app.arguments import options_in
-from partikel.app.reading import LONGEST_FILE, listed, load_yaml, preset_texts, typed
+from partikel.app.reading import (
+    LONGEST_FILE,
+    foreign_recipes,
+    listed,
+    load_yaml,
+    preset_texts,
+    typed,
+)
 from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import check, fits, settings_in, types_of, words_of
 from partikel.files import read_text
@@ -124,11 +131,11 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
         text = read_text(Path(name), ConfigError, LONGEST_FILE)
     elif name in _PRESETS:
         text = _PRESETS[name]
-    elif name in (others := RECIPES.others()):
-        return {"recipe": name, "about": f"the recipe of the package {others[name]}, as it is"}
+    elif name in RECIPES.others():
+        return foreign_recipes(name)[name]
     else:
         raise ConfigError(
-            f"there is no preset '{name}': {nearest(name, [*preset_names(), *others])} "
+            f"there is no preset '{name}': {nearest(name, [*preset_names(), *foreign_recipes()])} "
             "(a path to a .yaml file works too)"
         )
     content = load_yaml(text, name)
