@@ -1,10 +1,10 @@
 """Parts of other packages: found by their entry points, imported when they are named, never otherwise.
 
-A package says in its ``pyproject.toml`` what it has, ``[project.entry-points."partikel.recipes"]`` with lines
-``my-recipe = "my_package:MyRecipe"``. The names are listed without importing anything. What they stand for is
-imported when somebody names it: in Python code, as a word of a command, or by allowing its package. A file that
-was written by somebody else (a run, an export, a configuration) names nothing by itself: code that reads one
-does so within :func:`naming`.
+A package says in its ``pyproject.toml`` what it has, ``[project.entry-points."partikel.recipes"]`` with
+lines ``my-recipe = "my_package:MyRecipe"``. The names are listed without importing anything. What they
+stand for is imported when somebody names it: in Python code, as a word of a command, or by allowing its
+package. A file that was written by somebody else (a run, an export, a configuration) names nothing by
+itself: code that reads one does so within :func:`naming`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ class Registry(dict[str, T]):
 def entries(group: str) -> dict[str, str]:
     """The names that packages register in a group, such as "recipes", and the package of each, sorted."""
     group = group if group.startswith(ROOM) else f"{ROOM}{group}"
-    return {each.name: _package(each) for each in sorted(entry_points(group=group), key=lambda e: e.name)}
+    return {
+        each.name: _package(each)
+        for each in sorted(entry_points(group=group), key=lambda e: e.name)
+    }
 
 
 @contextlib.contextmanager
@@ -130,9 +133,7 @@ def naming(packages: Iterable[str] | str = (), words: Iterable[str] = ()) -> Ite
         raise ConfigError(f"the package '{package}' adds nothing to partikel: {hint}")
     around = _named.get() or _Named(frozenset(), frozenset())
     allowed = frozenset(_plain(each) for each in os.environ.get(VARIABLE, "").split(",") if each)
-    token = _named.set(
-        _Named(around.packages | given | allowed, around.words | frozenset(words))
-    )
+    token = _named.set(_Named(around.packages | given | allowed, around.words | frozenset(words)))
     try:
         yield
     finally:
@@ -154,7 +155,12 @@ def _check_named(package: str, what: str) -> None:
 def _all() -> list[EntryPoint]:
     """The entry points of all groups of ours."""
     every = entry_points()
-    return [each for group in every.groups if group.startswith(ROOM) for each in every.select(group=group)]
+    return [
+        each
+        for group in every.groups
+        if group.startswith(ROOM)
+        for each in every.select(group=group)
+    ]
 
 
 def _package(entry: EntryPoint) -> str:

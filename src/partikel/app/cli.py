@@ -170,7 +170,11 @@ def evaluate(
     quiet = accelerator is not None and not accelerator.is_main_process
     title = f"{loaded.preset}, iteration {loaded.step}"
     options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
-    options |= {"accelerator": accelerator, "sampling": drawn.by(loaded), "measures": measures.split(",") if measures else ()}
+    options |= {
+        "accelerator": accelerator,
+        "sampling": drawn.by(loaded),
+        "measures": measures.split(",") if measures else (),
+    }
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")
     if curve is None:

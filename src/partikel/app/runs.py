@@ -416,7 +416,9 @@ def _loaded(path: Path) -> Run:
     """A run; what it names of other packages must have been named by the user."""
     file = path / "config.yaml"
     with reading(file, "cannot be read: name a folder that 'partikel train' made."):
-        if not file.is_file() and any(map(os.path.lexists, (path / "state.json", path / "checkpoints"))):
+        if not file.is_file() and any(
+            map(os.path.lexists, (path / "state.json", path / "checkpoints"))
+        ):
             raise CheckpointError(
                 f"{path} holds the weights of a model that is built in Python: build it, then call "
                 f"partikel.load_into(model, '{path}')."

@@ -29,8 +29,8 @@ from partikel.data.files import LIMITS
 from partikel.data.folder import folder
 from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
-from partikel.data.prepared import MappedDataset, Source, prepare
 from partikel.data.own import in_memory
+from partikel.data.prepared import MappedDataset, Source, prepare
 from partikel.data.settings import DataSettings
 from partikel.errors import ConfigError
 from partikel.errors.checks import checked

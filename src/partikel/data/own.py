@@ -175,9 +175,7 @@ def _labels(values: Any) -> Tensor | None:
         try:
             labels = torch.as_tensor([int(each) if each == int(each) else each for each in values])
         except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"labels are whole numbers (N,), got {_said(values)}"
-            ) from error
+            raise TypeError(f"labels are whole numbers (N,), got {_said(values)}") from error
     kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if labels.ndim != 1 or labels.dtype not in kinds:
         raise TypeError(

@@ -210,7 +210,9 @@ class Field(Checked, nn.Module, ABC):
         told = {name: how for name, how in _AT.items() if getattr(at, name) is None}
         for name, (_, how) in CONTEXTS.items():
             if getattr(self.context, name) is None:
-                declare = "" if name in self.requires else f"declare requires = frozenset({{'{name}'}}), "
+                declare = (
+                    "" if name in self.requires else f"declare requires = frozenset({{'{name}'}}), "
+                )
                 told[name] = f"self.context.{name} ({declare}{how})"
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         used = [told[name] for name in frame.f_code.co_names if name in told]

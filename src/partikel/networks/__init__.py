@@ -220,7 +220,9 @@ def build_network(
     sizes = {name: size for name, size in sizes.items() if name in signature}
     # The constructors draw from the global state what ``initialise`` draws again.
     with torch.random.fork_rng(devices=[]):
-        if foreign := kind not in NETWORKS:  # whose own initial weights stay, drawn from the generator's seed
+        if (
+            foreign := kind not in NETWORKS
+        ):  # whose own initial weights stay, drawn from the generator's seed
             seed = torch.randint(2**62, (), generator=generator, device=generator.device)
             torch.default_generator.manual_seed(int(seed))
         try:

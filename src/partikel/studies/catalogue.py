@@ -31,8 +31,9 @@ from partikel.app.show import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.divergences import DivergenceLike
-from partikel.errors import CheckpointError, ConfigError, NumericsError, nearest
+from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.errors.checks import Count, checked
+from partikel.extensions import Registry
 from partikel.fields import (
     At,
     DeepMMDField,
@@ -701,7 +702,31 @@ _ROWS = (
     ),
     _fixed("drifting", "V_p⁺(x) - V_ρ⁻(x)", "Deng et al. 2026", _drift, 30, 40, fitted=1.0),
 )
-CATALOGUE: dict[str, Row] = {row.name: row for row in _ROWS}
+
+
+def _row(name: str, found: Any) -> Row:
+    """What another package has under the name of a field: a row, or what makes the field of a kit."""
+    if isinstance(found, Row) and found.name == name:
+        return found
+    if isinstance(found, Row) or not callable(found):
+        raise TypeError(f"it must be a function that makes a field of a Kit, or a Row called '{name}'")
+
+    def carried(by: Callable[..., Build], iterations: int, **options: Any) -> Build:
+        def build(kit: Kit) -> Composition:
+            made = found(kit)
+            if not isinstance(made, Field):
+                raise ConfigError(f"'{name}' made a {type(made).__name__} of the kit: return a Field.")
+            phases = tuple(Phase(loss.name, _ADAM, 256) for loss in made.losses())
+            length = iterations if phases or by is trained else 0
+            return by(lambda kit: made, phases=phases, iterations=length, **options)(kit)
+
+        return build
+
+    free = carried(flow, 1200, eta=5.0, steps=60)
+    return Row(name, name, "of another package", "its own", free, carried(trained, 2500))
+
+
+CATALOGUE: Registry[Row] = Registry("field", "fields", {row.name: row for row in _ROWS}, _row)
 """Every row by its name."""
 
 
@@ -867,9 +892,9 @@ def _line(cell: Cell) -> str:
 
 def _chosen(rows: Sequence[str] | None) -> list[Row]:
     for name in rows or ():
-        if name not in CATALOGUE:
-            raise ConfigError(f"the matrix has no row '{name}': {nearest(name, list(CATALOGUE))}")
-    return [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+        CATALOGUE.find(name)
+    ours = [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+    return ours + [CATALOGUE.find(name) for name in dict.fromkeys(rows or ()) if name not in CATALOGUE]
 
 
 def _opened(name: str) -> Dataset:
@@ -1062,7 +1087,7 @@ def matrix_figure(
         axes = plots.add_panel(figure, (left, bottom), _SIDE)
         _draw(axes, samples[cell.row, cell.carrier], data, view)
         at = (left + plots.MARGIN) / width
-        row, under = CATALOGUE[cell.row], (bottom - 0.07) / height
+        row, under = CATALOGUE.find(cell.row), (bottom - 0.07) / height
         if cell.carrier == "particles":
             above = bottom + _SIDE
             figure.text(at, (above + 0.17) / height, row.name, color=plots.INK, size=9.5)

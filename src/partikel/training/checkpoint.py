@@ -36,8 +36,8 @@ from partikel.files import (
     write_json,
     writing_to,
 )
-from partikel.networks.weights import misfit, not_finite, read_tensors, write_tensors
 from partikel.models import Carrier
+from partikel.networks.weights import misfit, not_finite, read_tensors, write_tensors
 from partikel.training.ema import averaged_model
 from partikel.training.engine import on_main
 from partikel.training.loop import Trainer
@@ -337,7 +337,9 @@ def _read_state(checkpoint: Path, needed: Collection[str] = ("model",)) -> dict[
 def _mend(checkpoint: Path) -> str:
     """What to do about a damaged one."""
     if checkpoint.name.startswith("step-"):
-        return f"remove the folder {checkpoint.name}, and the run resumes from the checkpoint before."
+        return (
+            f"remove the folder {checkpoint.name}, and the run resumes from the checkpoint before."
+        )
     return "save the model again."
 
 

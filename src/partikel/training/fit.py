@@ -220,7 +220,9 @@ def _data_for(model: Carrier, data: Dataset | Points, labels: Labels | None) -> 
         mend = "x.movedim(-1, 1) puts channels first" if last else "give it their shape"
         raise ConfigError(f"the model is of points {own}, the data of {shape}: {mend}.")
     if model.conditional and found.classes is None:
-        raise DataError("the model is conditional: pass the labels of the points, fit(..., labels=y).")
+        raise DataError(
+            "the model is conditional: pass the labels of the points, fit(..., labels=y)."
+        )
     if not model.conditional and (labels is not None or isinstance(data, tuple)):
         raise ConfigError(
             "the model takes no labels: leave them out, or make it (and its networks) conditional."
