@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,5 +355,24 @@ def test_a_field_that_has_what_it_needs_is_asked() -> None:
 
 @pytest.mark.parametrize("requires", ["real", frozenset({"reals"}), ("real",)])
 def test_what_cannot_be_required_is_refused_where_it_stands(requires: Any) -> None:
-    with pytest.raises(TypeError, match="Own.requires is a set of 'real', 'particles', 'generator'"):
+    with pytest.raises(
+        TypeError, match="Own.requires is a set of 'real', 'particles', 'generator'"
+    ):
         type("Own", (Field,), {"requires": requires, "forward": pulled})
+
+
+# --- the page
+
+
+def test_the_page_about_ones_own_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("iterations=500", "iterations=2"), names)
+    to_data = torch.cdist(names["samples"], names["x"]).min(1).values
+    assert float(to_data.max()) < 0.5  # the last block's free particles have reached real samples

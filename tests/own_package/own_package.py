@@ -16,6 +16,8 @@ from partikel.models import Carrier
 from partikel.networks import Conditioning, NetworkSettings, build_network
 from partikel.recipes import Recipe, System
 
+NOTHING = Conditioning()
+
 
 class Shift(Field):
     """∇h(x) = mean of the data - x."""
@@ -47,7 +49,7 @@ class Layered(nn.Module):
         in_shape: tuple[int, ...],
         out_shape: tuple[int, ...],
         width: int = 16,
-        conditions: Conditioning = Conditioning(),
+        conditions: Conditioning = NOTHING,
     ) -> None:
         super().__init__()
         self.out_shape = out_shape

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from partikel.data import synthetic
 from partikel.data.base import (
@@ -161,7 +161,7 @@ def _entry(name: str, found: Any) -> Entry:
         )
     about = (inspect.getdoc(found) or name).splitlines()[0]
     every = tuple(each.name for each in fields(DataSettings))
-    return Entry(about, found, every, range(1, 2**16))
+    return Entry(about, cast(Callable[[DataSettings], Dataset], found), every, range(1, 2**16))
 
 
 DATASETS: Registry[Entry] = Registry("data set", "datasets", _OURS, _entry)

@@ -87,7 +87,7 @@ def _opened(points: Any) -> tuple[Any, Any]:
             raise TypeError(f"a pair is (points, labels), got {len(points)} things: pass {WANTED}.")
         return points
     if isinstance(points, TensorDataset) and len(points.tensors) <= 2:
-        return (*points.tensors, None)[:2]
+        return points.tensors[0], None if len(points.tensors) == 1 else points.tensors[1]
     if isinstance(points, TorchDataset):
         return _read(points)
     return points, None

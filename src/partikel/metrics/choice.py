@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def _features(name: str, found: object) -> _Make:
     """What another package has under the name of a feature network."""
     if not callable(found) or isinstance(found, type):
         raise TypeError("it must be a function of the images' shape and a device")
-    return found
+    return cast(_Make, found)
 
 
 _Make: TypeAlias = Callable[[tuple[int, ...] | None, torch.device | str], FeatureNetwork]

@@ -709,13 +709,17 @@ def _row(name: str, found: Any) -> Row:
     if isinstance(found, Row) and found.name == name:
         return found
     if isinstance(found, Row) or not callable(found):
-        raise TypeError(f"it must be a function that makes a field of a Kit, or a Row called '{name}'")
+        raise TypeError(
+            f"it must be a function that makes a field of a Kit, or a Row called '{name}'"
+        )
 
     def carried(by: Callable[..., Build], iterations: int, **options: Any) -> Build:
         def build(kit: Kit) -> Composition:
             made = found(kit)
             if not isinstance(made, Field):
-                raise ConfigError(f"'{name}' made a {type(made).__name__} of the kit: return a Field.")
+                raise ConfigError(
+                    f"'{name}' made a {type(made).__name__} of the kit: return a Field."
+                )
             phases = tuple(Phase(loss.name, _ADAM, 256) for loss in made.losses())
             length = iterations if phases or by is trained else 0
             return by(lambda kit: made, phases=phases, iterations=length, **options)(kit)
@@ -894,7 +898,9 @@ def _chosen(rows: Sequence[str] | None) -> list[Row]:
     for name in rows or ():
         CATALOGUE.find(name)
     ours = [row for row in CATALOGUE.values() if rows is None or row.name in rows]
-    return ours + [CATALOGUE.find(name) for name in dict.fromkeys(rows or ()) if name not in CATALOGUE]
+    return ours + [
+        CATALOGUE.find(name) for name in dict.fromkeys(rows or ()) if name not in CATALOGUE
+    ]
 
 
 def _opened(name: str) -> Dataset:
