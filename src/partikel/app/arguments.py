@@ -40,6 +40,7 @@ from partikel.errors.checks import (
     types_of,
     words_of,
 )
+from partikel.extensions import Registry
 
 SHORT = {"n": "-n", "out": "-o"}
 """Names of one letter."""
@@ -321,7 +322,9 @@ def _plain(text: str, module: str) -> str:
 
     def names(match: re.Match[str]) -> str:
         room, _, name = match[1].rpartition(".")
-        return ", ".join(map(str, getattr(importlib.import_module(room or module), name)))
+        found = getattr(importlib.import_module(room or module), name)
+        others = found.others() if isinstance(found, Registry) else ()
+        return ", ".join(map(str, (*found, *others)))
 
     text = re.sub(r":data:`~?([\w.]+)`", names, text)
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)

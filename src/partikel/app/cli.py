@@ -155,6 +155,7 @@ def evaluate(
     n: Size = 10_000,
     split: Split = "test",
     features: str | None = None,
+    measures: str | None = None,
     baselines: bool = False,
     curve: Literal["nfe", "stop"] | None = None,
     at: list[Count] | None = None,
@@ -172,6 +173,7 @@ def evaluate(
         split: the reference; train is the convention of FID on 50,000 images.
         features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
             inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
+        measures: those of other packages to add, by name, several with commas (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
             RUN/curve-NAME.json and .png (free particles only).
@@ -188,7 +190,11 @@ def evaluate(
     quiet = accelerator is not None and not accelerator.is_main_process
     title = f"{loaded.preset}, iteration {loaded.step}"
     options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
-    options |= {"accelerator": accelerator, "sampling": drawn.by(loaded)}
+    options |= {
+        "accelerator": accelerator,
+        "sampling": drawn.by(loaded),
+        "measures": measures.split(",") if measures else (),
+    }
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")
     if curve is None:
@@ -380,10 +386,12 @@ def presets(name: str | None = None, /, json: bool = False) -> None:
         json: print what the presets' files say as JSON, measured results among it.
     """
     from partikel.app import tables
-    from partikel.app.reading import shipped_presets
+    from partikel.app.reading import foreign_recipes, shipped_presets
     from partikel.files import json_text
 
     listed = shipped_presets(name or "")
+    ours = {each.get("recipe") for each in shipped_presets().values()} | {*listed}
+    listed |= {k: about for k, about in foreign_recipes(name or "").items() if k not in ours}
     if json and listed:
         print(json_text({name: listed[name]} if name in listed else listed))
         return
@@ -664,14 +672,57 @@ def _run(tokens: list[str]) -> None:
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:
         raise ConfigError(f"there is no command '{name}': {nearest(name, list(COMMANDS))}")
-    from partikel.app.arguments import parse, print_help
+    from partikel.app.arguments import Option, parse, print_help
+    from partikel.extensions import naming
 
+    packages, rest = _allowed(rest)
     if not {"-h", "--help"} & set(rest):
         places, values = parse(name, COMMANDS[name], rest)
-        COMMANDS[name](*places, **values)
+        with naming(packages, _words([places if name in _NAMING else (), values])):
+            COMMANDS[name](*places, **values)
         return
-    print_help(name, COMMANDS[name], _settings(rest) if name == "train" else ())
+    more = [Option("allow", str | None, None, ALLOW)]
+    if name == "train":
+        with naming(packages, _words(rest)):
+            more += _settings(rest)
+    print_help(name, COMMANDS[name], more)
     sys.exit(0)
+
+
+ALLOW = (
+    "packages whose parts a run or a file may name, with commas between (or $PARTIKEL_ALLOW): their code "
+    "is run. What the command itself names is allowed."
+)
+_NAMING = ("train", "presets")
+"""Commands whose first word is a name, not a folder."""
+_PLACES = ("out", "run", "runs", "data_score")
+"""Options that are folders."""
+
+
+def _allowed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The packages that a line allows, and the rest of it."""
+    packages: list[str] = []
+    rest: list[str] = []
+    words = iter(tokens)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--allow":
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value.strip("[], ") or value.startswith("-"):
+            raise ConfigError("--allow needs a value: write --allow PACKAGE.")
+        packages += [each.strip() for each in value.strip("[]").split(",") if each.strip()]
+    return packages, rest
+
+
+def _words(given: Any) -> set[str]:
+    """The words in the arguments of a command."""
+    if isinstance(given, dict):
+        given = [value for key, value in given.items() if key not in _PLACES]
+    if isinstance(given, (list, tuple)):
+        return set().union(*map(_words, given))
+    return set(re.findall(r"[^\s,:=\[\]{}]+", str(given)))
 
 
 def _settings(tokens: list[str]) -> list[Option]:

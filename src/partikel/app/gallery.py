@@ -34,7 +34,7 @@ from partikel.app.show import plots
 from partikel.app.show.animation import Frame, generation_frames, load_frame, render
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
-from partikel.data import FiniteDataset, open_dataset
+from partikel.data import Dataset, FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
 from partikel.files import replacing, write_json
 from partikel.likelihood import (
@@ -53,10 +53,12 @@ from partikel.metrics.evaluation import (
     NEIGHBOUR,
     Evaluation,
     Memorisation,
+    Sampler,
     evaluate,
     find_memorised,
 )
 from partikel.metrics.measures import main_measure
+from partikel.metrics.own import add_own
 from partikel.models import Sampling
 from partikel.schedules import Nodes
 from partikel.streams import seeded
@@ -260,6 +262,7 @@ def evaluate_run(
     baselines: bool = False,
     accelerator: Accelerator | None = None,
     sampling: Sampling | None = None,
+    measures: Sequence[str] = (),
     **options: Any,
 ) -> Evaluation:
     """Measure a run's samples; see :func:`partikel.metrics.evaluation.evaluate`.
@@ -267,10 +270,17 @@ def evaluate_run(
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
     Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
+    ``measures`` of other packages are added by name (see :func:`partikel.metrics.own.add_own`).
     """
     sampling = Sampling.of(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
-    result = _measured(run, sampling, measure, accelerator)
+
+    def measured(sampler: Sampler, dataset: Dataset, **place: Any) -> Evaluation:
+        result = measure(sampler, dataset, **place)
+        add_own(result, measures, sampler, dataset, place["device"])
+        return result
+
+    result = _measured(run, sampling, measured, accelerator)
     result.protocol["nfe"] = run.model.evaluations(real=run.context(), sampling=sampling)
     return result
 

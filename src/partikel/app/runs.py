@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -49,6 +51,7 @@ from partikel.data.folder import find
 from partikel.data.known import KnownData
 from partikel.errors import CheckpointError, ConfigError, DataError, nearest
 from partikel.errors.checks import Checked, checked
+from partikel.extensions import naming
 from partikel.files import (
     clear_parts,
     fingerprint,
@@ -68,8 +71,7 @@ from partikel.recipes import Recipe, System
 from partikel.streams import seeded
 from partikel.tensors import check_memory
 from partikel.training import Engine, fit, latest_checkpoint
-from partikel.training.checkpoint import has_average, load_weights, read_step
-from partikel.training.ema import averaged_model
+from partikel.training.checkpoint import load_sampled, read_step
 from partikel.training.engine import holding, on_main, processes
 from partikel.training.fit import read_lines
 
@@ -419,15 +421,17 @@ def train_run(
             evaluate_every=recipe.evaluate_every,
             progress=progress_bar(console, preset or recipe.name),
         )
-        return load(out)
+        return _loaded(out)
 
 
 @checked
-def load(path: Path | str) -> Run:
+def load(path: Path | str, allow: str | Collection[str] = ()) -> Run:
     """Load a run's newest checkpoint.
 
     Args:
         path: the run's folder.
+        allow: packages whose recipes, networks and data a run may name (see docs/extending.md); a run
+            imports nothing else.
 
     Returns:
         The run; weights are read without executing code. Its data are opened when they are needed (at
@@ -435,10 +439,23 @@ def load(path: Path | str) -> Run:
 
     Raises:
         CheckpointError: if the folder is no run, has no checkpoint yet, or is damaged.
+        ConfigError: if it names parts of a package that was not allowed.
     """
-    path = Path(path)
+    with naming(allow):
+        return _loaded(Path(path))
+
+
+def _loaded(path: Path) -> Run:
+    """A run; what it names of other packages must have been named by the user."""
     file = path / "config.yaml"
     with reading(file, "cannot be read: name a folder that 'partikel train' made."):
+        if not file.is_file() and any(
+            map(os.path.lexists, (path / "state.json", path / "checkpoints"))
+        ):
+            raise CheckpointError(
+                f"{path} holds the weights of a model that is built in Python: build it, then call "
+                f"partikel.load_into(model, '{path}')."
+            )
         if not file.is_file():
             raise CheckpointError(
                 f"{path} is no run folder (it has no config.yaml): name a folder that "
@@ -467,12 +484,7 @@ def _load_newest(model: Carrier, data: Dataset, checkpoints: Path) -> int:
         assert checkpoint is not None
         try:
             _check_classes(model, data, checkpoint)
-            load_weights(model, checkpoint, "model")
-            if has_average(checkpoint):
-                average = averaged_model(model.sampled, 0.5)
-                load_weights(average, checkpoint, "average")
-                model.sampled.load_state_dict(average.module.state_dict())
-            model.eval()
+            load_sampled(model, checkpoint)
             return read_step(checkpoint)
         except CheckpointError:
             if latest_checkpoint(checkpoints) in (checkpoint, None):
@@ -600,13 +612,14 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
         # where the data lie now: as the run was told, should they not be where they were
         there = {key: place for key, place in known["places"].items() if Path(place).exists()}
         shares = known["shares"]
+        named = copy_context()  # by whoever loads the run, not by whoever asks for its data
         return KnownData(
             known["name"],
             tuple(known["shape"]),
             known["classes"],
             known["sigma_data"],
             None if shares is None else torch.tensor(shares),
-            lambda: open_dataset(dataclasses.replace(recipe.data, **there)),
+            lambda: named.run(open_dataset, dataclasses.replace(recipe.data, **there)),
             tuple(known.get("class_names") or ()) or None,
         )
 

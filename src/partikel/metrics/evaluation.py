@@ -184,8 +184,8 @@ def evaluate(
             "sliced_w2": "root of the mean squared W2 over 512 fixed projections",
             "w2": f"exact, {min(n, EXACT_W2_POINTS)} points",
         }
-        reference = dataset.draw(n, split, generator=_generator(seed, "reference")).x
-        second = dataset.draw(m, other_split, generator=_generator(seed, "second")).x
+        reference = work.held(n, split, "reference")
+        second = work.held(m, other_split, "second")
         samples = torch.cat([x.cpu() for x in work.samples(sampler, n)])
         return Evaluation(
             point_metrics(samples, reference, dataset),
@@ -481,6 +481,13 @@ class _Work:
         return in_chunks(
             self._drawn(sampler, purpose), n, self.chunk, self.dataset.shape, self.accelerator
         )
+
+    def held(self, n: int, split: str, purpose: str) -> Tensor:
+        """(n, ...) points of the data, those that figures are measured against, on the CPU."""
+        if len(self.dataset.shape) == 1:
+            return self.dataset.draw(n, split, generator=_generator(self.seed, purpose)).x
+        chunks = in_chunks(self._images(split, purpose), n, self.chunk, self.dataset.shape)
+        return torch.cat([x.cpu() for x in chunks])
 
     def of_samples(
         self, network: FeatureNetwork, n: int, sampler: Sampler, purpose: str

@@ -30,8 +30,9 @@ from partikel.app.show import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.divergences import DivergenceLike
-from partikel.errors import CheckpointError, ConfigError, NumericsError, nearest
+from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.errors.checks import Count, checked
+from partikel.extensions import Registry
 from partikel.fields import (
     At,
     DeepMMDField,
@@ -634,7 +635,37 @@ _ROWS = (
         {"eta": 1.0},
     ),
 )
-CATALOGUE: dict[str, Row] = {row.name: row for row in _ROWS}
+
+
+def _foreign_row(name: str, found: Any) -> Row:
+    """What another package has under the name of a field: a row, or what makes the field of a kit."""
+    if isinstance(found, Row) and found.name == name:
+        return found
+    if isinstance(found, Row) or not callable(found):
+        raise TypeError(
+            f"it must be a function that makes a field of a Kit, or a Row called '{name}'"
+        )
+
+    def carried(by: Callable[..., Build], iterations: int, **options: Any) -> Build:
+        def build(kit: Kit) -> Composition:
+            made = found(kit)
+            if not isinstance(made, Field):
+                raise ConfigError(
+                    f"'{name}' made a {type(made).__name__} of the kit: return a Field."
+                )
+            phases = tuple(Phase(loss.name, _ADAM, 256) for loss in made.losses())
+            length = iterations if phases or by is trained else 0
+            return by(lambda kit: made, phases=phases, iterations=length, **options)(kit)
+
+        return build
+
+    free = carried(flow, 1200, eta=5.0, steps=60)
+    return Row(name, name, "of another package", "its own", free, carried(trained, 2500))
+
+
+CATALOGUE: Registry[Row] = Registry(
+    "field", "fields", {row.name: row for row in _ROWS}, _foreign_row
+)
 """Every row by its name."""
 
 
@@ -807,9 +838,11 @@ def _line(cell: Cell) -> str:
 
 def _chosen(rows: Sequence[str] | None) -> list[Row]:
     for name in rows or ():
-        if name not in CATALOGUE:
-            raise ConfigError(f"the matrix has no row '{name}': {nearest(name, list(CATALOGUE))}")
-    return [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+        CATALOGUE.find(name)
+    ours = [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+    return ours + [
+        CATALOGUE.find(name) for name in dict.fromkeys(rows or ()) if name not in CATALOGUE
+    ]
 
 
 def _opened(name: str) -> Dataset:
@@ -1005,7 +1038,7 @@ def matrix_figure(
         plots.draw_clouds(axes, data[:0] if cloud is None else cloud, data, _SIDE)
         if cloud is not None:
             plots.note_outside(axes, cloud, view)
-        at, row, above = left + plots.MARGIN, CATALOGUE[cell.row], bottom + _SIDE
+        at, row, above = left + plots.MARGIN, CATALOGUE.find(cell.row), bottom + _SIDE
         if cell.carrier == "particles":
             end = left + 2 * _SIDE - plots.MARGIN
             plots.write_at(figure, at, above + 0.17, row.name, 9.5, plots.INK)
