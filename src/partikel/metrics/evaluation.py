@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,15 +169,7 @@ def evaluate(
     }
     work = _Work(dataset, seed, device, accelerator)
     if len(dataset.shape) == 1:
-        if baselines:
-            raise ConfigError("baselines are measured for images: leave them out for points.")
-        if features is not None:
-            raise ConfigError(f"'{features}' sees images only: leave out features for points.")
-        if min(n, m) < 2:
-            raise DataError(
-                f"points are measured against at least 2 others, but of the {split} and {other_split} "
-                f"splits of '{dataset.name}' one has {min(n, m)}: give it more"
-            )
+        _check_points(dataset, {split: n, other_split: m}, features, baselines)
         protocol |= {
             "mmd2": f"unbiased, mean of RBF kernels of σ in {list(BANDWIDTHS)}",
             "energy": "2E|x-y| - E|x-x'| - E|y-y'|, unbiased",
@@ -223,6 +215,22 @@ def evaluate(
             rows["training copies"] = figures(work.of_data(network, n, "train", "copies"))
     second = figures(work.of_data(network, m, other_split, "second"))
     return Evaluation(metrics, second, protocol, rows, left_out)
+
+
+def _check_points(
+    dataset: Dataset, splits: Mapping[str, int], features: str | None, baselines: bool
+) -> None:
+    """Refuse what points are not measured with, and too few of them."""
+    if baselines:
+        raise ConfigError("baselines are measured for images: leave them out for points.")
+    if features is not None:
+        raise ConfigError(f"'{features}' sees images only: leave out features for points.")
+    least = min(splits.values())
+    if least < 2:
+        raise DataError(
+            f"points are measured against at least 2 others, but of the {' and '.join(splits)} "
+            f"splits of '{dataset.name}' one has {least}: give it more"
+        )
 
 
 def quick_evaluation(
