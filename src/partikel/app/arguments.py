@@ -71,7 +71,7 @@ class Option:
     @property
     def name(self) -> str:
         """As it is written on the line."""
-        return f"--{self.key.replace('_', '-')}"
+        return f"--{self.key.rstrip('_').replace('_', '-')}"  # from_ is Python's word for --from
 
     @property
     def flag(self) -> bool:

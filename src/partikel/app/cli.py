@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from partikel.app.arguments import Option
     from partikel.app.runs import Run
     from partikel.models import Sampling
+    from partikel.training import Initial
 
 Split: TypeAlias = Literal["test", "validation", "train"]
 SolverName: TypeAlias = Literal[
@@ -74,30 +75,55 @@ class Drawn:
 _AS_TRAINED = Drawn()
 
 
-def train(preset: str, /, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
+def train(
+    preset: str | None = None,
+    /,
+    out: str | None = None,
+    from_: str | None = None,
+    from_optimizers: bool = False,
+    dry_run: bool = False,
+    **settings: Any,
+) -> None:
     """Train a preset or a YAML configuration; the same command resumes.
+
+    A run goes on with another --evaluate-every, --evaluate-samples, --checkpoint-every, engine or place of
+    its data, and with more --iterations where nothing refers to their number. For any other change,
+    --from RUN --out NEW starts a new run from its weights (docs/training.md).
 
     With several processes, start 'accelerate launch -m partikel train PRESET' (docs/cluster.md). Any
     setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
     'partikel train PRESET --help' lists them.
 
     Args:
-        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file.
-        out: the run's folder; runs/PRESET unless given.
+        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file; with --from, the
+            run's own settings unless given.
+        out: the run's folder; runs/PRESET, or RUN-2 with --from RUN, unless given.
+        from_: folder of a run whose weights and averages the new run begins with.
+        from_optimizers: take the state of that run's optimisers too.
         dry_run: print the resolved configuration and stop.
         settings: the recipe's settings.
     """
     from partikel.app import gallery
 
+    initial = _initial(from_, from_optimizers)
     if dry_run:
-        print(gallery.plan_preset(preset, settings), end="")
+        print(gallery.plan_preset(preset, settings, initial, out), end="")
         return
-    trained = gallery.train_preset(preset, settings, out, _console())
+    trained = gallery.train_preset(preset, settings, initial, out, _console())
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
         print(f"trained {run.preset} for {run.step} iterations in {spent}")
         print(f"run: {run.path}   page: {page}")
+
+
+def _initial(run: str | None, optimizers: bool) -> Initial | None:
+    """The run that a training begins with."""
+    from partikel.training import Initial
+
+    if run is None and optimizers:
+        raise ConfigError("--from-optimizers is of a run to start from: give it with --from RUN.")
+    return None if run is None else Initial(run, optimizers)
 
 
 def sample(
@@ -622,16 +648,15 @@ def _settings(tokens: list[str]) -> list[Option]:
     """The settings of the preset that a line of 'train' names, with the values that it gives them."""
     from partikel.app.arguments import options_in, parse
 
-    try:
-        (preset,), values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
-    except ConfigError:
+    places, values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
+    own = {option.key: values.pop(option.key, None) for option in options_in(train, told=False)}
+    if not places and own["from_"] is None:
         print("Name a preset to see its settings: partikel train edm-gaussians --help\n")
         return []
-    from partikel.app.config import load_preset, make_recipe
+    from partikel.app.continuing import chosen
 
-    loaded = load_preset(preset)
-    settings = {key: value for key, value in values.items() if key not in ("out", "dry_run")}
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    initial = _initial(own["from_"], False)
+    loaded, recipe, *_ = chosen(places[0] if places else None, values, initial, own["out"])
     return options_in(type(recipe), recipe, group=f"Settings of the recipe '{loaded.recipe}'")
 
 

@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
+from partikel.app.config import dump_config, read_configuration, settings_of
+from partikel.app.continuing import chosen, origin_of, with_its_score
 from partikel.app.progress import progress_of
 from partikel.app.runs import (
     Run,
@@ -57,51 +58,65 @@ from partikel.models import Sampling
 from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
+from partikel.training import Initial, latest_checkpoint
 from partikel.training.engine import all_done, processes
 
 Measured = TypeVar("Measured", Evaluation, Memorisation)
 
 
-def plan_preset(preset: str, settings: Mapping[str, Any]) -> str:
+def plan_preset(
+    preset: str | None, settings: Mapping[str, Any], initial: Initial | None, out: str | None
+) -> str:
     """What training a preset would do: the resolved configuration, and remarks about the system.
 
     Args:
         preset: its name, or path of a .yaml file.
         settings: those that were given.
+        initial: the run to begin with.
+        out: the run's folder.
     """
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    loaded, recipe, initial, folder = chosen(preset, settings, initial, out)
+    origin = None if initial is None else origin_of(initial, folder)
+    if origin is not None:
+        recipe = with_its_score(recipe, origin, folder)
     dataset = open_dataset(recipe.data)
     said: list[str] = []
     recipe = fit_batches(recipe, dataset, (loaded.given, settings), said.append)
     system = recipe.system(dataset)
+    if origin is not None and latest_checkpoint(folder / "checkpoints") is None:
+        origin.weights_for(system.model)
     count = sum(p.numel() for p in system.model.parameters())
     phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
     kind = type(system.model).__name__
-    said = [f"# {text}\n" for text in said] + [dump_config(recipe, loaded.name)]
+    said = [f"# {text}\n" for text in said]
+    said.append(dump_config(recipe, loaded.name, origin and {"from": origin.record}))
     return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
 
 
 def train_preset(
-    preset: str, settings: Mapping[str, Any], out: str | None, console: Console | None
+    preset: str | None,
+    settings: Mapping[str, Any],
+    initial: Initial | None,
+    out: str | None,
+    console: Console | None,
 ) -> tuple[Run, Path] | None:
     """Train a preset, or go on where it stopped, and write the run's page.
 
     Args:
-        preset: its name, or path of a .yaml file.
+        preset: see :func:`partikel.app.continuing.chosen`, as the next three.
         settings: those that were given.
-        out: the run's folder; runs/PRESET unless given.
+        initial: the run to begin with.
+        out: the run's folder.
         console: where progress is shown.
 
     Returns:
         The run and its page; None in all processes but the main one.
     """
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    loaded, recipe, initial, folder = chosen(preset, settings, initial, out)
     main_process, given = processes().is_main_process, (loaded.given, settings)
-    folder = Path(out or f"runs/{loaded.name}")
+    options: dict[str, Any] = {"console": console, "given": given, "initial": initial}
     try:
-        run = train_run(recipe, folder, preset=loaded.name, console=console, given=given)
+        run = train_run(recipe, folder, preset=loaded.name, **options)
     except PartikelError as error:
         if main_process or isinstance(error, DataError):  # data may be missing on one node only
             raise
@@ -589,6 +604,8 @@ def summarise(
         for line in run.log
         if curve_name in line
     ]
+    config = read_configuration(run.path / "config.yaml")
+    known = {key: config[key] for key in ("from", "history") if key in config}
     return RunSummary(
         name=run.path.name,
         title=run.recipe.title,
@@ -605,7 +622,7 @@ def summarise(
         samples=picture,
         animation=moving if moving.exists() else None,
         planar=_planar(run),
-        settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
+        settings=yaml.safe_dump(settings_of(run.recipe) | known, sort_keys=False),
     )
 
 

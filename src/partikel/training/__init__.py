@@ -1,6 +1,11 @@
 """Training: phases, the one loop, averages, checkpoints, and the engine that computes it."""
 
-from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from partikel.training.checkpoint import (
+    Initial,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from partikel.training.ema import EMA
 from partikel.training.engine import Engine
 from partikel.training.fit import Interrupted, fit
@@ -11,6 +16,7 @@ __all__ = [
     "EMA",
     "AdamSettings",
     "Engine",
+    "Initial",
     "Interrupted",
     "Iteration",
     "Phase",

@@ -27,7 +27,13 @@ from partikel.errors.checks import Count, Natural, checked
 from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
-from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from partikel.training.checkpoint import (
+    Initial,
+    latest_checkpoint,
+    load_checkpoint,
+    load_initial,
+    save_checkpoint,
+)
 from partikel.training.ema import EMA, swapped_in
 from partikel.training.engine import Engine, accelerator_for, holding, on_main
 from partikel.training.loop import Trainer
@@ -66,6 +72,7 @@ def fit(
     ema: float | EMA | None = None,
     engine: Engine | None = None,
     folder: Path | str | None = None,
+    initial: Initial | Path | str | None = None,
     checkpoint_every: Count = 1000,
     evaluate: Evaluate | None = None,
     evaluate_every: Count | None = None,
@@ -82,6 +89,8 @@ def fit(
         ema: how the sampled weights are averaged (a number is a decay); None keeps no average.
         engine: how it is computed.
         folder: for ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``; None keeps nothing.
+        initial: a run to begin with the weights of, by its folder; once this one's folder has a checkpoint,
+            it goes on from there.
         checkpoint_every: iterations between checkpoints.
         evaluate: called with the model (averaged weights in place, networks as they are written,
             whatever the engine) and the iteration.
@@ -95,8 +104,10 @@ def fit(
 
     Raises:
         NumericsError: if losses or weights leave the finite numbers; the last checkpoint stays.
-        ConfigError: if another process trains in the folder.
-        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read.
+        ConfigError: if another process trains in the folder, or it holds more iterations, or as many others
+            as a falling rate does not allow.
+        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read, or
+            the weights of ``initial`` do not fit.
         DataError: if the data vanish; the last checkpoint stays.
         Interrupted: on Ctrl-C or SIGTERM, after saving (in the main thread).
     """
@@ -120,6 +131,10 @@ def fit(
         found = None if checkpoints is None else latest_checkpoint(checkpoints)
         if found is not None:
             load_checkpoint(trainer, found)
+        elif initial is not None:
+            load_initial(
+                trainer, initial if isinstance(initial, Initial) else Initial(str(initial))
+            )
         log = _Log(folder if main else None, trainer.step, accelerator)
 
         def there() -> None:
@@ -138,6 +153,8 @@ def fit(
             with swapped_in(model.sampled, trainer.average), exact(), writing_to(folder, _MEND):
                 return evaluate(model, trainer.step)
 
+        if found is None and initial is not None:
+            save()  # what this run goes on from, whatever becomes of the other
         if found is None and evaluate_every is not None:
             log.write(trainer, on_main(evaluated))
         shown = progress if main and progress is not None else _silent
