@@ -92,9 +92,10 @@ def test_what_refers_to_the_number_of_iterations_is_named(
 def test_fit_refuses_what_a_falling_rate_does_not_allow(tmp_path: Path) -> None:
     falling = small("gan", generator_optimizer={"decay": "linear"})
     for recipe, longer in ((falling, False), (small("gan"), True)):
-        folder, data = tmp_path / str(longer), open_dataset(recipe.data)
+        folder = tmp_path / str(longer)
 
         def trained(iterations: int, recipe: Recipe = recipe, folder: Path = folder) -> int:
+            data = open_dataset(recipe.data)
             system = recipe.system(data)
             options = {"iterations": iterations, "folder": folder}
             return fit(system.model, data, system.phases, **options).step
@@ -150,8 +151,8 @@ def test_a_new_run_begins_with_weights_and_averages(name: str, tmp_path: Path) -
     recipe = quick(name, **pooled, iterations=4, seed=5, batch=4)
     shutil.rmtree(tmp_path / "first" / "required", ignore_errors=True)  # nor is it trained again
     initial = Initial(str(first.path), optimizers=True)
-    with pytest.raises(CheckpointError, match="another model|do not fit"):
-        wider = dataclasses.replace(recipe, **_wider(name))
+    wider = dataclasses.replace(recipe, **_wider(name))
+    with pytest.raises(CheckpointError, match="do not fit"):
         train_run(wider, tmp_path / "wider", initial=initial)
     assert not (tmp_path / "wider").exists()
     new = train_run(recipe, tmp_path / "new", initial=initial)
@@ -243,7 +244,13 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refusals = {
         ("--from-optimizers",): "give it with --from RUN",
         (): "name a preset",
-        ("gan-digits", "--from", str(run.path)): "do not fit this model",
+        (
+            "gan-digits",
+            "--from",
+            str(run.path),
+            "--out",
+            str(tmp_path / "x"),
+        ): "do not fit this model",
         ("--from", str(run.path), "--out", str(run.path)): "was not started from another",
     }
     for line, said in refusals.items():
@@ -259,7 +266,8 @@ def test_a_configuration_names_the_run_it_begins_with(tmp_path: Path) -> None:
     _, recipe, initial, _ = chosen(str(new.path / "config.yaml"), {}, None, None)
     again = train_run(recipe, tmp_path / "again", initial=initial)
     assert same(last(again.path), last(new.path))
-    train_run(quick("gan", iterations=9), run.path)
+    for longer in (4, 9):  # two checkpoints are kept
+        train_run(quick("gan", iterations=longer), run.path)
     with pytest.raises(CheckpointError, match="are gone, as that run has gone on"):
         train_run(recipe, tmp_path / "late", initial=initial)
     assert load(again.path).sample(2, generator=seeded()).shape == (2, 2)

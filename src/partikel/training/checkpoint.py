@@ -296,8 +296,8 @@ def check_length(done: int, then: int, now: int, tied: Sequence[str], folder: Pa
     if now != then and done and tied:
         raise ConfigError(
             f"{folder} is a run of {then} iterations, on whose number {' and '.join(tied)} "
-            f"depend{'s' * (len(tied) == 1)}: it cannot become one of {now}, so repeat {then}, or start a new "
-            f"run from its weights (--from {folder}, initial in Python)."
+            f"depend{'s' * (len(tied) == 1)}: it cannot become one of {now}, so repeat {then}, or start a "
+            f"new run from its weights (--from {folder}, initial in Python)."
         )
 
 
