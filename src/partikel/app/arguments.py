@@ -44,8 +44,8 @@ from partikel.extensions import Registry
 
 SHORT = {"n": "-n", "out": "-o"}
 """Names of one letter."""
-LONG = {"own_data": "--data"}
-"""Names that an argument cannot have, as a group of settings has them."""
+LONG = {"own_data": "--data", "from_": "--from"}
+"""Names that an argument cannot have, as a group of settings or Python has them."""
 OPTIONS = "Options"
 """The heading of a command's own."""
 VALUE = {"metavar": "VALUE"} if "metavar" in inspect.signature(Parameter).parameters else {}

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from partikel.app.arguments import Option
     from partikel.app.runs import Run
     from partikel.models import Sampling
+    from partikel.training import Initial
 
-_OF_TRAIN = ("own_data", "out", "dry_run")
-"""Options of 'train' that are no settings."""
 Split: TypeAlias = Literal["test", "validation", "train"]
 SolverName: TypeAlias = Literal[
     "euler",
@@ -79,10 +78,12 @@ _AS_TRAINED = Drawn()
 
 
 def train(
-    preset: str,
+    preset: str | None = None,
     /,
     own_data: str | None = None,
     out: str | None = None,
+    from_: str | None = None,
+    from_optimizers: bool = False,
     dry_run: bool = False,
     **settings: Any,
 ) -> None:
@@ -91,16 +92,23 @@ def train(
     'partikel train edm --data PICTURES' looks at them and chooses size, network, batch and length; edm may
     be any recipe (gan, discriminator-flow, score-gan, ...).
 
+    A run goes on with another --evaluate-every, --evaluate-samples, --checkpoint-every, engine or place of
+    its data, and with more --iterations where nothing refers to their number. For any other change,
+    --from RUN --out NEW starts a new run from its weights (docs/training.md).
+
     With several processes, start 'accelerate launch -m partikel train PRESET' (docs/cluster.md). Any
     setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
     'partikel train PRESET --help' lists them.
 
     Args:
-        preset: name of a preset ('partikel presets' lists them) or of a recipe, or path to a .yaml
-            file.
+        preset: name of a preset ('partikel presets' lists them) or of a recipe, or path to a .yaml file;
+            with --from, the run's own settings unless given.
         own_data: your own pictures: a folder (its sub-folders are classes), a .zip file, a data set's name,
             or OWNER/NAME on the Hugging Face Hub.
-        out: the run's folder; runs/PRESET, with the data's name where --data is given, unless given.
+        out: the run's folder; runs/PRESET, with the data's name where --data is given, or RUN-2 with
+            --from RUN, unless given.
+        from_: folder of a run whose weights and averages the new run begins with.
+        from_optimizers: take the state of that run's optimisers too.
         dry_run: print what was chosen and the resolved configuration, and stop.
         settings: the recipe's settings.
     """
@@ -109,15 +117,25 @@ def train(
 
     if own_data is not None and own_data.lstrip().startswith("{"):  # settings, as of any group
         settings["data"], own_data = given(own_data, "--data"), None
+    line = (preset, settings, own_data, out, _initial(from_, from_optimizers))
     if dry_run:
-        print(gallery.plan_preset(preset, settings, own_data), end="")
+        print(gallery.plan_preset(*line), end="")
         return
-    trained = gallery.train_preset(preset, settings, out, _console(), own_data)
+    trained = gallery.train_preset(*line, _console())
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
         print(f"trained {run.preset} for {run.step} iterations in {spent}")
         print(f"run: {run.path}   page: {page}")
+
+
+def _initial(run: str | None, optimizers: bool) -> Initial | None:
+    """The run that a training begins with."""
+    from partikel.training import Initial
+
+    if run is None and optimizers:
+        raise ConfigError("--from-optimizers is of a run to start from: give it with --from RUN.")
+    return None if run is None else Initial(run, optimizers)
 
 
 def sample(
@@ -729,16 +747,16 @@ def _settings(tokens: list[str]) -> list[Option]:
     """The settings of the preset that a line of 'train' names, with the values that it gives them."""
     from partikel.app.arguments import options_in, parse
 
-    try:
-        (preset,), values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
-    except ConfigError:
+    places, values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
+    own = {option.key: values.pop(option.key, None) for option in options_in(train, told=False)}
+    if not places and own["from_"] is None:
         print("Name a preset to see its settings: partikel train edm-gaussians --help\n")
         return []
-    from partikel.app.config import load_started, make_recipe
+    from partikel.app.config import make_recipe
+    from partikel.app.continuing import started
 
-    loaded = load_started(preset)
-    settings = {key: value for key, value in values.items() if key not in _OF_TRAIN}
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    loaded, *_ = started(places[0] if places else None, _initial(own["from_"], False), own["out"])
+    recipe = make_recipe(loaded.recipe, loaded.settings, values)
     return options_in(type(recipe), recipe, group=f"Settings of the recipe '{loaded.recipe}'")
 
 

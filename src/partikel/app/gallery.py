@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import dump_config, settings_of
+from partikel.app.config import dump_config, read_configuration, settings_of
+from partikel.app.continuing import origin_of, with_its_score
 from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
 from partikel.app.runs import (
@@ -63,59 +64,81 @@ from partikel.models import Sampling
 from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
+from partikel.training import Initial, latest_checkpoint
 from partikel.training.engine import all_done, processes
 
 Measured = TypeVar("Measured", Evaluation, Memorisation)
 
 
-def plan_preset(preset: str, settings: Mapping[str, Any], data: str | None = None) -> str:
+def plan_preset(
+    preset: str | None,
+    settings: Mapping[str, Any],
+    data: str | None = None,
+    out: str | None = None,
+    initial: Initial | None = None,
+) -> str:
     """What training would do: what was chosen, the resolved configuration, remarks about the system.
 
     Args:
         preset: see :func:`partikel.app.planning.plan_training`, as the next two.
         settings: those that were given.
         data: of one's own.
+        out: the run's folder.
+        initial: the run to begin with.
     """
-    plan = plan_training(preset, settings, data)
-    dataset = open_dataset(plan.recipe.data)
-    said = list(plan.said)
-    recipe = fit_batches(plan.recipe, dataset, plan.given, said.append)
+    plan = plan_training(preset, settings, data, out, initial)
+    origin = None if plan.initial is None else origin_of(plan.initial, plan.folder)
+    recipe, said = plan.recipe, list(plan.said)
+    if origin is not None:
+        recipe = with_its_score(recipe, origin, plan.folder)
+    dataset = open_dataset(recipe.data)
+    recipe = fit_batches(recipe, dataset, plan.given, said.append)
     if plan.chosen:
         said.append(f"  {estimate(recipe)}")
     system = recipe.system(dataset)
+    if origin is not None and latest_checkpoint(plan.folder / "checkpoints") is None:
+        origin.weights_for(system.model)
     count = sum(p.numel() for p in system.model.parameters())
     phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
     kind = type(system.model).__name__
-    said = [f"# {text}\n" for text in said] + [dump_config(recipe, plan.label)]
+    said = [f"# {text}\n" for text in said]
+    said.append(dump_config(recipe, plan.label, origin and {"from": origin.record}))
     return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
 
 
 def train_preset(
-    preset: str,
+    preset: str | None,
     settings: Mapping[str, Any],
+    data: str | None,
     out: str | None,
+    initial: Initial | None,
     console: Console | None,
-    data: str | None = None,
 ) -> tuple[Run, Path] | None:
     """Train, or go on where it stopped, and write the run's page.
 
     Args:
-        preset: see :func:`partikel.app.planning.plan_training`, as settings, out and data.
+        preset: see :func:`partikel.app.planning.plan_training`, as the next four.
         settings: those that were given.
-        out: the run's folder.
-        console: where progress is shown.
         data: of one's own.
+        out: the run's folder.
+        initial: the run to begin with.
+        console: where progress is shown.
 
     Returns:
         The run and its page; None in all processes but the main one.
     """
     main_process = processes().is_main_process
     try:
-        plan = plan_training(preset, settings, data, out)
+        plan = plan_training(preset, settings, data, out, initial)
         if console is not None and main_process:
             _tell(plan, console)
         run = train_run(
-            plan.recipe, plan.folder, preset=plan.label, console=console, given=plan.given
+            plan.recipe,
+            plan.folder,
+            preset=plan.label,
+            console=console,
+            given=plan.given,
+            initial=plan.initial,
         )
     except PartikelError as error:
         if main_process or isinstance(error, DataError):  # data may be missing on one node only
@@ -633,6 +656,8 @@ def summarise(
         for line in run.log
         if curve_name in line
     ]
+    config = read_configuration(run.path / "config.yaml")
+    known = {key: config[key] for key in ("from", "history") if key in config}
     return RunSummary(
         name=run.path.name,
         title=run.recipe.title,
@@ -649,7 +674,7 @@ def summarise(
         samples=picture,
         animation=moving if moving.exists() else None,
         planar=_planar(run),
-        settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
+        settings=yaml.safe_dump(settings_of(run.recipe) | known, sort_keys=False),
         **pictures,
     )
 

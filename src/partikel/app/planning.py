@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from partikel.app.choices import choose
-from partikel.app.config import load_preset, load_started, make_recipe, settings_of
+from partikel.app.config import load_preset, make_recipe, settings_of
+from partikel.app.continuing import started
 from partikel.app.runs import context_for, draw_samples
 from partikel.data import DATASETS, Dataset, open_dataset
 from partikel.data.folder import find
@@ -25,7 +27,7 @@ from partikel.errors import ConfigError, DataError, nearest
 from partikel.models import Carrier
 from partikel.recipes import RECIPES, Recipe
 from partikel.streams import seeded
-from partikel.training import Trainer
+from partikel.training import Initial, Trainer
 from partikel.training.engine import processes
 
 TIMED = 8
@@ -48,6 +50,7 @@ class Plan:
         given: where somebody chose settings, see :func:`partikel.app.runs.train_run`.
         said: what was chosen, and why; lines for whoever starts it.
         chosen: whether settings were chosen for pictures.
+        initial: the run whose weights it begins with.
     """
 
     recipe: Recipe
@@ -56,23 +59,30 @@ class Plan:
     given: tuple[Mapping[str, Any], ...]
     said: tuple[str, ...] = ()
     chosen: bool = False
+    initial: Initial | None = None
 
 
 def plan_training(
-    start: str, settings: Mapping[str, Any], data: str | None = None, out: str | None = None
+    start: str | None,
+    settings: Mapping[str, Any],
+    data: str | None = None,
+    out: str | None = None,
+    initial: Initial | None = None,
 ) -> Plan:
     """What a command is going to train.
 
     Args:
-        start: a preset, a .yaml file, or a recipe, whose settings are then chosen for the data.
+        start: a preset, a .yaml file, or a recipe, whose settings are then chosen for the data; see
+            :func:`partikel.app.continuing.started` for None.
         settings: those that were given.
         data: a folder or a zip file of pictures, a data set's name, or a name on the Hugging Face Hub.
         out: the run's folder; runs/ and its label unless given.
+        initial: the run whose weights it begins with.
 
     Raises:
         ConfigError, DataError: for what cannot be trained, or data that are not there.
     """
-    loaded = load_started(start)
+    loaded, initial, place = started(start, initial, out)
     settings = dict(settings)
     own = settings.get("data")
     own = dict(own) if isinstance(own, Mapping) else {} if own is None else own
@@ -84,9 +94,10 @@ def plan_training(
         if data is not None:
             label += f"-{_word(recipe.data.title)}"
             said = (_kept(loaded.name, recipe, loaded.settings, data),)
-        folder = Path(out or f"runs/{label}")
-        return Plan(recipe, label, folder, (loaded.given, settings), said)
-    return _chosen(loaded.recipe, settings, own, out)
+        folder = place or Path(f"runs/{label}")
+        return Plan(recipe, label, folder, (loaded.given, settings), said, initial=initial)
+    plan = _chosen(loaded.recipe, settings, own, place)
+    return dataclasses.replace(plan, initial=initial)
 
 
 def source_of(data: str) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def source_of(data: str) -> dict[str, Any]:
     )
 
 
-def _chosen(name: str, settings: dict[str, Any], own: Any, out: str | None) -> Plan:
+def _chosen(name: str, settings: dict[str, Any], own: Any, place: Path | None) -> Plan:
     """The plan of a recipe whose settings are chosen for the data."""
     base: dict[str, Any] = {}
     score = _data_score(settings.get("data_score"))
@@ -134,7 +145,7 @@ def _chosen(name: str, settings: dict[str, Any], own: Any, out: str | None) -> P
         )
     data = make_recipe(name, base, {"data": own}).data
     label = f"{name}-{_word(data.title)}"
-    folder = Path(out or f"runs/{label}")
+    folder = place or Path(f"runs/{label}")
     stored = _stored(folder, name)
     if stored is not None:
         known = make_recipe(name, stored).data

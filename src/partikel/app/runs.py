@@ -15,14 +15,13 @@ report.html        the run on one page
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -42,8 +41,8 @@ from partikel.app.config import (
     load_preset,
     make_recipe,
     read_configuration,
-    settings_of,
 )
+from partikel.app.continuing import continued, origin_of, with_its_score
 from partikel.app.moments import Moment, paint
 from partikel.app.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
@@ -70,7 +69,7 @@ from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
 from partikel.streams import seeded
 from partikel.tensors import check_memory
-from partikel.training import Engine, fit, latest_checkpoint
+from partikel.training import Engine, Initial, fit, latest_checkpoint
 from partikel.training.checkpoint import load_sampled, read_step
 from partikel.training.engine import holding, on_main, processes
 from partikel.training.fit import read_lines
@@ -361,6 +360,7 @@ def train_run(
     out: Path | str,
     *,
     preset: str = "",
+    initial: Initial | Path | str | None = None,
     console: Console | None = None,
     given: Sequence[Mapping[str, Any]] | None = None,
     show: Callable[[Moment], object] = paint,
@@ -371,6 +371,7 @@ def train_run(
         recipe: the settings.
         out: the run's folder.
         preset: the name it was started from, for the record.
+        initial: the run whose weights this one begins with, by its folder. A data score comes with them.
         console: where progress is shown; None shows nothing.
         given: where somebody chose settings: a batch that is in none of them gives way to a smaller
             training split, see :func:`fit_batches`. All were chosen where None.
@@ -380,24 +381,30 @@ def train_run(
         The run.
 
     Raises:
-        ConfigError: if the folder holds a run of other settings, or the settings cannot work.
+        ConfigError: if the folder holds a run of settings that may not differ, or that began otherwise, or
+            the settings cannot work.
         DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
     """
     out = Path(out)
     if out.is_file():
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
+    if isinstance(initial, (Path, str)):
+        initial = Initial(str(initial))
     with holding(out):
-        recipe, required_path = _with_required(recipe, out)
+        origin, required_path = on_main(partial(origin_of, initial, out)), None
+        if origin is None:
+            recipe, required_path = _with_required(recipe, out)
+        else:
+            recipe = with_its_score(recipe, origin, out)
         with processes().main_process_first():  # which prepares what the others then find
             dataset = open_dataset(recipe.data)
         shown = console if processes().is_main_process else None
         say = None if shown is None else partial(shown.print, markup=False, soft_wrap=True)
         recipe = fit_batches(recipe, dataset, given, say)
-        text = dump_config(recipe, preset)
-        on_main(lambda: _check_folder(out, text))
+        recorded = on_main(lambda: continued(out, recipe, origin))
+        text = dump_config(recipe, preset, recorded)
         required = None
-        if recipe.required is not None:
-            assert required_path is not None
+        if recipe.required is not None and required_path is not None:
             if (required_path / "config.yaml").exists() and required_path != out / "required":
                 required = load(required_path).model
             else:
@@ -406,16 +413,19 @@ def train_run(
                     first = dataclasses.replace(first, engine=recipe.engine)
                 required = train_run(first, required_path, console=console, show=show).model
         system = recipe.system(dataset, required)
-        on_main(lambda: _describe(out, text, recipe, dataset, system.model))
         checkpoint = latest_checkpoint(out / "checkpoints")
         if checkpoint is not None:
             _check_classes(system.model, dataset, checkpoint)
+        elif origin is not None:
+            origin.weights_for(system.model)  # which may not fit: then nothing is written
+        on_main(lambda: _describe(out, text, recipe, dataset, system.model))
         fit(
             system.model,
             dataset,
             system.phases,
             **recipe.training,
             folder=out,
+            initial=origin,
             checkpoint_every=recipe.checkpoint_every,
             evaluate=_Watch(recipe, dataset, out, show),
             evaluate_every=recipe.evaluate_every,
@@ -622,48 +632,6 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
             lambda: named.run(open_dataset, dataclasses.replace(recipe.data, **there)),
             tuple(known.get("class_names") or ()) or None,
         )
-
-
-def _check_folder(out: Path, text: str) -> None:
-    file = out / "config.yaml"
-    if not file.exists():
-        if (out / "checkpoints").exists():
-            raise ConfigError(f"{out} holds checkpoints but no config.yaml: choose another --out.")
-        return
-    with reading(file, "is no configuration: choose another --out.", ConfigError):
-        try:
-            old, new = read_configuration(file), yaml.safe_load(text)
-        except ConfigError as error:
-            raise ConfigError(f"{error} Choose another --out, or mend the file.") from error
-    if old.get("recipe") != new["recipe"]:
-        raise ConfigError(
-            f"{out} holds a run of '{old.get('recipe')}', not of '{new['recipe']}': "
-            "choose another --out."
-        )
-    settings = old.get("settings") or {}
-    with contextlib.suppress(ConfigError):  # settings younger than the run have their defaults
-        settings = settings_of(make_recipe(old["recipe"], settings))
-    differing = sorted(
-        sentence
-        for path, sentence in _differences(settings, new["settings"])
-        if "engine" not in path  # how it is computed may change
-    )
-    if differing:
-        raise ConfigError(
-            f"{out} holds a run with other settings ({', '.join(differing)}): choose another --out, "
-            "or repeat its settings to resume it."
-        )
-
-
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    for key in {*old, *new}:
-        a, b, here = old.get(key), new.get(key), (*path, key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, here)
-        elif a != b:
-            yield here, f"{'.'.join(here)}: {a} there, {b} now"
 
 
 def _check_classes(model: Carrier, dataset: Dataset, checkpoint: Path) -> None:

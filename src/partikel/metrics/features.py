@@ -204,7 +204,7 @@ def _factor(matrix: Tensor) -> Tensor:
     """F with F Fᵀ = C, a positive semi-definite matrix."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:  # of few images; QR does what divide and conquer gives up on
+    except RuntimeError:  # of few images; QR does what divide and conquer gives up on
         found = scipy.linalg.eigh(matrix.cpu().numpy(), driver="ev")
         values, vectors = (torch.from_numpy(each).to(matrix) for each in found)
     # Rounding makes eigenvalues that are zero slightly negative.

@@ -124,6 +124,12 @@ class PlanePoint(Recipe):
         return None if self.joint else self.score
 
     @property
+    def of_length(self) -> tuple[str, ...]:
+        """See :attr:`Recipe.of_length`: a joint score's optimiser follows the same iterations."""
+        theirs = self.score.of_length if self.joint else ()
+        return (*super().of_length, *(f"score.{name}" for name in theirs))
+
+    @property
     def flow(self) -> DiffFlow:
         """The SDE."""
         return DiffFlow.reverse(self._schedule, g2=self.g2, lambda2=self.lambda2)
@@ -242,6 +248,11 @@ class DiffODEGAN(Recipe):
     def unused(self) -> frozenset[str]:
         """See :attr:`Recipe.unused`."""
         return super().unused | ({"times_per_path"} if self.staged else {"pool"})
+
+    @property
+    def of_length(self) -> tuple[str, ...]:
+        """See :attr:`Recipe.of_length`: stages share the iterations."""
+        return super().of_length + (("staged",) if self.staged else ())
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """∇d on annealed data, carried by free particles; one phase."""

@@ -62,6 +62,11 @@ class GAN(Recipe):
         return self.discriminator_steps
 
     @property
+    def of_length(self) -> tuple[str, ...]:
+        """See :attr:`Recipe.of_length`: the noise on real samples falls within a share of the iterations."""
+        return super().of_length + (("annealed",) if self.sigma_max else ())
+
+    @property
     def _annealing(self) -> int:
         """Draws until real samples are clean."""
         share = self.annealed if self.sigma_max else 0.0

@@ -28,7 +28,13 @@ from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
 from partikel.streams import seeded
-from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from partikel.training.checkpoint import (
+    Initial,
+    latest_checkpoint,
+    load_checkpoint,
+    load_initial,
+    save_checkpoint,
+)
 from partikel.training.ema import EMA, swapped_in
 from partikel.training.engine import Engine, accelerator_for, holding, on_main
 from partikel.training.loop import Trainer
@@ -72,6 +78,7 @@ def fit(
     ema: float | EMA | None = None,
     engine: Engine | None = None,
     folder: Path | str | None = None,
+    initial: Initial | Path | str | None = None,
     checkpoint_every: Count = 1000,
     evaluate: Evaluate | None = None,
     evaluate_every: Count | None = None,
@@ -93,6 +100,8 @@ def fit(
         engine: how it is computed.
         folder: for ``checkpoints/``, ``metrics.jsonl`` and, where TensorBoard is installed,
             ``tensorboard/``; None keeps nothing.
+        initial: a run to begin with the weights of, by its folder; once this one's folder has a checkpoint,
+            it goes on from there.
         checkpoint_every: iterations between checkpoints.
         evaluate: called with the model (averaged weights in place, networks as they are written,
             whatever the engine) and the iteration.
@@ -106,9 +115,10 @@ def fit(
 
     Raises:
         NumericsError: if losses or weights leave the finite numbers; the last checkpoint stays.
-        ConfigError: if another process trains in the folder, or nothing trains the model.
-        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read
-            or is of other data.
+        ConfigError: if another process trains in the folder, nothing trains the model, or the folder holds
+            more iterations, or as many others as a falling rate does not allow.
+        CheckpointError: if the folder cannot be written to or vanishes, a checkpoint cannot be read or is
+            of other data, or the weights of ``initial`` do not fit.
         DataError: for points or labels that the model cannot be trained on; if the data vanish, where
             the last checkpoint stays.
         TypeError: for what are no data, with what to pass.
@@ -140,6 +150,8 @@ def fit(
         found = None if checkpoints is None else latest_checkpoint(checkpoints)
         if found is not None:
             load_checkpoint(trainer, found)
+        elif initial is not None:
+            load_initial(trainer, initial)
         log = _Log(folder if main else None, trainer.step, accelerator)
 
         def there() -> None:
@@ -158,6 +170,8 @@ def fit(
             with swapped_in(model.sampled, trainer.average), exact(), writing_to(folder, _MEND):
                 return evaluate(model, trainer.step)
 
+        if found is None and initial is not None:
+            save()  # what this run goes on from, whatever becomes of the other
         if found is None and evaluate_every is not None:
             log.write(trainer, on_main(evaluated))
         shown = progress if main and progress is not None else _silent
@@ -180,13 +194,14 @@ def fit(
                     if not saved:
                         save()
                     log.close()
-                    raise Interrupted(
-                        f"stopped after iteration {done.step} of {iterations}"
-                        + (": the same command continues from there." if checkpoints else "."),
-                        code,
-                    )
+                    raise _interrupted(trainer, code, kept=checkpoints is not None)
         log.close()
         return trainer
+
+
+def _interrupted(trainer: Trainer, code: int, kept: bool) -> Interrupted:
+    on = ": the same command continues from there." if kept else "."
+    return Interrupted(f"stopped after iteration {trainer.step} of {trainer.iterations}{on}", code)
 
 
 def default_phases(model: Carrier, size: int | None = None, unit: int = 1) -> tuple[Phase, ...]:
