@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.hub import find_columns
 from partikel.data.pictures import square
 from partikel.data.prepared import Listing
 from partikel.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LOOKED_AT = 128
 """Pictures that are opened, evenly spread over all of them."""
