@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     )
     from partikel.models import GeneratorModel, ParticleModel
     from partikel.priors import GaussianPrior
-    from partikel.training import AdamSettings, Phase, fit
+    from partikel.training import AdamSettings, Phase, fit, load_into, save
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AdamSettings",
@@ -59,6 +61,8 @@ __all__ = [
     "fit",
     "load",
     "load_generator",
+    "load_into",
+    "save",
     "train_run",
 ]
 
@@ -86,6 +90,8 @@ _HOMES = {
     "fit": "partikel.training",
     "load": "partikel.app.export",
     "load_generator": "partikel.app.export",
+    "load_into": "partikel.training",
+    "save": "partikel.training",
     "train_run": "partikel.app.runs",
 }
 

@@ -18,7 +18,8 @@ import dataclasses
 import functools
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +41,7 @@ from partikel.denoising import EDMDenoiser
 from partikel.denoising.diffusers import load_diffusers, save_diffusers
 from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.errors.checks import checked
+from partikel.extensions import NotNamedError, naming
 from partikel.fields import Linear
 from partikel.files import (
     fingerprint,
@@ -294,29 +296,34 @@ def _knows_settings(run: Run) -> bool:
 
 
 @checked
-def load(path: Path | str) -> Run:
+def load(path: Path | str, allow: str | Collection[str] = ()) -> Run:
     """Load what was trained: the folder of a run, or of an export.
 
     Args:
         path: what 'partikel train' or 'partikel export' made.
+        allow: packages whose recipes, networks and data it may name (see docs/extending.md); nothing else
+            is imported.
 
     Returns:
         The run, or the export, which is used like one; weights are read without executing code.
 
     Raises:
         CheckpointError: if the folder is neither, or is damaged.
+        ConfigError: if it names parts of a package that was not allowed.
     """
     path = Path(path)
     exported = (path / CONFIG).exists() and not (path / "config.yaml").exists()
-    return load_export(path) if exported else runs.load(path)
+    return load_export(path, allow) if exported else runs.load(path, allow)
 
 
 @checked
-def load_generator(path: Path | str) -> OneStepGenerator:
+def load_generator(path: Path | str, allow: str | Collection[str] = ()) -> OneStepGenerator:
     """Load an exported generator as a module; no code is run, and the run is not needed.
 
     Args:
         path: the folder that 'partikel export' wrote.
+        allow: packages whose networks it may name; nothing else is imported.
+        allow: packages whose networks it may name; nothing else is imported.
 
     Returns:
         The generator, in evaluation mode, on the CPU.
@@ -324,7 +331,7 @@ def load_generator(path: Path | str) -> OneStepGenerator:
     Raises:
         CheckpointError: if the folder is no export of a generator, is damaged, or of another version.
     """
-    exported = load_export(Path(path))
+    exported = load_export(Path(path), allow)
     if exported.model.steps is not None:
         raise CheckpointError(
             f"{path} holds no exported generator but particles, which take {exported.model.steps} steps: "
@@ -333,8 +340,8 @@ def load_generator(path: Path | str) -> OneStepGenerator:
     return OneStepGenerator(exported.model, exported.config).eval()
 
 
-def load_export(path: Path) -> Exported:
-    """Load an exported model, in evaluation mode, on the CPU.
+def load_export(path: Path, allow: str | Collection[str] = ()) -> Exported:
+    """Load an exported model, in evaluation mode, on the CPU; see :func:`load`.
 
     Raises:
         CheckpointError: if the folder is no export, is damaged, or of another version or program.
@@ -354,22 +361,10 @@ def load_export(path: Path) -> Exported:
         kept = read_tensors(path / _CONTEXT, f"it is damaged: {_AGAIN}", seal=config["context"])
         real = kept[0].get("x")
     try:
-        shape, shares = tuple(config["shape"]), config["label_weights"]
-        _check_labels(config["classes"], shares)
-        shares = None if shares is None else torch.tensor(shares)
-        recipe = _recipe(path, config)
-        data = KnownData(
-            config["data"],
-            shape,
-            config.get("data_classes"),
-            float(config.get("sigma_data", 1.0)),  # that of 0.1 is not known, nor asked for
-            shares,
-            lambda: _opened(path, recipe, config),
-        )
-        model = _KINDS[kind].build(recipe, data, config, weights)
-        _check(misfit(model.sampled.state_dict(), weights))
-        model.sampled.load_state_dict(weights)
-        step, preset = int(config["iteration"]), str(config["preset"])
+        with naming(allow):
+            return _exported(path, config, weights, real)
+    except NotNamedError:
+        raise
     except (
         RuntimeError, LookupError, AttributeError, TypeError, ValueError, OverflowError, ConfigError,
     ) as error:  # fmt: skip
@@ -378,8 +373,30 @@ def load_export(path: Path) -> Exported:
             f"the export in {path} is damaged, or of another version of partikel ({reason[:200]}): "
             "export it again."
         ) from error
+
+
+def _exported(
+    path: Path, config: Mapping[str, Any], weights: dict[str, Tensor], real: Tensor | None
+) -> Exported:
+    """The model of a configuration with its weights."""
+    shape, shares = tuple(config["shape"]), config["label_weights"]
+    _check_labels(config["classes"], shares)
+    shares = None if shares is None else torch.tensor(shares)
+    recipe, named = _recipe(path, config), copy_context()
+    data = KnownData(
+        config["data"],
+        shape,
+        config.get("data_classes"),
+        float(config.get("sigma_data", 1.0)),  # that of 0.1 is not known, nor asked for
+        shares,
+        lambda: named.run(_opened, path, recipe, config),
+    )
+    model = _KINDS[config["kind"]].build(recipe, data, config, weights)
+    _check(misfit(model.sampled.state_dict(), weights))
+    model.sampled.load_state_dict(weights)
     model.eval().requires_grad_(False)
-    return Exported(path, preset, recipe, data, System(model, ()), step, config, real)
+    step, preset = int(config["iteration"]), str(config["preset"])
+    return Exported(path, preset, recipe, data, System(model, ()), step, dict(config), real)
 
 
 def read_config(path: Path) -> dict[str, Any]:

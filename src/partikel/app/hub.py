@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from partikel.app.export import CARD, CONFIG, PICTURE, read_config
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, optional
 from partikel.files import fingerprint, plain_file, reading
 
 
@@ -51,13 +49,9 @@ def push_folder(
             none, or the Hub refuses.
         CheckpointError: if the Hub cannot be reached.
     """
-    try:
-        hub: Any = import_module("huggingface_hub")
-        errors: Any = import_module("huggingface_hub.errors")
-    except ImportError as error:
-        raise ConfigError(
-            "the Hub needs the package huggingface_hub: pip install 'partikel[hub]'."
-        ) from error
+    need = "the Hub needs the package huggingface_hub"
+    hub = optional("huggingface_hub", "hub", need)
+    errors = optional("huggingface_hub.errors", "hub", need)
     if hub.get_token() is None:
         raise ConfigError(
             "nobody is logged in to the Hub: run 'hf auth login', or put a token that may write into "

@@ -6,14 +6,13 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import ConfigError, NumericsError
+from partikel.errors import ConfigError, NumericsError, optional
 from partikel.models import Carrier
 from partikel.streams import seeded
 
@@ -49,14 +48,10 @@ def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
         ConfigError: if the packages are not installed, or a layer has no ONNX.
         NumericsError: if the outputs are not PyTorch's.
     """
-    try:
-        for package in ("onnx", "onnxscript"):
-            import_module(package)
-        runtime: Any = import_module("onnxruntime")
-    except ImportError as error:
-        raise ConfigError(
-            f"ONNX needs the package {error.name}: pip install 'partikel[onnx]'."
-        ) from error
+    _, _, runtime = (
+        optional(each, "onnx", f"ONNX needs the package {each}")
+        for each in ("onnx", "onnxscript", "onnxruntime")
+    )
     network = _Called(model.sampled)
     batch = torch.export.Dim("batch")
     names = ["z"] if model.label_weights is None else ["z", "label"]

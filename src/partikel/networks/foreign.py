@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, optional
 from partikel.networks.unet import Attention, Resample, UNet, not_unet2d
 
 _CHAINS = (
@@ -109,12 +108,7 @@ def the_package() -> Any:
     Raises:
         ConfigError: where it is not installed.
     """
-    try:
-        return import_module("diffusers")
-    except ImportError as error:
-        raise ConfigError(
-            "networks of diffusers need the package: pip install 'partikel[diffusers]'."
-        ) from error
+    return optional("diffusers", "diffusers", "its networks need the package diffusers")
 
 
 def as_unet2d(network: nn.Module, side: int) -> Any:

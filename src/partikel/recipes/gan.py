@@ -24,7 +24,7 @@ class GAN(Recipe):
     """A generative adversarial network (Goodfellow et al. 2014).
 
     Attributes:
-        objective: name of the GAN objective.
+        objective: of a GAN: one of :data:`partikel.objectives.OBJECTIVES`.
         penalties: on the discriminator's gradient.
         augment: of the discriminator's images; null for none.
         discriminator: its network.
