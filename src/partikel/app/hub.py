@@ -78,7 +78,7 @@ def push_folder(
         reason = " ".join(str(error.server_message or error).split())
         raise ConfigError(f"the Hub refused '{repo}' ({code}: {reason[:200]}).") from error
     except Exception as error:
-        carried = type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests")
+        carried = type(error).__module__.startswith(("httpx", "httpcore", "requests"))
         if not carried and not isinstance(error, OSError):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
