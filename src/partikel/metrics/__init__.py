@@ -8,12 +8,10 @@ from partikel.metrics.choice import (
     default_feature_network,
     feature_network,
 )
-from partikel.metrics.classes import ClassStatistics, class_statistics, entropy
+from partikel.metrics.classes import class_statistics, entropy
 from partikel.metrics.classifier import ClassifierFeatures, DigitsFeatures, MnistFeatures
 from partikel.metrics.distances import (
     BANDWIDTHS,
-    EXACT_LIMIT,
-    PairwiseReport,
     energy_distance,
     mmd2,
     pairwise_distances_report,
@@ -25,7 +23,6 @@ from partikel.metrics.features import (
     PRDC,
     FeatureNetwork,
     FeatureSet,
-    KernelDistance,
     extract_features,
     frechet_distance,
     kid,
@@ -33,27 +30,22 @@ from partikel.metrics.features import (
 )
 from partikel.metrics.modes import ModeStatistics, mode_statistics, negative_log_likelihood
 from partikel.metrics.neighbours import Neighbours, memorised, nearest_neighbours
-from partikel.metrics.paths import PathSmoothness, class_changes, path_smoothness
+from partikel.metrics.paths import class_changes, path_smoothness
 from partikel.metrics.pretrained import PhotographFeatures, photograph_network
 
 __all__ = [
     "BANDWIDTHS",
-    "EXACT_LIMIT",
     "KEPT",
     "PRDC",
-    "ClassStatistics",
     "Classifier",
     "ClassifierFeatures",
     "DigitsFeatures",
     "EnlargedFeatures",
     "FeatureNetwork",
     "FeatureSet",
-    "KernelDistance",
     "MnistFeatures",
     "ModeStatistics",
     "Neighbours",
-    "PairwiseReport",
-    "PathSmoothness",
     "PhotographFeatures",
     "PixelFeatures",
     "class_changes",
