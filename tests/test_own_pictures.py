@@ -17,6 +17,7 @@ from partikel.app import planning
 from partikel.app.choices import RULES, choose
 from partikel.app.cli import main
 from partikel.app.config import load_preset, make_recipe
+from partikel.app.export import load_generator
 from partikel.app.planning import duration, plan_training, source_of
 from partikel.app.runs import classes_in, load
 from partikel.data import DataSettings, FiniteDataset, open_dataset
@@ -387,6 +388,13 @@ def test_own_pictures_in_one_command(
     run(["sample", "runs/gan-zoo", "--label", "dogs", "--out", "dogs.npz"], monkeypatch)
     with np.load("dogs.npz") as found:
         assert set(found["cond"]) == {0}
+    run(["export", "runs/gan-zoo", "--out", "exported"], monkeypatch)
+    assert "classes: dogs, wild cats" in Path("exported/README.md").read_text(encoding="utf-8")
+    generator = load_generator("exported")
+    named = generator.sample(4, label="wild cats", generator=seeded())
+    ones = torch.ones(4, dtype=torch.int64)
+    torch.testing.assert_close(named, generator.sample(4, cond=ones, generator=seeded()))
+    run(["sample", "exported", "--label", "dogs", "-n", "2", "--out", "two.npz"], monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         run(["sample", "runs/gan-zoo", "--label", "dgos"], monkeypatch)
     assert stopped.value.code == 2

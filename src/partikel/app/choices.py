@@ -186,10 +186,10 @@ def _unet(case: _Case) -> dict[str, Any]:
     }
 
 
-def _critic(case: _Case, **more: Any) -> dict[str, Any]:
+def _critic(case: _Case, middle: int = 16, **more: Any) -> dict[str, Any]:
     return {
         "kind": "small",
-        "width": case.of(32, 16, 64),
+        "width": case.of(32, middle, 64),
         "norm": "none",
         "init": "he",
         **more,
@@ -206,7 +206,7 @@ def _generator(case: _Case) -> dict[str, Any]:
 
 
 def _timed(case: _Case) -> dict[str, Any]:
-    return _critic(case, fourier_scale=1.0, embedding_features=64)
+    return _critic(case, 24, fourier_scale=1.0, embedding_features=64)
 
 
 def _adam(lr: float, **more: Any) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _gan(case: _Case) -> dict[str, Any]:
         "penalties": ({"weight": 0.1, "centre": 0.0, "at": "real"},),
         "augment": {} if case.few else None,
         "batch": case.batch,
-        "iterations": case.of(6000, 3000, 20_000),
+        "iterations": case.of(6000, 4500, 20_000),
         "ema": 0.998,
         "discriminator_optimizer": _GAN_ADAM,
         "generator_optimizer": _GAN_ADAM,
@@ -254,7 +254,7 @@ def _discriminator_flow(case: _Case) -> dict[str, Any]:
         "eta": 1.3,
         "pool": 64,
         "batch": case.batch,
-        "iterations": case.of(4500, 3000, 20_000),
+        "iterations": case.of(4500, 3500, 20_000),
         "ema": 0.998,
         "optimizer": _adam(3e-3, beta1=0.5),
     }
@@ -280,7 +280,7 @@ def _score_gan(case: _Case) -> dict[str, Any]:
         "own_score": None,
         "generator": _generator(case),
         "latent": 64,
-        "iterations": case.of(2700, 1000, 20_000),
+        "iterations": case.of(2700, 1300, 20_000),
         "generator_optimizer": _GAN_ADAM,
     }
 

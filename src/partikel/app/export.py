@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
-from partikel.app.runs import Run, draw_samples
+from partikel.app.runs import Labels, Run, draw_samples, labels_of
 from partikel.app.show.plots import save_picture
 from partikel.data import open_dataset
 from partikel.data.known import KnownData
@@ -130,13 +130,22 @@ class OneStepGenerator(nn.Module):
         """Latents (B, latent), and labels (B,) of a conditional model -> samples (B, ...)."""
         return self.model.sampled(z, None, cond)
 
-    def sample(self, n: int, *, generator: torch.Generator, cond: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator,
+        label: Labels | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
         """Draw samples: those that the run itself draws.
 
         Args:
             n: how many, at least 1.
             generator: source of all randomness, on the weights' device.
-            cond: (n,) labels of a conditional model; drawn as often as in its data unless given.
+            label: class of a conditional model, by name or number, see
+                :meth:`partikel.app.runs.Run.labels`.
+            cond: (n,) labels instead; drawn as often as in its data unless either is given.
 
         Returns:
             (n, ...) samples, without gradients.
@@ -146,6 +155,8 @@ class OneStepGenerator(nn.Module):
         """
         if cond is not None and self.classes is None:
             raise ConfigError("this generator knows no labels: leave out cond.")
+        if label is not None:
+            cond = labels_of(self.model, n, label, _names(self.config), generator.device)
         return draw_samples(self.model, n, generator, cond=cond)
 
 
@@ -273,6 +284,7 @@ def _config(run: Run) -> dict[str, Any]:
         "preset": run.preset,
         "data": run.data.name,
         "data_classes": run.data.classes,
+        "class_names": None if run.data.class_names is None else list(run.data.class_names),
         "sigma_data": run.data.sigma_data,
         "iteration": run.step,
         "cpu_seconds": run.cpu_seconds,
@@ -390,6 +402,7 @@ def _exported(
         float(config.get("sigma_data", 1.0)),  # that of 0.1 is not known, nor asked for
         shares,
         lambda: named.run(_opened, path, recipe, config),
+        _names(config),
     )
     model = _KINDS[config["kind"]].build(recipe, data, config, weights)
     _check(misfit(model.sampled.state_dict(), weights))
@@ -397,6 +410,12 @@ def _exported(
     model.eval().requires_grad_(False)
     step, preset = int(config["iteration"]), str(config["preset"])
     return Exported(path, preset, recipe, data, System(model, ()), step, dict(config), real)
+
+
+def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What the labels are called; exports of earlier versions do not say."""
+    names = config.get("class_names")
+    return None if names is None else tuple(map(str, names))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -191,14 +191,7 @@ class Run(Checked):
         check_memory(n, self.data.shape)
         if label is None:
             return self.model.labels(n, generator=generator)
-        classes = classes_in(self.model, label, self.data.class_names)
-        if n % len(classes):
-            raise ConfigError(
-                f"{n} samples cannot be shared equally by {len(classes)} labels: make their number "
-                "a multiple of that."
-            )
-        chosen = torch.tensor(classes, device=generator.device)
-        return chosen.repeat_interleave(n // len(classes))
+        return labels_of(self.model, n, label, self.data.class_names, generator.device)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -290,6 +283,27 @@ def draw_samples(
         samples[first : first + chunk] = some
     assert samples is not None
     return samples
+
+
+def labels_of(
+    model: Carrier,
+    n: int,
+    label: Labels,
+    names: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(n,) labels, those of :func:`classes_in` one after the other in equal shares.
+
+    Raises:
+        ConfigError: as that, and for an n that cannot be shared.
+    """
+    classes = classes_in(model, label, names)
+    if n % len(classes):
+        raise ConfigError(
+            f"{n} samples cannot be shared equally by {len(classes)} labels: make their number "
+            "a multiple of that."
+        )
+    return torch.tensor(classes, device=device).repeat_interleave(n // len(classes))
 
 
 def classes_in(model: Carrier, label: Labels, names: Sequence[str] | None = None) -> list[int]:
