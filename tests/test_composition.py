@@ -256,6 +256,25 @@ def test_a_score_flow_starts_and_moves_as_its_settings_say() -> None:
     assert (model.prior.std, model.steps, model.eta) == (1.7, 13, 2.5)
 
 
+@pytest.mark.parametrize("kind", [ScoreGAN, ScoreFlow])
+def test_a_level_weighs_as_its_power_says(kind: type) -> None:
+    """σ^power h: at the same draws of σ and noise, the fields of powers 0, 1 and 2 are geometric."""
+    x, at = randn(64, 2).float(), At(tensor(1.0).float())
+
+    def force(**power: float) -> torch.Tensor:
+        recipe = kind(score=small_edm(), own_score=TINY, own_sigma_data=3.0, **power)
+        field = recipe.compose(DATA, recipe.required.compose(DATA).model).model.field
+        context = Context(generator=torch.Generator().manual_seed(0))
+        return field.bind(context)(x, at).detach()
+
+    none, paper, two = force(power=0.0), force(), force(power=2.0)
+    sigma = (paper / none).clamp(min=0)
+    assert_close(two, sigma**2 * none, rtol=1e-4, atol=1e-6)
+    assert sigma.amin() >= 0.0999
+    assert sigma.amax() <= 10.001
+    assert sigma.std() > 0.5
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_an_own_score_that_starts_as_a_copy_is_no_force_until_it_has_learned(
     conditional: bool,

@@ -247,8 +247,8 @@ def test_a_full_disk_spoils_no_file_that_was_whole(tmp_path: Path) -> None:
     with small_disk(10), pytest.raises(CheckpointError, match="cannot write to"):
         train_run(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == text
-    with pytest.raises(ConfigError, match="iterations: 1 there, 2 now"):
-        train_run(gan(iterations=2, evaluate_every=None), tmp_path / "run")
+    with pytest.raises(ConfigError, match="batch: 8 there, 4 now"):
+        train_run(gan(iterations=1, evaluate_every=None, batch=4), tmp_path / "run")
 
 
 def test_an_evaluation_that_cannot_write_says_so(tmp_path: Path) -> None:

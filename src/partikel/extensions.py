@@ -112,6 +112,10 @@ def entries(group: str) -> dict[str, str]:
     }
 
 
+class NotNamedError(ConfigError):
+    """A file names a part of a package, and nobody allowed it."""
+
+
 @contextlib.contextmanager
 def naming(packages: Iterable[str] | str = (), words: Iterable[str] = ()) -> Iterator[None]:
     """A block in which other packages are imported only where they are named.
@@ -146,7 +150,7 @@ def _check_named(package: str, what: str) -> None:
         return
     if not named.words.isdisjoint(each.name for each in _all() if _package(each) == package):
         return
-    raise ConfigError(
+    raise NotNamedError(
         f"{what} is code of the package {package}, and what names it is a file: if you trust both, allow "
         f"it with --allow {package} (in Python allow={{'{package}'}}, for good {VARIABLE}={package})."
     )

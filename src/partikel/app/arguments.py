@@ -44,8 +44,12 @@ from partikel.extensions import Registry
 
 SHORT = {"n": "-n", "out": "-o"}
 """Names of one letter."""
+LONG = {"own_data": "--data", "from_": "--from"}
+"""Names that an argument cannot have, as a group of settings or Python has them."""
 OPTIONS = "Options"
 """The heading of a command's own."""
+VALUE = {"metavar": "VALUE"} if "metavar" in inspect.signature(Parameter).parameters else {}
+"""What follows a name in the help: the cyclopts of Python 3.10 cannot be told."""
 Places = tuple[list[Any], dict[str, Any]]
 
 
@@ -72,7 +76,7 @@ class Option:
     @property
     def name(self) -> str:
         """As it is written on the line."""
-        return f"--{self.key.replace('_', '-')}"
+        return LONG.get(self.key, f"--{self.key.replace('_', '-')}")
 
     @property
     def flag(self) -> bool:
@@ -90,8 +94,7 @@ class Option:
         told: dict[str, Any] = {"help": self._help(), "show_default": False}
         if not self.place:
             named = (self.name, SHORT[self.key]) if self.key in SHORT else self.name
-            metavar = None if self.flag else "VALUE"
-            told |= {"group": groups[self.group], "name": named, "metavar": metavar}
+            told |= {"group": groups[self.group], "name": named, **({} if self.flag else VALUE)}
             kind = kinds.KEYWORD_ONLY
         else:
             kind = kinds.VAR_POSITIONAL if self.several else kinds.POSITIONAL_ONLY

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
+from partikel import __version__
 from partikel.app.terminal import degrade
 from partikel.errors import ConfigError, PartikelError, nearest
 from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from partikel.app.arguments import Option
     from partikel.app.runs import Run
     from partikel.models import Sampling
+    from partikel.training import Initial
 
 Split: TypeAlias = Literal["test", "validation", "train"]
 SolverName: TypeAlias = Literal[
@@ -74,30 +77,65 @@ class Drawn:
 _AS_TRAINED = Drawn()
 
 
-def train(preset: str, /, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
-    """Train a preset or a YAML configuration; the same command resumes.
+def train(
+    preset: str | None = None,
+    /,
+    own_data: str | None = None,
+    out: str | None = None,
+    from_: str | None = None,
+    from_optimizers: bool = False,
+    dry_run: bool = False,
+    **settings: Any,
+) -> None:
+    """Train a preset, a YAML configuration, or a recipe on pictures of your own; the same command resumes.
+
+    'partikel train edm --data PICTURES' looks at them and chooses size, network, batch and length; edm may
+    be any recipe (gan, discriminator-flow, score-gan, ...).
+
+    A run goes on with another --evaluate-every, --evaluate-samples, --checkpoint-every, engine or place of
+    its data, and with more --iterations where nothing refers to their number. For any other change,
+    --from RUN --out NEW starts a new run from its weights (docs/training.md).
 
     With several processes, start 'accelerate launch -m partikel train PRESET' (docs/cluster.md). Any
     setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
     'partikel train PRESET --help' lists them.
 
     Args:
-        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file.
-        out: the run's folder; runs/PRESET unless given.
-        dry_run: print the resolved configuration and stop.
+        preset: name of a preset ('partikel presets' lists them) or of a recipe, or path to a .yaml file;
+            with --from, the run's own settings unless given.
+        own_data: your own pictures: a folder (its sub-folders are classes), a .zip file, a data set's name,
+            or OWNER/NAME on the Hugging Face Hub.
+        out: the run's folder; runs/PRESET, with the data's name where --data is given, or RUN-2 with
+            --from RUN, unless given.
+        from_: folder of a run whose weights and averages the new run begins with.
+        from_optimizers: take the state of that run's optimisers too.
+        dry_run: print what was chosen and the resolved configuration, and stop.
         settings: the recipe's settings.
     """
     from partikel.app import gallery
+    from partikel.app.reading import given
 
+    if own_data is not None and own_data.lstrip().startswith("{"):  # settings, as of any group
+        settings["data"], own_data = given(own_data, "--data"), None
+    line = (preset, settings, own_data, out, _initial(from_, from_optimizers))
     if dry_run:
-        print(gallery.plan_preset(preset, settings), end="")
+        print(gallery.plan_preset(*line), end="")
         return
-    trained = gallery.train_preset(preset, settings, out, _console())
+    trained = gallery.train_preset(*line, _console())
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
         print(f"trained {run.preset} for {run.step} iterations in {spent}")
         print(f"run: {run.path}   page: {page}")
+
+
+def _initial(run: str | None, optimizers: bool) -> Initial | None:
+    """The run that a training begins with."""
+    from partikel.training import Initial
+
+    if run is None and optimizers:
+        raise ConfigError("--from-optimizers is of a run to start from: give it with --from RUN.")
+    return None if run is None else Initial(run, optimizers)
 
 
 def sample(
@@ -112,19 +150,19 @@ def sample(
     """Draw samples of a run into a .npz or .png file.
 
     Args:
-        run: folder of a run.
+        run: folder of a run, or of an export.
         n: number of samples, at most what 4 GiB hold; 64 unless given, or 8 of each of several
             labels.
         out: file to write; RUN/samples.png unless given.
-        label: class of the samples of a conditional model; several (0,3,7), or all, in equal shares
-            and a row of images for each. Drawn at the data's frequencies unless given.
+        label: class of the samples of a conditional model, by name or number; several (0,3,7), or all,
+            in equal shares and a row of images for each. Drawn at the data's frequencies unless given.
         drawn: how.
         seed: of the samples.
     """
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "samples.png"
+    path = Path(out) if out else loaded.made / "samples.png"
     gallery.sample_run(loaded, path, n=n, label=label, sampling=drawn.by(loaded), seed=seed)
     print(path)
 
@@ -224,7 +262,7 @@ def neighbours(
     from partikel.app import gallery, tables
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "neighbours.png"
+    path = Path(out) if out else loaded.made / "neighbours.png"
     options: dict[str, Any] = {"n": n, "k": k, "rows": rows, "seed": seed, "features": features}
     found = gallery.neighbours_run(loaded, path, sampling=drawn.by(loaded), **options)
     title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
@@ -258,7 +296,7 @@ def interpolate(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
+    path = Path(out) if out else loaded.made / f"interpolation-{method}.png"
     gallery.interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
     print(path)
 
@@ -289,7 +327,7 @@ def animate(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "animation.gif"
+    path = Path(out) if out else loaded.made / "animation.gif"
     gallery.animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
     print(path)
 
@@ -310,34 +348,71 @@ def compare(runs: list[str], /, out: str = "comparison", n: Size = 10_000, seed:
     print(page)
 
 
-def export(run: str, /, out: str | None = None) -> None:
-    """Write a run's generator into a folder to publish: weights, configuration, model card, picture.
+def export(
+    run: str,
+    /,
+    out: str | None = None,
+    format: Literal["partikel", "diffusers", "onnx"] = "partikel",
+) -> None:
+    """Write what a run has learned into a folder to publish: weights, configuration, model card, picture.
 
-    partikel.load_generator(FOLDER) reads it back, without the run. Free particles have no generator:
-    a Score GAN distils them.
+    'partikel sample FOLDER' and partikel.load(FOLDER) read it back, without the run and its data.
 
     Args:
-        run: folder of a run of a generator model.
-        out: folder to write, new or empty; RUN/export unless given.
+        run: folder of a run, or of an export in another format.
+        out: folder to write, new or empty; RUN/export, or RUN/export-FORMAT, unless given.
+        format: partikel, for any run; diffusers, a pipeline's folder of an EDM whose network is a
+            unet2d; onnx, a generator's file that runs without PyTorch.
     """
     from partikel.app.export import export_run
 
     loaded = _load(run)
-    print(export_run(loaded, Path(out) if out else loaded.path / "export"))
+    name = "export" if format == "partikel" else f"export-{format}"
+    print(export_run(loaded, Path(out) if out else loaded.made / name, format))
 
 
-def presets(name: str | None = None, /) -> None:
+def push(
+    folder: str, repo: str, /, private: bool = False, dry_run: bool = False, message: str = ""
+) -> None:
+    """Upload an exported folder to the Hugging Face Hub: the files that 'partikel export' wrote.
+
+    Log in before, by 'hf auth login' or with HF_TOKEN in the environment. Read the card and fill in its
+    licence first.
+
+    Args:
+        folder: what 'partikel export' wrote, in any format.
+        repo: of the Hub, USER/NAME; it is made where there is none.
+        private: make a new repository private.
+        dry_run: show what would be uploaded and stop.
+        message: of the commit.
+    """
+    from partikel.app.hub import push_folder, to_push
+
+    files = to_push(Path(folder))
+    for path, size in files.items():
+        print(f"{size:>12,}  {path}")
+    print(f"{sum(files.values()):>12,}  bytes to {repo}")
+    if not dry_run:
+        print(push_folder(Path(folder), repo, files, private=private, message=message))
+
+
+def presets(name: str | None = None, /, json: bool = False) -> None:
     """List the presets with their measured results, or show one whole.
 
     Args:
         name: a preset to show, or a part of those to list (mnist, score-gan, paper).
+        json: print what the presets' files say as JSON, measured results among it.
     """
     from partikel.app import tables
     from partikel.app.reading import foreign_recipes, shipped_presets
+    from partikel.files import json_text
 
     listed = shipped_presets(name or "")
     ours = {each.get("recipe") for each in shipped_presets().values()} | {*listed}
     listed |= {k: about for k, about in foreign_recipes(name or "").items() if k not in ours}
+    if json and listed:
+        print(json_text({name: listed[name]} if name in listed else listed))
+        return
     if name is not None and (name in listed or not listed):
         from partikel.app.config import shown_preset
 
@@ -395,7 +470,7 @@ def draw_map(
         print(run_map(Path(out or "map"), **options))
     else:
         loaded = _load(run)
-        print(draw_map_of(loaded, Path(out) if out else loaded.path / "map", **options))
+        print(draw_map_of(loaded, Path(out) if out else loaded.made / "map", **options))
 
 
 def draw_matrix(
@@ -412,7 +487,7 @@ def draw_matrix(
     Args:
         out: folder for matrix.json, matrix.png and the samples.
         target: two-dimensional data with a density: gaussians, unequal, ring, grid25.
-        rows: the fields, as in [svgd,sliced]; all of them unless given.
+        rows: as in [svgd,sliced], of :data:`partikel.studies.catalogue.CATALOGUE`; all of them unless given.
         seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
         cap: iterations of any training, at most; the catalogue's own unless given.
     """
@@ -563,7 +638,8 @@ def reproduce(
 
 
 _COMMANDS = (
-    *(train, sample, evaluate, neighbours, interpolate, animate, compare, export, likelihood),
+    *(train, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
+    *(export, push),
     *(presets, verify, draw_map, draw_matrix, reproduce, demo),
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -609,9 +685,7 @@ def _run(tokens: list[str]) -> None:
         _overview()
         return
     if tokens[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"partikel {version('partikel')}")
+        print(f"partikel {__version__}")
         return
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:
@@ -673,16 +747,16 @@ def _settings(tokens: list[str]) -> list[Option]:
     """The settings of the preset that a line of 'train' names, with the values that it gives them."""
     from partikel.app.arguments import options_in, parse
 
-    try:
-        (preset,), values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
-    except ConfigError:
+    places, values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
+    own = {option.key: values.pop(option.key, None) for option in options_in(train, told=False)}
+    if not places and own["from_"] is None:
         print("Name a preset to see its settings: partikel train edm-gaussians --help\n")
         return []
-    from partikel.app.config import load_preset, make_recipe
+    from partikel.app.config import make_recipe
+    from partikel.app.continuing import started
 
-    loaded = load_preset(preset)
-    settings = {key: value for key, value in values.items() if key not in ("out", "dry_run")}
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
+    loaded, *_ = started(places[0] if places else None, _initial(own["from_"], False), own["out"])
+    recipe = make_recipe(loaded.recipe, loaded.settings, values)
     return options_in(type(recipe), recipe, group=f"Settings of the recipe '{loaded.recipe}'")
 
 
@@ -691,7 +765,8 @@ def _overview() -> None:
     print("A generative model is a field and something that carries it: free particles, or a")
     print("generator. Partikel trains, samples, measures and shows such models.\n\ncommands:")
     for name, command in COMMANDS.items():
-        print(f"  {name:<12} {_summary(command).splitlines()[0]}")
+        said = textwrap.wrap(_summary(command).split("\n\n")[0], 65)
+        print(f"  {name:<12} " + f"\n{' ' * 15}".join(said))
     print("\n'partikel COMMAND --help' tells more. Start with 'partikel demo'.")
 
 
@@ -700,7 +775,7 @@ def _summary(command: Callable[..., None]) -> str:
 
 
 def _load(run: str) -> Run:
-    from partikel.app.runs import load
+    from partikel.app.export import load
 
     return load(run)
 

@@ -40,8 +40,8 @@ LONGEST_CHAIN = 20
 _ALLOWED: dict[str, Any] = {
     **dict.fromkeys(("about", "preset"), str | None),
     **dict.fromkeys(("extends", "recipe"), str),
-    "measured": dict | None,
-    "settings": dict | None,
+    **dict.fromkeys(("measured", "settings", "from"), dict | None),
+    "history": list | None,
     "schema": int,
 }
 _PRESETS = preset_texts()
@@ -58,6 +58,8 @@ class Preset:
         settings: what differs from the recipe's defaults.
         measured: results with their protocol, as committed; empty before they are measured.
         given: settings that stand in the user's own file; none of a preset that ships.
+        initial: the run whose weights a training begins with (see :class:`partikel.app.continuing.Origin`),
+            which a file may name under ``from``.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Preset:
     settings: dict[str, Any]
     measured: dict[str, Any]
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    initial: Mapping[str, Any] | None = None
 
 
 def preset_names() -> list[str]:
@@ -109,10 +112,24 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
                 f"'{base.recipe}': leave out one of the two lines."
             )
         recipe, settings = base.recipe, _merge(base.settings, settings)
-    label = Path(name).stem if _is_file(name) else name
+    label = content.get("preset") or (Path(name).stem if _is_file(name) else name)
     measured = content.get("measured") or {}
     about = content.get("about") or ""
-    return Preset(label, about, recipe, dict(settings), measured, dict(chosen))
+    initial = content.get("from")
+    if initial is not None and "run" in initial:
+        initial = {**initial, "run": str(folder / str(initial["run"]))}  # as other relative paths
+    return Preset(label, about, recipe, dict(settings), measured, dict(chosen), initial)
+
+
+def load_started(name: str) -> Preset:
+    """What a training is started from: a preset, a file, or a recipe by its name, which sets nothing.
+
+    Raises:
+        ConfigError: as :func:`load_preset`.
+    """
+    if name in RECIPES and name not in _PRESETS:
+        return Preset(name, RECIPES[name].title, name, {}, {})
+    return load_preset(name)
 
 
 def read_configuration(name: str | Path) -> dict[str, Any]:
@@ -136,7 +153,7 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
     else:
         raise ConfigError(
             f"there is no preset '{name}': {nearest(name, [*preset_names(), *foreign_recipes()])} "
-            "(a path to a .yaml file works too)"
+            "('partikel presets' lists them all; a path to a .yaml file works too)"
         )
     content = load_yaml(text, name)
     if not isinstance(content, dict) or not {"recipe", "extends"} & set(content):
@@ -203,10 +220,10 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
     if "score" in kind.__dataclass_fields__:  # one data set, with or without labels, serves both
         shared = {key: merged[key] for key in ("data", "conditional") if key in merged}
         merged = _merge({"score": shared}, merged)
-    return _built(kind, merged)
+    return built(kind, merged)
 
 
-def _built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix: str = "") -> T:
+def built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix: str = "") -> T:
     """A dataclass of settings; what is left out is as in ``base``, or has its default.
 
     Raises:
@@ -230,7 +247,7 @@ def _built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix:
             def build(
                 inner: type, more: Mapping[str, Any], default: Any = default, path: str = path
             ) -> Any:
-                return _built(inner, more, default if type(default) is inner else None, f"{path}.")
+                return built(inner, more, default if type(default) is inner else None, f"{path}.")
 
             value = typed(settings[f.name], hints[f.name], build)
             if not fits(value, hints[f.name]):
@@ -270,13 +287,14 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return _plain(dataclasses.asdict(recipe))
 
 
-def dump_config(recipe: Recipe, preset: str) -> str:
-    """The resolved configuration as YAML."""
+def dump_config(recipe: Recipe, preset: str, more: Mapping[str, Any] | None = None) -> str:
+    """The resolved configuration as YAML, with what else is known of a run."""
     content = {
         "schema": SCHEMA,
         "preset": preset,
         "recipe": recipe.name,
         "settings": settings_of(recipe),
+        **(more or {}),
     }
     return yaml.safe_dump(content, sort_keys=False)
 

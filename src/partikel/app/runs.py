@@ -15,13 +15,13 @@ report.html        the run on one page
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -41,14 +41,14 @@ from partikel.app.config import (
     load_preset,
     make_recipe,
     read_configuration,
-    settings_of,
 )
+from partikel.app.continuing import continued, origin_of, with_its_score
 from partikel.app.moments import Moment, paint
 from partikel.app.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.data.folder import find
 from partikel.data.known import KnownData
-from partikel.errors import CheckpointError, ConfigError, DataError
+from partikel.errors import CheckpointError, ConfigError, DataError, nearest
 from partikel.errors.checks import Checked, checked
 from partikel.extensions import naming
 from partikel.files import (
@@ -69,7 +69,7 @@ from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
 from partikel.streams import seeded
 from partikel.tensors import check_memory
-from partikel.training import Engine, fit, latest_checkpoint
+from partikel.training import Engine, Initial, fit, latest_checkpoint
 from partikel.training.checkpoint import load_sampled, read_step
 from partikel.training.engine import holding, on_main, processes
 from partikel.training.fit import read_lines
@@ -82,8 +82,8 @@ CONTEXT = 256
 FRAMES = 48
 """Frames recorded while a generator is trained."""
 
-Labels: TypeAlias = int | Sequence[int] | str
-"""Classes to sample: one, several (a string has commas between them), or "all"."""
+Labels: TypeAlias = int | Sequence[int | str] | str
+"""Classes to sample, by number or by name: one, several (a string has commas between them), or "all"."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,11 @@ class Run(Checked):
             return shown_data(self.dataset, n, generator)
         except DataError:
             return None
+
+    @property
+    def made(self) -> Path:
+        """The folder for what is made of it: samples, pictures, figures."""
+        return self.path
 
     @property
     def model(self) -> Carrier:
@@ -186,7 +191,7 @@ class Run(Checked):
         check_memory(n, self.data.shape)
         if label is None:
             return self.model.labels(n, generator=generator)
-        classes = classes_in(self.model, label)
+        classes = classes_in(self.model, label, self.data.class_names)
         if n % len(classes):
             raise ConfigError(
                 f"{n} samples cannot be shared equally by {len(classes)} labels: make their number "
@@ -211,6 +216,21 @@ class Run(Checked):
             if not isinstance(line, dict) or type(line.get("step")) is not int:
                 raise CheckpointError(f"line {number} of {path} cannot be read: remove that line.")
         return lines
+
+    @property
+    def title(self) -> str:
+        """Its data and its model, as people call them."""
+        return f"{self.recipe.data.title}: {self.recipe.title}"
+
+    @property
+    def command(self) -> str:
+        """The command line that trained it, as it was given, options and all."""
+        try:
+            program, *options = map(str, read_json(self.path / "environment.json")["command"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        ours = Path(program).stem in ("partikel", "__main__")
+        return shlex.join(["partikel" if ours else program, *options])
 
     @property
     def cpu_seconds(self) -> float:
@@ -272,26 +292,38 @@ def draw_samples(
     return samples
 
 
-def classes_in(model: Carrier, label: Labels) -> list[int]:
+def classes_in(model: Carrier, label: Labels, names: Sequence[str] | None = None) -> list[int]:
     """The classes that a label asks for: one, several, or "all".
+
+    Args:
+        model: a carrier.
+        label: numbers or names; a text that is a name is that class, though it be a number.
+        names: of the classes.
 
     Raises:
         ConfigError: for a model without labels, or a label that it does not have.
     """
     if model.label_weights is None:
         raise ConfigError("this model was trained without labels: leave out label.")
-    count = len(model.label_weights)
-    if label == "all":
-        return list(range(count))
-    try:
-        given = label.split(",") if isinstance(label, str) else label
-        chosen = [given] if isinstance(given, int) else [int(each) for each in given]
-    except ValueError:
-        chosen = []
-    if not chosen or not all(0 <= each < count for each in chosen):
+    count, known = len(model.label_weights), list(names or ())
+    if isinstance(label, str) and label not in known:
+        if label == "all":
+            return list(range(count))
+        label = [each.strip() for each in label.split(",")]
+    asked = [label] if isinstance(label, (int, str)) else list(label)
+    numbers = [str(each) for each in range(count)]
+    chosen = []
+    for each in asked:
+        if isinstance(each, str) and each in known:
+            chosen.append(known.index(each))
+        elif str(each) in numbers and not (isinstance(each, str) and set(numbers) & set(known)):
+            chosen.append(numbers.index(str(each)))
+        elif known:
+            raise ConfigError(f"there is no class '{each}': {nearest(str(each), known)}")
+    if not asked or len(chosen) < len(asked):
         raise ConfigError(
             f"label is a class of this model, 0 to {count - 1}, several (0,{count - 1}), or all; "
-            f"got {label}."
+            f"got {', '.join(map(str, asked)) or 'none'}."
         )
     return chosen
 
@@ -328,6 +360,7 @@ def train_run(
     out: Path | str,
     *,
     preset: str = "",
+    initial: Initial | Path | str | None = None,
     console: Console | None = None,
     given: Sequence[Mapping[str, Any]] | None = None,
     show: Callable[[Moment], object] = paint,
@@ -338,6 +371,7 @@ def train_run(
         recipe: the settings.
         out: the run's folder.
         preset: the name it was started from, for the record.
+        initial: the run whose weights this one begins with, by its folder. A data score comes with them.
         console: where progress is shown; None shows nothing.
         given: where somebody chose settings: a batch that is in none of them gives way to a smaller
             training split, see :func:`fit_batches`. All were chosen where None.
@@ -347,24 +381,30 @@ def train_run(
         The run.
 
     Raises:
-        ConfigError: if the folder holds a run of other settings, or the settings cannot work.
+        ConfigError: if the folder holds a run of settings that may not differ, or that began otherwise, or
+            the settings cannot work.
         DataError, CheckpointError, NumericsError, Interrupted: see :func:`partikel.training.fit`.
     """
     out = Path(out)
     if out.is_file():
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
+    if isinstance(initial, (Path, str)):
+        initial = Initial(str(initial))
     with holding(out):
-        recipe, required_path = _with_required(recipe, out)
+        origin, required_path = on_main(partial(origin_of, initial, out)), None
+        if origin is None:
+            recipe, required_path = _with_required(recipe, out)
+        else:
+            recipe = with_its_score(recipe, origin, out)
         with processes().main_process_first():  # which prepares what the others then find
             dataset = open_dataset(recipe.data)
         shown = console if processes().is_main_process else None
         say = None if shown is None else partial(shown.print, markup=False, soft_wrap=True)
         recipe = fit_batches(recipe, dataset, given, say)
-        text = dump_config(recipe, preset)
-        on_main(lambda: _check_folder(out, text))
+        recorded = on_main(lambda: continued(out, recipe, origin))
+        text = dump_config(recipe, preset, recorded)
         required = None
-        if recipe.required is not None:
-            assert required_path is not None
+        if recipe.required is not None and required_path is not None:
             if (required_path / "config.yaml").exists() and required_path != out / "required":
                 required = load(required_path).model
             else:
@@ -373,16 +413,19 @@ def train_run(
                     first = dataclasses.replace(first, engine=recipe.engine)
                 required = train_run(first, required_path, console=console, show=show).model
         system = recipe.system(dataset, required)
-        on_main(lambda: _describe(out, text, recipe, dataset, system.model))
         checkpoint = latest_checkpoint(out / "checkpoints")
         if checkpoint is not None:
             _check_classes(system.model, dataset, checkpoint)
+        elif origin is not None:
+            origin.weights_for(system.model)  # which may not fit: then nothing is written
+        on_main(lambda: _describe(out, text, recipe, dataset, system.model))
         fit(
             system.model,
             dataset,
             system.phases,
             **recipe.training,
             folder=out,
+            initial=origin,
             checkpoint_every=recipe.checkpoint_every,
             evaluate=_Watch(recipe, dataset, out, show),
             evaluate_every=recipe.evaluate_every,
@@ -522,6 +565,7 @@ def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrie
         "name": data.name,
         "shape": list(data.shape),
         "classes": data.classes,
+        "class_names": None if data.class_names is None else list(data.class_names),
         "sigma_data": data.sigma_data,
         "shares": None if model.label_weights is None else model.label_weights.tolist(),
         "places": _places(recipe.data),
@@ -586,49 +630,8 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
             known["sigma_data"],
             None if shares is None else torch.tensor(shares),
             lambda: named.run(open_dataset, dataclasses.replace(recipe.data, **there)),
+            tuple(known.get("class_names") or ()) or None,
         )
-
-
-def _check_folder(out: Path, text: str) -> None:
-    file = out / "config.yaml"
-    if not file.exists():
-        if (out / "checkpoints").exists():
-            raise ConfigError(f"{out} holds checkpoints but no config.yaml: choose another --out.")
-        return
-    with reading(file, "is no configuration: choose another --out.", ConfigError):
-        try:
-            old, new = read_configuration(file), yaml.safe_load(text)
-        except ConfigError as error:
-            raise ConfigError(f"{error} Choose another --out, or mend the file.") from error
-    if old.get("recipe") != new["recipe"]:
-        raise ConfigError(
-            f"{out} holds a run of '{old.get('recipe')}', not of '{new['recipe']}': "
-            "choose another --out."
-        )
-    settings = old.get("settings") or {}
-    with contextlib.suppress(ConfigError):  # settings younger than the run have their defaults
-        settings = settings_of(make_recipe(old["recipe"], settings))
-    differing = sorted(
-        sentence
-        for path, sentence in _differences(settings, new["settings"])
-        if "engine" not in path  # how it is computed may change
-    )
-    if differing:
-        raise ConfigError(
-            f"{out} holds a run with other settings ({', '.join(differing)}): choose another --out, "
-            "or repeat its settings to resume it."
-        )
-
-
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    for key in {*old, *new}:
-        a, b, here = old.get(key), new.get(key), (*path, key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, here)
-        elif a != b:
-            yield here, f"{'.'.join(here)}: {a} there, {b} now"
 
 
 def _check_classes(model: Carrier, dataset: Dataset, checkpoint: Path) -> None:

@@ -66,6 +66,8 @@ class Entry:
     """Values of ``size`` it accepts."""
     needs_path: bool = False
     """Whether ``path`` must be given."""
+    source: Callable[[DataSettings], Source] | None = None
+    """Lists the pictures, where they lie one by one."""
 
 
 def _points(about: str, make: Callable[[], Dataset]) -> Entry:
@@ -99,7 +101,7 @@ def _prepared(
         return MappedDataset(found.name, images, rows, flip=settings.flip)
 
     every = ("size", "channels", "flip", "cache", "max_bytes", "max_pixels")
-    return Entry(about, make, (*every, *options), sizes, "path" in options)
+    return Entry(about, make, (*every, *options), sizes, "path" in options, source)
 
 
 TEST_SHARE = 0.1

@@ -100,6 +100,8 @@ class Dataset(Checked, ABC):
     """Shape of one point: (D,) for vectors, (C, H, W) for images."""
     classes: int | None
     """Number of labels, which are 0, ..., classes - 1; None where there are none."""
+    class_names: tuple[str, ...] | None = None
+    """What the labels are called, in their order; None where they are numbers only."""
     target: Target | None
     """The exact law, where it is known."""
     sigma_data: float
@@ -303,6 +305,7 @@ class FiniteDataset(Dataset):
         labels: by split, (N,), whole numbers; None where there are none.
         top: the byte that becomes 1; 0 becomes -1. Of no meaning for numbers.
         classes: number of labels.
+        class_names: what they are called.
         flip: mirror each image of a batch, left to right, with probability ½. What :meth:`draw` and
             :meth:`take` give is never mirrored: it is what models are measured against.
         sigma_data: see :attr:`Dataset.sigma_data`; measured where None.
@@ -321,6 +324,7 @@ class FiniteDataset(Dataset):
         *,
         top: int = 255,
         classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
         flip: bool = False,
         sigma_data: float | None = None,
     ) -> None:
@@ -336,6 +340,7 @@ class FiniteDataset(Dataset):
         self.name = name
         self.shape = tuple(points["train"].shape[1:])
         self.classes = classes
+        self.class_names = class_names
         self.target = None
         self.flip = flip
         self.top = None if points["train"].is_floating_point() else top

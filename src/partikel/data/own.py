@@ -83,8 +83,8 @@ def _opened(points: Any) -> tuple[Any, Any]:
             "fit draws its own batches: pass the loader's data set, loader.dataset, not the DataLoader."
         )
     if isinstance(points, tuple):
-        if len(points) != 2:
-            raise TypeError(f"a pair is (points, labels), got {len(points)} things: pass {WANTED}.")
+        if (count := len(points)) != 2:
+            raise TypeError(f"a pair is (points, labels), got {count} things: pass {WANTED}.")
         return points
     if isinstance(points, TensorDataset) and len(points.tensors) <= 2:
         return points.tensors[0], None if len(points.tensors) == 1 else points.tensors[1]

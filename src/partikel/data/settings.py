@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from partikel.data.files import LIMITS, Limits
-from partikel.errors.checks import Checked, Range, Width
+from partikel.errors.checks import MAY_DIFFER, Checked, Range, Width
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class DataSettings(Checked):
     """
 
     name: str = "gaussians"
-    root: str | None = None
+    root: str | None = field(default=None, metadata=MAY_DIFFER)
     size: Width | None = None
-    download: bool = False
+    download: bool = field(default=False, metadata=MAY_DIFFER)
     validation: Annotated[float, Range(least=0, most=0.9)] = 0.1
     split_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     path: str | None = None
@@ -49,13 +50,23 @@ class DataSettings(Checked):
     flip: bool = False
     labels: bool | None = None
     on_error: Literal["stop", "skip"] = "stop"
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=MAY_DIFFER)
     subset: str | None = None
     split: str = "train"
     image_column: str = "image"
     label_column: str = "label"
     max_bytes: Annotated[int, Range(least=1)] = LIMITS.bytes
     max_pixels: Annotated[int, Range(1, 178_000_000)] = LIMITS.pixels
+
+    @property
+    def title(self) -> str:
+        """What people call the data: the folder or file by its own name, the others as they are named."""
+        if self.path is None or not self.path.strip():
+            return self.name
+        place = Path(self.path)
+        if self.name == "folder" and not place.name.strip("."):  # "." and ".."
+            place = place.resolve()
+        return place.stem if place.suffix.lower() == ".zip" else place.name or self.name
 
     @property
     def limits(self) -> Limits:

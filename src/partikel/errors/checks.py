@@ -86,6 +86,9 @@ Seed = Annotated[int, Range(-(2**63), 2**63 - 1)]
 
 # single precision is infinite beyond 3.4e38, and 0 below 1.2e-38
 _LIMITS = {int: Range(-(2**63), 2**63 - 1), float: Range(-3.4e38, 3.4e38)}
+MAY_DIFFER = {"may differ": True}
+"""Metadata of a setting that a run may go on with another value of: nothing that is trained depends on it."""
+
 _PLAIN = (Real, str, tuple, list, dict, type(None))
 _WORDS: dict[Any, str] = {
     int: "a whole number",

@@ -18,11 +18,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from partikel.data import Batch
 from partikel.errors import ConfigError, DataError, NumericsError
@@ -32,6 +31,9 @@ from partikel.objectives import exact
 from partikel.schedules import Schedule
 from partikel.streams import Streams
 from partikel.tensors import Asking, expand_like
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Weight: TypeAlias = float | Callable[[Tensor], Tensor]
 """A number, or a function of generation times, () or (B,), shaped like them."""

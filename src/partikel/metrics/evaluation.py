@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.data.files import user_path
-from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.errors import ConfigError, DataError, NumericsError, installed, mend_of
 from partikel.files import fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
@@ -169,15 +169,7 @@ def evaluate(
     }
     work = _Work(dataset, seed, device, accelerator)
     if len(dataset.shape) == 1:
-        if baselines:
-            raise ConfigError("baselines are measured for images: leave them out for points.")
-        if features is not None:
-            raise ConfigError(f"'{features}' sees images only: leave out features for points.")
-        if min(n, m) < 2:
-            raise DataError(
-                f"points are measured against at least 2 others, but of the {split} and {other_split} "
-                f"splits of '{dataset.name}' one has {min(n, m)}: give it more"
-            )
+        _check_points(dataset, {split: n, other_split: m}, features, baselines)
         protocol |= {
             "mmd2": f"unbiased, mean of RBF kernels of σ in {list(BANDWIDTHS)}",
             "energy": "2E|x-y| - E|x-x'| - E|y-y'|, unbiased",
@@ -191,6 +183,7 @@ def evaluate(
             point_metrics(samples, reference, dataset),
             point_metrics(second, reference, dataset),
             protocol,
+            left_out={} if installed("ot") else {"w2": f"needs POT: {mend_of('transport')}"},
         )
     left_out = {
         name: f"needs {least} {split} images, there are {n}"
@@ -222,6 +215,22 @@ def evaluate(
             rows["training copies"] = figures(work.of_data(network, n, "train", "copies"))
     second = figures(work.of_data(network, m, other_split, "second"))
     return Evaluation(metrics, second, protocol, rows, left_out)
+
+
+def _check_points(
+    dataset: Dataset, splits: Mapping[str, int], features: str | None, baselines: bool
+) -> None:
+    """Refuse what points are not measured with, and too few of them."""
+    if baselines:
+        raise ConfigError("baselines are measured for images: leave them out for points.")
+    if features is not None:
+        raise ConfigError(f"'{features}' sees images only: leave out features for points.")
+    least = min(splits.values())
+    if least < 2:
+        raise DataError(
+            f"points are measured against at least 2 others, but of the {' and '.join(splits)} "
+            f"splits of '{dataset.name}' one has {least}: give it more"
+        )
 
 
 def quick_evaluation(
@@ -266,15 +275,16 @@ def quick_evaluation(
 
 
 def point_metrics(samples: Tensor, reference: Tensor, dataset: Dataset) -> dict[str, float]:
-    """All figures of points (n, D) against a reference (m, D)."""
+    """All figures of points (n, D) against a reference (m, D); "w2" where POT is installed."""
     distances = pairwise_distances_report(samples, reference)
     few = slice(None, EXACT_W2_POINTS)
     figures = {
         "energy": distances.energy,
         "mmd2": distances.mmd2,
         "sliced_w2": sliced_wasserstein2(samples, reference),
-        "w2": wasserstein2(samples[few], reference[few]),
     }
+    if installed("ot"):
+        figures["w2"] = wasserstein2(samples[few], reference[few])
     target = dataset.target
     if isinstance(target, GaussianMixture):
         modes = _modes(samples, target)

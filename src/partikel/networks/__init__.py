@@ -31,7 +31,7 @@ from partikel.networks.fastgan import FastGANDiscriminator, FastGANGenerator
 from partikel.networks.initialise import SCHEMES, initialise
 from partikel.networks.mlp import MLP
 from partikel.networks.resnet import ResNetDiscriminator, ResNetGenerator
-from partikel.networks.unet import UNet
+from partikel.networks.unet import UNet, UNet2D
 
 __all__ = [
     "MLP",
@@ -47,6 +47,7 @@ __all__ = [
     "ResNetGenerator",
     "Role",
     "UNet",
+    "UNet2D",
     "build_network",
     "initialise",
 ]
@@ -65,6 +66,7 @@ _OURS: dict[str, Roles] = {
     "resnet": {"logit": ResNetDiscriminator, "generator": ResNetGenerator},
     "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
     "unet": {"denoiser": UNet},
+    "unet2d": {"denoiser": UNet2D},
 }
 
 
@@ -93,7 +95,8 @@ class NetworkSettings(Checked):
 
     Attributes:
         kind: "mlp" (any shape), "small" (images with sides divisible by 4), "dcgan", "resnet",
-            "fastgan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only).
+            "fastgan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only), "unet2d"
+            (a unet that diffusers computes too; without labels).
         width: mlp: units of a hidden layer; small, dcgan, resnet: channels at (about) full
             resolution; fastgan: a sixteenth of those at 4x4. At least 1.
         depth: mlp: hidden layers. At least 1.
@@ -102,13 +105,13 @@ class NetworkSettings(Checked):
         final_activation: mlp, and all generators of images: of the output, same names.
         norm: small, dcgan, resnet, fastgan: "none", "batch", "group", "spectral" or
             "spectral+batch"; mlp: "none" or "spectral".
-        channels: unet: channels at full resolution. At least 1.
-        multipliers: unet: channels at each resolution, in units of ``channels``.
-        blocks: unet: residual blocks per resolution. At least 1.
-        attention_resolutions: resnet, unet: heights with self-attention, in unet beside the
+        channels: unet, unet2d: channels at full resolution. At least 1.
+        multipliers: unet, unet2d: channels at each resolution, in units of ``channels``.
+        blocks: unet, unet2d: residual blocks per resolution. At least 1.
+        attention_resolutions: resnet, unet, unet2d: heights with self-attention, in unets beside the
             middle's.
-        dropout: unet: probability, in [0, 1).
-        recompute: unet: compute blocks again in the backward pass instead of keeping them in memory.
+        dropout: unet, unet2d: probability, in [0, 1).
+        recompute: unet, unet2d: compute blocks again in the backward pass instead of keeping them in memory.
         embedding: all: of real conditions, "fourier" or "positional". This and the next two matter
             only where there are conditions.
         embedding_features: all: size of the embedding of each condition. Even.

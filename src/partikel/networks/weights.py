@@ -7,7 +7,7 @@ versions, are read too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -104,19 +104,24 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """What keeps tensors from taking the place of others, in a few words; None where nothing does.
+    """The first of :func:`misfits`; None where nothing keeps the tensors from taking the place of others."""
+    return next(misfits(own, given), None)
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
+    """What keeps tensors from taking the place of others, in a few words each, by name.
 
     Names and shapes are the same, and types, but for floating numbers that a wider type takes exactly.
     """
     for name in sorted({*own, *given}):
         if name not in given or name not in own:
-            return f"'{name}' is {'missing' if name in own else 'unknown'}"
+            yield f"'{name}' is {'missing' if name in own else 'unknown'}"
+            continue
         ours, theirs = own[name], given[name]
         floats = ours.is_floating_point() and theirs.is_floating_point()
         kept = torch.promote_types(ours.dtype, theirs.dtype) if floats else theirs.dtype
         if ours.shape != theirs.shape or ours.dtype != kept:
-            return (
+            yield (
                 f"'{name}' is {theirs.dtype} of shape {tuple(theirs.shape)}, not {ours.dtype} of "
                 f"shape {tuple(ours.shape)}"
             )
-    return None

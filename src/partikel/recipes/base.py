@@ -7,7 +7,7 @@ is the page that shows what the model is made of. All recipes train through the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -16,14 +16,14 @@ from torch import Tensor
 from partikel.data import Dataset, DataSettings, FiniteDataset
 from partikel.data.known import KnownData
 from partikel.errors import ConfigError
-from partikel.errors.checks import Checked, Range, Seed, Size
+from partikel.errors.checks import MAY_DIFFER, Checked, Range, Seed, Size
 from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
 from partikel.models import Carrier
 from partikel.networks import NetworkSettings
 from partikel.objectives import objective_name
 from partikel.streams import seeded
 from partikel.targets import GaussianMixture
-from partikel.training import EMA, Engine, Phase
+from partikel.training import EMA, AdamSettings, Engine, Phase
 from partikel.training.ema import Decay
 
 MLP = NetworkSettings(kind="mlp")
@@ -47,6 +47,8 @@ class System:
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked, ABC):
     """Settings that all recipes share.
+
+    Those that are marked ``MAY_DIFFER`` may be others when a run goes on.
 
     Attributes:
         name: what configurations call the recipe.
@@ -73,15 +75,31 @@ class Recipe(Checked, ABC):
     seed: Seed = 0
     iterations: Iterations = 10_000
     ema: Decay | EMA | None = None
-    engine: Engine = field(default_factory=Engine)
-    evaluate_every: Iterations | None = 1000
-    evaluate_samples: Size = 2000
-    checkpoint_every: Iterations = 1000
+    engine: Engine = field(default_factory=Engine, metadata=MAY_DIFFER)
+    evaluate_every: Iterations | None = field(default=1000, metadata=MAY_DIFFER)
+    evaluate_samples: Size = field(default=2000, metadata=MAY_DIFFER)
+    checkpoint_every: Iterations = field(default=1000, metadata=MAY_DIFFER)
 
     @property
     def required(self) -> Recipe | None:
         """The recipe of the model that must be trained first, if there is one."""
         return None
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Settings that have no effect beside the others, for whoever says what a model is made of."""
+        return frozenset() if self.conditional else frozenset({"label_dropout", "guidance"})
+
+    @property
+    def of_length(self) -> tuple[str, ...]:
+        """The settings that refer to the number of iterations; a run that has one cannot be made longer.
+
+        These are rates that fall, and what a recipe whose :meth:`compose` reads ``iterations`` adds. No
+        average of the weights is among them: all of their rules count the iterations so far.
+        """
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        rates = {name: v for name, v in values.items() if isinstance(v, AdamSettings)}
+        return tuple(f"{name}.decay" for name, rate in rates.items() if rate.falls)
 
     @abstractmethod
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:

@@ -1,7 +1,7 @@
 """The score difference in both carriers: Score GAN (GPM Algorithm 1) and its particle flow.
 
-The field is h(x̃, σ) = α s_p(x̃, σ) - β_own s_ρ(x̃, σ) at x̃ = x + σε, times σ, with s_p frozen from a
-diffusion model and s_ρ learned online from the carrier's own particles.
+The field is h(x̃, σ) = α s_p(x̃, σ) - β_own s_ρ(x̃, σ) at x̃ = x + σε, times σ^power, with s_p frozen
+from a diffusion model and s_ρ learned online from the carrier's own particles.
 
 * :class:`ScoreGAN` carries it with a generator. ρ moves with training only, so that its own denoiser
   is conditioned on σ alone.
@@ -58,6 +58,8 @@ class ScoreDifference(Recipe):
         sigma_min: lowest σ of the law (GPM eq. 28).
         sigma_max: highest σ.
         rho: exponent of the law.
+        power: a level weighs σ^power in the field; 1 is the paper's (GPM §B.1.2), 2 gives coarse
+            levels, which settle how often a kind of sample comes, about as much say as fine ones.
         own_score: network of the own denoiser; null starts it as a copy of the data's denoiser, which
             is near the score of any generator worth training (Yin et al. 2024, DMD).
         own_sigma_data: its σ_d; null takes the data's standard deviation (a copy has the original's).
@@ -75,6 +77,7 @@ class ScoreDifference(Recipe):
     sigma_min: Level = 0.1
     sigma_max: Level = 10.0
     rho: Exponent = 3.0
+    power: NotNegative = 1.0
     own_score: NetworkSettings | None = MLP
     own_sigma_data: Level | None = None
     weighting: Weighting = "none"
@@ -112,6 +115,11 @@ class ScoreDifference(Recipe):
         return name.removeprefix(DIFFUSERS) if name.startswith(DIFFUSERS) else None
 
     @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        return super().unused | (frozenset() if self.foreign is None else {"score"})
+
+    @property
     def required(self) -> Recipe | None:
         """The EDM that the data's score comes from, if it does."""
         return self.score if self.foreign is None else None
@@ -126,7 +134,7 @@ class ScoreDifference(Recipe):
         noise: float,
         label_dropout: float = 0.0,
     ) -> Field:
-        """E_{σ,ε} σ (α s_p - own s_ρ + noise/√σ ξ)(x + σε).
+        """E_{σ,ε} σ^power (α s_p - own s_ρ + noise σ^(-power/2) ξ)(x + σε).
 
         Args:
             dataset: the data.
@@ -166,8 +174,8 @@ class ScoreDifference(Recipe):
             s_p = Guided(s_p, self.guidance)
         h = self.alpha * s_p - own * s_rho
         if noise > 0:
-            h = h + WhiteNoise(lambda sigma: noise * sigma.rsqrt())
-        return Perturbed(h, law, power=1.0)
+            h = h + WhiteNoise(lambda sigma: noise * sigma ** (-self.power / 2))
+        return Perturbed(h, law, self.power)
 
     def score_phase(self) -> Phase:
         """K updates of the own score."""

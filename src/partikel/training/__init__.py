@@ -1,6 +1,7 @@
 """Training: phases, the one loop, averages, checkpoints, and the engine that computes it."""
 
 from partikel.training.checkpoint import (
+    Initial,
     latest_checkpoint,
     load_checkpoint,
     load_into,
@@ -17,6 +18,7 @@ __all__ = [
     "EMA",
     "AdamSettings",
     "Engine",
+    "Initial",
     "Interrupted",
     "Iteration",
     "Phase",

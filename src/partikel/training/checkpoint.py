@@ -17,7 +17,9 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError, ConfigError, NumericsError
-from partikel.errors.checks import checked
+from partikel.errors.checks import Checked, checked
 from partikel.files import (
     clear_parts,
     read_json,
@@ -37,7 +39,7 @@ from partikel.files import (
     writing_to,
 )
 from partikel.models import Carrier
-from partikel.networks.weights import misfit, not_finite, read_tensors, write_tensors
+from partikel.networks.weights import misfit, misfits, not_finite, read_tensors, write_tensors
 from partikel.training.ema import averaged_model
 from partikel.training.engine import on_main
 from partikel.training.loop import Trainer
@@ -49,6 +51,58 @@ _MEND = (
     "kept"
 )
 _SCALE = ("scale", "_growth_tracker")  # of loss scaling
+_OF_TRAINING = re.compile(r"[^.]+|.*\baugmentation\.(p|signs|seen|batches)")
+"""Names of what a training keeps beside networks: pools, stages, counters, shares of classes."""
+
+
+@dataclass(frozen=True)
+class Initial(Checked):
+    """A run whose weights another one begins with.
+
+    Attributes:
+        run: its folder, of 'partikel train' or of :func:`partikel.training.fit`, or that of one of its
+            checkpoints; its newest one is taken.
+        optimizers: take Adam's moments too, instead of beginning them anew.
+    """
+
+    run: str
+    optimizers: bool = False
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the checkpoint.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        folder = Path(self.run)
+        found = folder if _there(folder / _STATE) else latest_checkpoint(folder / "checkpoints")
+        if found is None:
+            raise CheckpointError(
+                f"{folder} holds no checkpoint to start from: name the folder of a run that has trained."
+            )
+        return found
+
+    def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state of ``model`` with the weights of this run's networks in it.
+
+        Pools of particles, stages, counters, the shares of classes and an augmentation that adapts belong
+        to a training, and stay the model's own.
+
+        Raises:
+            CheckpointError: where names or shapes differ, with the first of them.
+        """
+        found = read_part(self.checkpoint, "model")
+        own = model.state_dict()
+        kept = {name: value for name, value in own.items() if _OF_TRAINING.fullmatch(name)}
+        found = {k: v for k, v in found.items() if not _OF_TRAINING.fullmatch(k)}
+        differing = misfits({k: v for k, v in own.items() if k not in kept}, found)
+        if first := "; ".join(islice(differing, 3)):
+            raise CheckpointError(
+                f"the weights of {self.run} do not fit this model ({first}{'; ...' * any(differing)}): "
+                "start from a run of the same kind, and give this one its networks' settings."
+            )
+        return found | kept
 
 
 @checked
@@ -89,6 +143,7 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
     _check_finite(trainer, parts)
     target = folder / f"step-{trainer.step:08d}"
     state = {"cpu_seconds": trainer.cpu_seconds, "processes": len(others) + 1}
+    state |= {"iterations": trainer.iterations}
     if trainer.dataset.size("train") is not None:
         state["data"] = trainer.dataset.fingerprint("train")
     with writing_to(target, _MEND):
@@ -149,8 +204,12 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
     Raises:
         CheckpointError: if files are missing, damaged, or of another model, schema or number of
             processes; the trainer must not be used then.
+        ConfigError: if the trainer's number of iterations cannot follow, see :func:`check_length`.
     """
     state = _read_state(checkpoint, ("model", "optimizers", "streams", "batches"))
+    falling = [f"the rate of '{phase.loss}'" for phase in trainer.phases if phase.optimizer.falls]
+    lengths = (state.get("iterations", trainer.iterations), trainer.iterations)
+    check_length(state["step"], *lengths, falling, checkpoint.parent.parent)
     then, now = state["processes"], _world(trainer)
     finished = state["step"] >= trainer.iterations  # nothing is drawn any more
     if then != now and not finished:
@@ -199,7 +258,7 @@ def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
     Raises:
         CheckpointError: if the file is missing or damaged, or of another architecture.
     """
-    weights = _read(checkpoint, _read_state(checkpoint), part)
+    weights = read_part(checkpoint, part)
     wrong = misfit(module.state_dict(), weights)
     if wrong is not None:
         raise CheckpointError(
@@ -221,11 +280,76 @@ def load_sampled(model: Carrier, checkpoint: Path, raw: bool = False) -> None:
         CheckpointError: as :func:`load_weights`.
     """
     load_weights(model, checkpoint, "model")
-    if not raw and "average" in _read_state(checkpoint)["parts"]:
+    if not raw and has_average(checkpoint):
         average = averaged_model(model.sampled, 0.5)
         load_weights(average, checkpoint, "average")
         model.sampled.load_state_dict(average.module.state_dict())
     model.eval()
+
+
+@checked
+def load_initial(trainer: Trainer, initial: Initial | Path | str) -> None:
+    """Put the weights of another run into a trainer that has not begun, and its average where both have one.
+
+    Raises:
+        CheckpointError: if the other run has none, is damaged, or is of another model.
+    """
+    initial = initial if isinstance(initial, Initial) else Initial(str(initial))
+    checkpoint = initial.checkpoint
+    trainer.model.load_state_dict(initial.weights_for(trainer.model))
+    if trainer.average is not None:
+        if has_average(checkpoint):
+            load_weights(trainer.average, checkpoint, "average")
+        else:  # it begins with these weights
+            trainer.average.module.load_state_dict(trainer.model.sampled.state_dict())
+    if initial.optimizers:
+        try:
+            _load_optimizers(trainer, read_part(checkpoint, "optimizers"), read_step(checkpoint))
+        except (LookupError, RuntimeError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"the optimisers of {initial.run} do not fit this training ({error}): start from its "
+                "weights alone."
+            ) from error
+
+
+def check_length(done: int, then: int, now: int, tied: Sequence[str], folder: Path) -> None:
+    """Refuse to go on with another number of iterations, where the first ones depended on it.
+
+    Args:
+        done: iterations that are done.
+        then: the number of which they were the first.
+        now: the number that is asked for.
+        tied: what refers to it.
+        folder: of the run.
+
+    Raises:
+        ConfigError: naming what refers to it, or where more are done.
+    """
+    if now < done:
+        raise ConfigError(
+            f"{folder} has done {done} iterations, and {now} are asked for: ask for at least {done}, or "
+            "choose another folder (--out)."
+        )
+    if now != then and done and tied:
+        raise ConfigError(
+            f"{folder} is a run of {then} iterations, on whose number {' and '.join(tied)} "
+            f"depend{'s' * (len(tied) == 1)}: it cannot become one of {now}, so repeat {then}, or start a "
+            f"new run from its weights (--from {folder}, initial in Python)."
+        )
+
+
+def read_part(checkpoint: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of one part ("model", "average", "optimizers") of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    return _read(checkpoint, _read_state(checkpoint), part)
+
+
+def has_average(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds averaged weights."""
+    return "average" in _read_state(checkpoint)["parts"]
 
 
 def read_step(checkpoint: Path) -> int:

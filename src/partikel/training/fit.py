@@ -1,8 +1,8 @@
 """``fit``: the loop with everything around it that a user wants of a training run.
 
-Progress on the terminal, a log of metrics, TensorBoard, checkpoints, resuming, and a clean end on
-Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`. Of several processes only
-the main one evaluates, logs and writes, and the others wait for it.
+Progress on the terminal, a log of metrics, TensorBoard where it is installed, checkpoints, resuming, and
+a clean end on Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`. Of several
+processes only the main one evaluates, logs and writes, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -22,13 +22,19 @@ import torch
 from accelerate import Accelerator
 
 from partikel.data import Dataset, in_memory
-from partikel.errors import ConfigError, DataError, PartikelError
+from partikel.errors import ConfigError, DataError, PartikelError, installed
 from partikel.errors.checks import Count, Natural, checked
 from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
 from partikel.streams import seeded
-from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from partikel.training.checkpoint import (
+    Initial,
+    latest_checkpoint,
+    load_checkpoint,
+    load_initial,
+    save_checkpoint,
+)
 from partikel.training.ema import EMA, swapped_in
 from partikel.training.engine import Engine, accelerator_for, holding, on_main
 from partikel.training.loop import Trainer
@@ -40,8 +46,9 @@ if TYPE_CHECKING:  # what is no data is refused by in_memory, which knows what t
 Evaluate = Callable[[Carrier, int], dict[str, float]]
 """(model with averaged weights in evaluation mode, iteration) -> figures to log."""
 
-Progress = Callable[[Trainer], AbstractContextManager[Callable[[dict[str, float]], None]]]
-"""Made for a trainer, it is entered for the time of training and called with the figures so far."""
+Progress = Callable[[Trainer], AbstractContextManager[Callable[[Mapping[str, Any]], None]]]
+"""Made for a trainer, it is entered for the time of training and called after each iteration with what was
+measured, or with that iteration's losses (scalars, on the device)."""
 
 
 _MEND = "free some space, then run the same command; the last whole checkpoint is kept"
@@ -71,6 +78,7 @@ def fit(
     ema: float | EMA | None = None,
     engine: Engine | None = None,
     folder: Path | str | None = None,
+    initial: Initial | Path | str | None = None,
     checkpoint_every: Count = 1000,
     evaluate: Evaluate | None = None,
     evaluate_every: Count | None = None,
@@ -90,7 +98,10 @@ def fit(
         seed: of all random streams.
         ema: how the sampled weights are averaged (a number is a decay); None keeps no average.
         engine: how it is computed.
-        folder: for ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``; None keeps nothing.
+        folder: for ``checkpoints/``, ``metrics.jsonl`` and, where TensorBoard is installed,
+            ``tensorboard/``; None keeps nothing.
+        initial: a run to begin with the weights of, by its folder; once this one's folder has a checkpoint,
+            it goes on from there.
         checkpoint_every: iterations between checkpoints.
         evaluate: called with the model (averaged weights in place, networks as they are written,
             whatever the engine) and the iteration.
@@ -104,9 +115,10 @@ def fit(
 
     Raises:
         NumericsError: if losses or weights leave the finite numbers; the last checkpoint stays.
-        ConfigError: if another process trains in the folder, or nothing trains the model.
-        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read
-            or is of other data.
+        ConfigError: if another process trains in the folder, nothing trains the model, or the folder holds
+            more iterations, or as many others as a falling rate does not allow.
+        CheckpointError: if the folder cannot be written to or vanishes, a checkpoint cannot be read or is
+            of other data, or the weights of ``initial`` do not fit.
         DataError: for points or labels that the model cannot be trained on; if the data vanish, where
             the last checkpoint stays.
         TypeError: for what are no data, with what to pass.
@@ -116,7 +128,9 @@ def fit(
     dataset = _data_for(model, dataset, labels)
     with holding(folder):
         engine = engine or Engine()
-        tracked = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
+        tracked: dict[str, str] = {}
+        if folder is not None and installed("tensorboard"):
+            tracked = {"log_with": "tensorboard", "project_dir": str(folder)}
         accelerator = accelerator_for(engine, **tracked)
         main, alone = accelerator.is_main_process, accelerator.num_processes == 1
         if phases is None:
@@ -136,6 +150,8 @@ def fit(
         found = None if checkpoints is None else latest_checkpoint(checkpoints)
         if found is not None:
             load_checkpoint(trainer, found)
+        elif initial is not None:
+            load_initial(trainer, initial)
         log = _Log(folder if main else None, trainer.step, accelerator)
 
         def there() -> None:
@@ -154,6 +170,8 @@ def fit(
             with swapped_in(model.sampled, trainer.average), exact(), writing_to(folder, _MEND):
                 return evaluate(model, trainer.step)
 
+        if found is None and initial is not None:
+            save()  # what this run goes on from, whatever becomes of the other
         if found is None and evaluate_every is not None:
             log.write(trainer, on_main(evaluated))
         shown = progress if main and progress is not None else _silent
@@ -167,7 +185,7 @@ def fit(
                 if main and (due or last or done.step % 50 == 0):
                     figures = {k: float(v) for k, v in done.metrics.items()} | figures
                     log.write(trainer, figures)
-                show(figures)
+                show(figures or done.metrics)
                 saved = last or done.step % checkpoint_every == 0
                 if saved:
                     save()
@@ -176,13 +194,14 @@ def fit(
                     if not saved:
                         save()
                     log.close()
-                    raise Interrupted(
-                        f"stopped after iteration {done.step} of {iterations}"
-                        + (": the same command continues from there." if checkpoints else "."),
-                        code,
-                    )
+                    raise _interrupted(trainer, code, kept=checkpoints is not None)
         log.close()
         return trainer
+
+
+def _interrupted(trainer: Trainer, code: int, kept: bool) -> Interrupted:
+    on = ": the same command continues from there." if kept else "."
+    return Interrupted(f"stopped after iteration {trainer.step} of {trainer.iterations}{on}", code)
 
 
 @checked
@@ -249,7 +268,7 @@ def _shape_of(model: Carrier) -> tuple[int, ...]:
     return tuple(x.shape[1:])
 
 
-def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, float]], None]]:
+def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
     return nullcontext(lambda figures: None)
 
 
@@ -260,7 +279,7 @@ def _agreed(code: int | None, accelerator: Accelerator) -> int | None:
 
 
 class _Log:
-    """``metrics.jsonl`` and TensorBoard; lines after the resumed iteration are dropped."""
+    """``metrics.jsonl``, and TensorBoard where there is one; what lies after a resumed iteration goes."""
 
     def __init__(self, folder: Path | None, step: int, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -271,6 +290,8 @@ class _Log:
             kept = [line for line in read_lines(self._path) if 0 <= _step_of(line) <= step]
             kept = kept if step else []
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            if not accelerator.log_with:
+                return
             for old in (self._path.parent / "tensorboard").glob("events.out.tfevents.*"):
                 old.unlink()
             accelerator.init_trackers("tensorboard")

@@ -31,11 +31,16 @@ class AdamSettings(Checked):
     warmup: Annotated[int, Range(least=0)] = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
 
+    @property
+    def falls(self) -> bool:
+        """Whether the rate refers to the number of iterations."""
+        return self.decay != "constant"
+
     def rate(self, step: int, iterations: int) -> float:
         """Learning rate at an iteration of a run of ``iterations``."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        if self.decay == "constant":
+        if not self.falls:
             return self.lr
         progress = (step - self.warmup) / max(1, iterations - self.warmup)
         progress = min(1.0, progress)
