@@ -77,6 +77,8 @@ def test_wrong_types_are_refused(made: Callable[..., Any]) -> None:
         loose = ("T", "Integrated", "Law", "FeatureNetwork", "HasLogDensity", "Law | None")
         if parameter.annotation in loose or "Labels" in str(parameter.annotation):
             continue
+        if (made.__qualname__, name) in (("fit", "dataset"), ("in_memory", "points")):
+            continue  # which say what to pass instead, see test_own.py
         with pytest.raises((TypeError, PartikelError)) as caught:
             made(**{**({"self": None} if "self" in parameters else {}), name: object()})
         message = str(caught.value)
@@ -201,7 +203,7 @@ BAD: dict[str, Callable[[], object]] = {
     "fit(iterations=1.5)": lambda: fit(EDM, DATA, PHASES, iterations=1.5),  # type: ignore[arg-type]
     "checkpoint_every=0": lambda: fit(EDM, DATA, PHASES, iterations=1, checkpoint_every=0),
     "evaluate_every=0": lambda: fit(EDM, DATA, PHASES, iterations=1, evaluate_every=0),
-    "fit(a tensor)": lambda: fit(EDM, points(9, 2), PHASES, iterations=1),  # type: ignore[arg-type]
+    "fit(a list)": lambda: fit(EDM, [[1.0, 2.0]], PHASES, iterations=1),  # type: ignore[arg-type]
     "fit(a phase)": lambda: fit(EDM, DATA, PHASES[0], iterations=1),  # type: ignore[arg-type]
     "fit(names)": lambda: fit(EDM, DATA, ["score"], iterations=1),  # type: ignore[list-item]
     "a seed that is none": lambda: Trainer(EDM, DATA, PHASES, iterations=1, seed="x"),  # type: ignore

@@ -119,7 +119,7 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": ["svdg"]}, "no row 'svdg': did you mean 'svgd'"),
+        ({"rows": ["svdg"]}, "no field 'svdg': did you mean 'svgd'"),
         ({"target": "gausians"}, "did you mean 'gaussians'"),
         ({"target": "moons"}, "known density"),
         ({"target": "digits"}, "points of the plane"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from partikel.data.base import FiniteDataset, split_indices
 from partikel.errors import DataError
-from partikel.errors.checks import Part, check
+from partikel.errors.checks import Part, Range, checked
 from partikel.tensors import MOST
 
-Points: TypeAlias = Tensor | np.ndarray | TorchDataset | tuple[Any, Any]
-"""What :func:`in_memory` takes: points, a torch data set of them, or (points, labels)."""
-Labels: TypeAlias = Tensor | np.ndarray | Sequence[int]
-"""Classes, one for each point."""
+if TYPE_CHECKING:  # what is no data is refused here, with what to pass instead
+    Points: TypeAlias = Tensor | np.ndarray | TorchDataset | tuple[Any, Any]
+    """What :func:`in_memory` takes: points, a torch data set of them, or (points, labels)."""
+    Labels: TypeAlias = Tensor | np.ndarray | Sequence[int]
+    """Classes, one for each point."""
 
 WANTED = (
     "a tensor or an array of points (N, ...), a torch Dataset, a pair (points, labels), or what "
@@ -28,14 +29,15 @@ WANTED = (
 )
 
 
+@checked
 def in_memory(
     points: Points,
     labels: Labels | None = None,
     *,
     name: str = "own data",
-    validation: float = 0.0,
-    test: float = 0.0,
-    split_seed: int = 0,
+    validation: Part = 0.0,
+    test: Part = 0.0,
+    split_seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
 ) -> FiniteDataset:
     """A data set of what one has: points as they are, or bytes, which become numbers in [-1, 1].
 
@@ -56,8 +58,6 @@ def in_memory(
         TypeError: for something else, with what to pass instead.
         DataError: for points or labels that cannot be used: none, not finite, of other numbers.
     """
-    for share, what in ((validation, "validation"), (test, "test")):
-        check(share, Part, f"{what} of in_memory")
     read, given = _opened(points)
     if given is not None and labels is not None:
         raise TypeError("the points come with labels of their own: leave out labels.")

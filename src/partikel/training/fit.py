@@ -204,7 +204,10 @@ def _interrupted(trainer: Trainer, code: int, kept: bool) -> Interrupted:
     return Interrupted(f"stopped after iteration {trainer.step} of {trainer.iterations}{on}", code)
 
 
-def default_phases(model: Carrier, size: int | None = None, unit: int = 1) -> tuple[Phase, ...]:
+@checked
+def default_phases(
+    model: Carrier, size: Natural | None = None, unit: Count = 1
+) -> tuple[Phase, ...]:
     """One update of each loss of a model, in their order, with a phase's own optimiser and batch.
 
     Args:
