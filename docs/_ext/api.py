@@ -79,8 +79,10 @@ def write(folder: Path) -> None:
     """Write the pages as reStructuredText; files that would not change are left alone."""
     pages = {"index": _index()}
     for name in modules():
-        names = public(importlib.import_module(name))
-        pages[name] = _page(name, f".. automodule:: {name}\n   :members: {', '.join(names)}")
+        module = importlib.import_module(name)
+        constants = [_constant(module, each) for each in public(module)]
+        listed = f".. automodule:: {name}\n   :members: {', '.join(public(module))}"
+        pages[name] = _page(name, listed, *filter(None, constants))
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.rst"):
         if old.stem not in pages:
@@ -89,6 +91,19 @@ def write(folder: Path) -> None:
         file = folder / f"{name}.rst"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+
+
+def _constant(module: ModuleType, name: str) -> str:
+    """A constant that the module has from one of its parts: its docstring is only found there."""
+    if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name)):
+        return ""
+    for part in sys.modules:
+        if part.startswith(f"{module.__name__}.") and name in vars(sys.modules[part]):
+            said = ModuleAnalyzer.for_module(part).find_attr_docs().get(("", name))
+            if said:
+                text = "\n   ".join(said).rstrip()
+                return f".. py:data:: {module.__name__}.{name}\n\n   {text}"
+    return ""
 
 
 def _index() -> str:
@@ -113,10 +128,11 @@ def _plain_types(value: Any) -> None:
     with contextlib.suppress(AttributeError, NameError, TypeError):
         own, hints = set(inspect.get_annotations(value)), get_type_hints(value)
         value.__annotations__ = {name: hint for name, hint in hints.items() if name in own}
-    if dataclasses.is_dataclass(value) and isinstance(value, type):
-        hints = get_type_hints(value)  # inherited settings are annotated in another module's names
-        kept = value.__init__.__annotations__
-        value.__init__.__annotations__ = {name: hints.get(name, kept[name]) for name in kept}
+    made = value.__init__ if dataclasses.is_dataclass(value) else getattr(value, "__new__", None)
+    if dataclasses.is_dataclass(value) or hasattr(value, "_fields"):
+        hints = get_type_hints(value)  # what made the class does not know its module's names
+        kept = made.__annotations__
+        made.__annotations__ = {name: hints.get(name, kept[name]) for name in kept}
     if inspect.isclass(value):
         for inside in vars(value).values():
             inside = inside.fget if isinstance(inside, property) else inside

@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 Role = Literal["logit", "denoiser", "generator"]
+"""What a network is for: a discriminator's d, a denoiser's F, or a generator."""
 
 NETWORKS: dict[str, dict[Role, Callable[..., nn.Module]]] = {
     "mlp": {"logit": MLP, "denoiser": MLP, "generator": MLP},
