@@ -43,6 +43,7 @@ def test_links_lead_to_pages_of_the_site(api, tmp_path: Path) -> None:
         ("[a](../src/partikel/priors.py)", DOCS, "a (`src/partikel/priors.py`)"),
         ("[a](https://github.com/x/y/blob/main/docs/rule.md)", root, "[a](/rule.md)"),
         ("[a](https://example.org/docs/rule.md)", root, "[a](https://example.org/docs/rule.md)"),
+        ("$[a](b)$", root, "$[a](b)$"),
         ("[a](#b) and `[a](docs/fields.md)`", root, "[a](#b) and `[a](docs/fields.md)`"),
     ):
         assert pages.relinked(text, folder) == told

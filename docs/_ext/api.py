@@ -102,7 +102,7 @@ def _constant(module: ModuleType, name: str) -> str:
             said = ModuleAnalyzer.for_module(part).find_attr_docs().get(("", name))
             if said:
                 text = "\n   ".join(said).rstrip()
-                return f".. py:data:: {module.__name__}.{name}\n\n   {text}"
+                return f".. py:data:: {name}\n\n   {text}"
     return ""
 
 
@@ -174,6 +174,11 @@ def _no_type(app: Sphinx, what: str, name: str, value: Any, options: Any, lines:
         lines[:] = meant
 
 
+def _said_above(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> Any:
+    """Leave out the fields of a named tuple, which say nothing: its docstring has them."""
+    return True if str(getattr(value, "__doc__", "")).startswith("Alias for field") else None
+
+
 def _found(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     """Where a short name leads: to the one public object called so, or nowhere if it is private.
 
@@ -221,6 +226,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", lambda app, config: write(Path(app.srcdir) / "api"))
     app.connect("autodoc-process-docstring", _as_text, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _no_type, priority=600)  # after it
+    app.connect("autodoc-skip-member", _said_above)
     app.connect("missing-reference", _found)
     app.connect("env-check-consistency", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

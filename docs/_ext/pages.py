@@ -58,7 +58,8 @@ def relinked(text: str, folder: Path) -> str:
             return f"{picture}[{words}](/{file.relative_to(DOCS).as_posix()}{mark}{anchor})"
         return words if words.strip("`") == inside else f"{words} (`{inside}`)"
 
-    blocks = re.split(r"(^```.*?^```|`[^`\n]+`(?!\]))", text, flags=re.DOTALL | re.MULTILINE)
+    apart = r"(^```.*?^```|`[^`\n]+`(?!\])|\$\$.*?\$\$|\$[^$\n]+\$)"  # code and formulas
+    blocks = re.split(apart, text, flags=re.DOTALL | re.MULTILINE)
     blocks[::2] = [LINK.sub(one, block) for block in blocks[::2]]
     return "".join(blocks)
 
