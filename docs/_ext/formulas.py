@@ -11,10 +11,14 @@ from sphinx.errors import ExtensionError
 
 
 def _mathml(node: nodes.Element, display: str) -> str:
+    formula = node.astext()
     try:
-        return convert(node.astext(), display=display)
+        drawn = convert(formula, display=display)
     except Exception as error:  # whatever it is, the page must not be built without the formula
-        raise ExtensionError(f"the formula {node.astext()!r} cannot be read: {error!r}") from error
+        raise ExtensionError(f"the formula {formula!r} cannot be read: {error!r}") from error
+    if "\\" in drawn:
+        raise ExtensionError(f"the formula {formula!r} has a command that is not known: {drawn}")
+    return drawn.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em"/>')
 
 
 def _inline(self: Any, node: nodes.math) -> None:
