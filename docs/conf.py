@@ -45,6 +45,7 @@ nb_execution_timeout = 900
 nb_merge_streams = True
 nb_output_stderr = "remove"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `partikel`
+os.environ["TTY_COMPATIBLE"] = "0"  # kernels say that they are terminals: no bars in pages
 os.environ["OMP_NUM_THREADS"] = "1"  # pictures do not depend on the machine
 
 # docstrings: Google's style, types from the signatures

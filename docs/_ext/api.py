@@ -38,18 +38,17 @@ PRIVATE = {"__main__", "app", "files", "studies", "tensors"}
 """Rooms that are not for users: the command line's, the papers' items, the ground."""
 
 
-def modules() -> list[str]:
-    """The names of all public modules.
-
-    Raises:
-        RuntimeError: if a module of the package is in no group.
-    """
+def groups() -> dict[str, list[str]]:
+    """The public modules by group; those that :data:`GROUPS` does not know come last."""
     grouped = [name for names in GROUPS.values() for name in names]
     found = {module.name for module in pkgutil.iter_modules(partikel.__path__)} - PRIVATE
-    missing = found - {name.partition(".")[0] for name in grouped}
-    if missing:
-        raise RuntimeError(f"docs/_ext/api.py groups no {sorted(missing)}: add them to GROUPS.")
-    return [f"partikel.{name}" for name in grouped]
+    rest = sorted(found - set(grouped))
+    return {**GROUPS, **({"More": rest} if rest else {})}
+
+
+def modules() -> list[str]:
+    """The names of all public modules."""
+    return [f"partikel.{name}" for names in groups().values() for name in names]
 
 
 def public(module: ModuleType) -> list[str]:
@@ -116,7 +115,7 @@ def _index() -> str:
     trees = [
         f".. toctree::\n   :caption: {group}\n   :maxdepth: 1\n\n"
         + "\n".join(f"   partikel.{name}" for name in names)
-        for group, names in GROUPS.items()
+        for group, names in groups().items()
     ]
     table = ".. list-table::\n   :class: names\n   :widths: 30 70\n\n" + "\n".join(top)
     lead = "What ``import partikel`` gives by name, and the modules behind it."

@@ -81,7 +81,7 @@ def _included(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
 
 
 def _is_notebook(page: Path) -> bool:
-    return page.read_text(encoding="utf-8").startswith("---\nkernelspec:")
+    return page.read_text(encoding="utf-8").startswith("---\nfile_format: mystnb\n")
 
 
 def _write_notebooks(app: Sphinx, error: Exception | None) -> None:
