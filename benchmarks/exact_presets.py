@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from common import one_thread, save  # isort: skip
+from exact_trials import PATHS, Endings, limits, matched_trial, run_trial, trials  # isort: skip
 import torch
 
 from partikel.schedules import KarrasGrid
@@ -29,7 +30,7 @@ from partikel.solvers import (
     Solver,
     StochasticHeun,
 )
-from partikel.studies.theory import PATHS, Endings, Trial, limits, matched_trial, run_trial, trials
+from partikel.studies.theory import Trial
 
 N = 10_000
 LEVEL = 0.99

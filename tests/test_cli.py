@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,16 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from partikel.app.arguments import options_in
 from partikel.app.cli import COMMANDS, SolverName, main
 from partikel.app.config import load_preset, make_recipe, preset_names
+from partikel.app.progress import progress_bar
 from partikel.app.runs import load
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
 from partikel.fields import At, Context, ScoreField
@@ -210,6 +213,61 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         for option in options_in(function):
             assert option.about
             assert option.name in told or option.key.upper() in told
+
+
+def test_lists_read_well(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 81
+    main(["presets"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["preset", "measured", "about"]
+    assert [line.split()[0] for line in lines] == preset_names()
+    assert all(load_preset(line.split()[0]).about in line for line in lines)  # nothing is cut
+    main(["presets", "gan-mnist", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {name for name in preset_names() if "gan-mnist" in name}
+    main(["presets", "gan-mnist-fast", "--json"])
+    assert json.loads(capsys.readouterr().out)["gan-mnist-fast"] == found["gan-mnist-fast"]
+
+
+def test_a_narrow_terminal_has_a_line_for_each_preset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    main(["presets"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(preset_names()) + 3  # a head, and a sentence after a gap
+    assert max(map(len, lines)) <= 80
+
+
+def test_near_names_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "edm-mnst")
+    assert "did you mean 'edm-mnist-fast', 'edm-mnist-paper'" in said
+    assert said.count("'") <= 2 * (1 + 4 + 1)
+    for name in ("edm-mnst", "zzz"):
+        assert "'partikel presets' lists them all" in refused(capsys, "train", name)
+
+
+def test_a_pipe_is_told_rate_time_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Some:
+        step, iterations = 100, 300
+
+    clock = iter([0.0, 5.0, 20.0, 40.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    out = io.StringIO()
+    shown = progress_bar(Console(file=out, width=40), "gan")
+    assert shown is not None
+    trainer: Any = Some()
+    with shown(trainer) as show:
+        for step, figures in ((110, {"energy": 0.5}), (200, {}), (300, {"energy": 0.25})):
+            trainer.step = step
+            loss = torch.tensor(step / 100)
+            show({"generator/loss": loss, "generator/gradient_norm": loss, **figures})
+    assert out.getvalue().splitlines() == [
+        "gan: 200/300  0:00:20 left  5.0 it/s  energy 0.5  generator loss 2",
+        "gan: 300/300  0:00:00 left  5.0 it/s  energy 0.25  generator loss 3",
+    ]
 
 
 @pytest.mark.parametrize("preset", ["edm-gaussians", "score-gan-digits"])

@@ -16,15 +16,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from conftest import GAUSSIAN, assert_moments, seeded, tensor
-from partikel.diffflow import DiffFlow
-from partikel.metrics import energy_distance, sliced_wasserstein2
-from partikel.schedules import EDMSchedule, KarrasGrid
-from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun
-from partikel.studies.theory import (
+from exact_trials import (
     MATCHED,
     PATHS,
     Endings,
-    Trial,
     annealed_trial,
     closed_form_trial,
     exact_targets,
@@ -33,6 +28,11 @@ from partikel.studies.theory import (
     run_trial,
     trials,
 )
+from partikel.diffflow import DiffFlow
+from partikel.metrics import energy_distance, sliced_wasserstein2
+from partikel.schedules import EDMSchedule, KarrasGrid
+from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun
+from partikel.studies.theory import Trial
 from partikel.targets import Gaussian
 
 N, LINES = 10_000, 64

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import partikel
 from conftest import randn, seeded, tensor
 from partikel.app import cli
 from partikel.app.config import make_recipe
 from partikel.app.export import KIND, export_run, load_generator
 from partikel.app.runs import Run, load, train_run
 from partikel.denoising.diffusers import DDPMDenoiser, load_diffusers
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.fields import ScoreField
 from partikel.files import sealed
 from partikel.models import ParticleModel
@@ -34,6 +35,7 @@ from partikel.tensors import expand_like
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 ALPHAS = (1 - BETAS).cumprod(0)  # DDPM's (Ho et al. 2020)
+MADE = Path(__file__).parent / "made_by_0.1"
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 
@@ -453,7 +455,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A run of each kind that is exported."""
     folder = tmp_path_factory.mktemp("runs")
     digits = {"name": "digits"}
+    critic = {"network": TINY, "steps": 3}
+    edm = {"network": TINY, "iterations": 2, "batch": 16, "steps": 3}
+    plane = {"discriminator": TINY, "steps": 4, "score": edm}
+    staged = {"discriminator": SMALL, "steps": 3, "staged": True, "discriminators": "independent"}
     return {
+        "edm": trained("edm", folder / "edm", network=TINY, steps=4),
+        "edm-labels": trained(
+            "edm", folder / "edm-labels", network=TINY, steps=3, data=digits, conditional=True
+        ),
+        "pool": trained("discriminator-flow", folder / "pool", **critic, pool=64),
+        "real": trained("discriminator-flow", folder / "real", **critic, objective="relativistic"),
+        "score-flow": trained("score-flow", folder / "sf", own_score=TINY, steps=3, score=edm),
+        "plane": trained("diffflow", folder / "plane", **plane),
+        "elbo": trained("diffflow", folder / "elbo", **plane, g2=1.5, objective="elbo", joint=True),
+        "staged": trained("diffode-gan", folder / "staged", **staged, pool=64),
         "points": trained("gan", folder / "points", generator=TINY, discriminator=SMALL),
         "images": trained(
             "gan", folder / "images", data=digits, generator=TINY, discriminator=SMALL
@@ -576,13 +592,148 @@ def test_places_on_this_machine_stay_out_of_the_card() -> None:
 
     data = {"name": "folder", "root": "/home/me", "cache": "/home/me", "path": "/home/me/cats"}
     settings = {"data": data, "data_score": "/home/me/runs/edm", "ema": None}
-    assert _public(settings) == {"data": {"name": "folder", "path": "cats"}, "data_score": "edm"}
+    data = {"name": "folder", "path": "cats"}
+    assert _public(settings) == {"data": data, "data_score": "edm", "ema": None}
+    assert _public({"data_score": "diffusers:/a/b"}) == {"data_score": "diffusers:b"}
 
 
-def test_particles_have_no_generator_to_export(runs: dict[str, Run], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Score GAN"):
-        export_run(runs["particles"], tmp_path / "out")
-    assert not any(tmp_path.iterdir())
+PARTICLES = [
+    "edm",
+    "edm-labels",
+    "particles",
+    "pool",
+    "real",
+    "score-flow",
+    "plane",
+    "elbo",
+    "staged",
+]
+
+
+@pytest.mark.parametrize("name", PARTICLES)
+def test_exported_particles_are_the_run_bit_for_bit(
+    name: str, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs[name]
+    out = export_run(run, tmp_path / "out")
+    monkeypatch.setattr("partikel.app.export.open_dataset", lambda *_: pytest.fail("data opened"))
+    exported = partikel.load(out)
+    assert (exported.step, exported.preset, exported.data.shape) == (4, "tiny", run.data.shape)
+    assert not any(
+        p.requires_grad or m.training for m in exported.model.modules() for p in m.parameters()
+    )
+    x = exported.sample(1_234, generator=seeded(4))
+    assert torch.equal(x, run.sample(1_234, generator=seeded(4)))
+    assert torch.equal(
+        exported.sample(5, generator=seeded(), steps=2), run.sample(5, generator=seeded(), steps=2)
+    )
+    if name == "edm-labels":
+        asked: dict[str, Any] = {"label": "0,3", "guidance": 2.0}
+        x = exported.sample(6, generator=seeded(), **asked)
+        assert torch.equal(x, run.sample(6, generator=seeded(), **asked))
+    assert (out / "context.safetensors").exists() == (name == "real")
+    with pytest.raises(CheckpointError, match="partikel.load"):
+        load_generator(out)
+    values: dict[str, Any] = {}  # the card's example
+    monkeypatch.chdir(tmp_path)
+    exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], values)
+    assert values["x"].shape == (8, *run.data.shape)
+
+
+def test_an_export_is_used_like_a_run(
+    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export_run(runs["edm"], tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    cli.main(["sample", str(out), "-n", "9", "--solver", "euler"])
+    cli.main(["interpolate", str(out), "--pairs", "2", "--points", "3"])
+    cli.main(["evaluate", str(out), "-n", "50"])
+    assert str(out / "made" / "samples.png") in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    gone = trained("gan", tmp_path / "gan", generator=TINY, discriminator=SMALL)
+    exported = partikel.load(export_run(gone, tmp_path / "generator"))
+    assert exported.dataset.name == "gaussians"
+    with pytest.raises(DataError, match="measure its run"):
+        _ = partikel.load(MADE / "export").dataset
+
+
+def test_a_score_flow_of_a_network_of_diffusers_takes_it_along(
+    diffusers: Any, tmp_path: Path
+) -> None:
+    path = saved(diffusers, tmp_path / "teacher")
+    settings = {"data": {"name": "digits"}, "data_score": f"diffusers:{path}", "own_score": TINY}
+    run = trained("score-flow", tmp_path / "run", **settings, score_steps=2, steps=2)
+    out = export_run(run, tmp_path / "out")
+    x = run.sample(5, generator=seeded())
+    shutil.rmtree(path)
+    shutil.rmtree(run.path)
+    assert torch.equal(partikel.load(out).sample(5, generator=seeded()), x)
+    card = (out / "README.md").read_text()
+    assert "data_score: diffusers:teacher" in card
+    assert "law_mean" not in card  # of an EDM, which there is none of
+    shutil.rmtree(out / "teacher")
+    with pytest.raises(CheckpointError):
+        partikel.load(out)
+
+
+def test_cards_show_what_was_used_and_nothing_else(runs: dict[str, Run], tmp_path: Path) -> None:
+    import yaml
+
+    def shown(run: Run) -> dict[str, Any]:
+        card = (export_run(run, tmp_path / run.path.name) / "README.md").read_text()
+        return yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+
+    common = {"seed", "iterations", "ema", "conditional", "data"}
+    found = shown(runs["edm"])
+    assert found["data"] == {"name": "gaussians"}
+    assert not {"label_dropout", "evaluate_every", "engine", "sigma_data"} & set(found)
+    assert common | {"network", "solver", "law_mean", "optimizer"} <= set(found)
+    assert "label_dropout" in shown(runs["edm-labels"])
+    assert "pool" in shown(runs["pool"])
+    assert not {"data", "conditional", "label_dropout"} & set(shown(runs["score-flow"])["score"])
+    assert not {"annealed", "sigma_max", "label_dropout"} & set(shown(runs["points"]))
+    assert "discriminator" in shown(runs["plane"])
+    score = {"network": TINY, "iterations": 1, "batch": 16, "steps": 2}
+    alone = trained("diffflow", tmp_path / "runs" / "alone", g2=2.0, steps=2, score=score)
+    assert not {"discriminator", "penalties", "optimizer", "batch"} & set(shown(alone))
+    copied = trained(
+        "score-gan", tmp_path / "runs" / "copied", own_score=None, generator=TINY, score=score
+    )
+    assert shown(copied)["own_score"] is None  # chosen, and not the default
+
+
+@pytest.mark.parametrize("name", ["edm", "real"])
+def test_damaged_particles_are_refused(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    good = export_run(runs[name], tmp_path / "good")
+    config = json.loads((good / "config.json").read_text())
+    del config["checksum"]
+    (good / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="was changed"):  # it must have one
+        partikel.load(good)
+    settings = {**config["settings"], "network": {**config["settings"]["network"], "width": 17}}
+    for changes in (
+        {"schema": 99},
+        {"kind": "other"},
+        {"recipe": "none"},
+        {"settings": {"colour": 1}},
+        {"settings": settings},
+        {"shape": [3]},
+        {"iteration": "many"},
+        {"label_weights": [1.0]},
+        {"weights": "0" * 32},
+    ):
+        (good / "config.json").write_text(json.dumps(sealed({**config, **changes})))
+        with pytest.raises(CheckpointError) as error:
+            partikel.load(good)
+        assert "\n" not in str(error.value)
+    (good / "config.json").write_text(json.dumps(sealed(config)))
+    partikel.load(good)
+    for file in good.glob("*.safetensors"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-3] + b"abc")
+        with pytest.raises(CheckpointError, match="damaged"):
+            partikel.load(good)
+        file.write_bytes(whole)
 
 
 def test_an_export_is_whole_or_not_there(
@@ -618,7 +769,7 @@ def test_damaged_exports_are_refused(runs: dict[str, Run], tmp_path: Path) -> No
         (path / "config.json").write_text(json.dumps(sealed({**config, **changes})))
         return path
 
-    with pytest.raises(CheckpointError, match="no exported generator"):
+    with pytest.raises(CheckpointError, match="no exported model"):
         load_generator(tmp_path)
     with pytest.raises(CheckpointError, match="schema 99"):
         load_generator(damaged(schema=99))
@@ -653,8 +804,8 @@ def test_the_command_exports(
     assert capsys.readouterr().out.strip() == str(out)
     assert load_generator(out).shape == (1, 8, 8)
     with pytest.raises(SystemExit):
-        cli.main(["export", str(runs["particles"].path)])
-    assert "Score GAN" in capsys.readouterr().err
+        cli.main(["export", str(out)])
+    assert "an export already" in capsys.readouterr().err
 
 
 def test_a_network_of_diffusers_is_distilled_and_exported(diffusers: Any, tmp_path: Path) -> None:
@@ -732,7 +883,8 @@ def test_the_tutorial_runs_as_it_stands_there(
                 brief = ["--n", "100"]
             cli.main([*words, *brief])
             done.append(words[0])
-    assert done == ["train", "train", "compare", "train", "export"]
+    exports = ["export", "export", "sample", "train", "export", "export", "push"]
+    assert done == ["train", "train", "compare", "train", *exports]
     capsys.readouterr()
     assert values["x"].shape == (4, 1, 8, 8)
     assert Path("runs/from-diffusers/checkpoints/step-00000002").is_dir()

@@ -32,7 +32,6 @@ from partikel.likelihood import (
     agreement,
     bits_per_dim,
     byte_width,
-    check_dequantised,
     check_derivative,
     decode,
     dequantised,
@@ -507,12 +506,7 @@ def test_wrong_images_are_refused() -> None:
     levels = torch.arange(256, dtype=torch.float64).view(1, 1, 16, 16) * width - 1
     noisy = dequantised(levels, width, generator=seeded())
     assert float((noisy - levels).abs().max()) <= width / 2
-    check_dequantised(noisy, width)
     with pytest.raises(DataError, match="noise would be added twice"):
         dequantised(noisy, width, generator=seeded())
-    with pytest.raises(DataError, match="dequantised"):
-        check_dequantised(levels, width)
     with pytest.raises(DataError, match=r"in \[-1, 1\]"):
         dequantised(levels * 100, width, generator=seeded())
-    with pytest.raises(DataError, match=r"in \[-1, 1\]"):
-        check_dequantised((levels + 1) * 127.5, width)

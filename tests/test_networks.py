@@ -31,7 +31,7 @@ from partikel.networks import (
 from partikel.networks.conditions import Modulation, ScalarConditions
 from partikel.networks.embeddings import EMBEDDINGS, FourierEmbedding, PositionalEmbedding
 from partikel.networks.initialise import SCHEMES, ZeroInit
-from partikel.networks.unet import _Attention
+from partikel.networks.unet import Attention
 
 ROWS = 3
 LATENT = 5
@@ -384,7 +384,7 @@ def test_unet_starts_at_zero_and_its_blocks_as_identities():
 
 
 def test_attention_is_scaled_dot_product_attention():
-    layer = initialise(_Attention(8), "orthogonal", generator=rng()).double()
+    layer = initialise(Attention(8), "orthogonal", generator=rng()).double()
     x = torch.randn(2, 8, 3, 4, generator=rng(), dtype=torch.float64)
     q, k, v = (part.mT for part in layer.qkv(layer.norm(x)).flatten(2).chunk(3, 1))
     mixed = F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape)
@@ -394,7 +394,7 @@ def test_attention_is_scaled_dot_product_attention():
 def test_unet_attends_where_asked():
     def count(**options) -> int:
         unet = UNet((1, 32, 32), channels=4, **options)
-        return sum(isinstance(m, _Attention) for m in unet.modules())
+        return sum(isinstance(m, Attention) for m in unet.modules())
 
     assert count(attention_resolutions=()) == 1  # the middle
     assert count() == 1 + 1 + 2  # at 16: one block down, two up
@@ -616,7 +616,8 @@ def test_initialise_refuses_what_it_does_not_know():
 
 def test_settings_and_signatures_have_the_same_options():
     options = {field.name for field in fields(NetworkSettings)} - {"kind", "init"}
-    given = {"shape", "latent", "in_shape", "out_shape", "scalars", "classes", "strides"}
+    given = {"shape", "latent", "in_shape", "out_shape", "scalars", "classes"}
+    given |= {"strides", "groups"}  # of a kind
     taken = set()
     for roles in NETWORKS.values():
         for network in roles.values():

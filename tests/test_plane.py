@@ -25,7 +25,7 @@ from partikel.schedules import GeometricGrid, Schedule, VESchedule, VPSchedule
 from partikel.solvers import StochasticHeun
 from partikel.studies import plane
 from partikel.studies.gaussian_laws import gaussian_marginals, path_marginals
-from partikel.studies.plane import GridLaw, draw_map, flow_at, learned_fields, model_name
+from partikel.studies.plane import GridLaw, Learned, draw_map, flow_at, learned_fields, model_name
 from partikel.targets import Gaussian
 
 PATHS: dict[str, Schedule] = {"ve": VESchedule(4.0, 0.02), "vp": VPSchedule(0.1, 12.0)}
@@ -174,7 +174,7 @@ def test_a_map_with_learned_fields(tmp_path: Path) -> None:
     options = {"dataset": dataset, "samples": 200, "steps": 80}
     draw_map(tmp_path / "exact", points=[(1.5, 1.0), (2.0, 0.0)], **options)
     score = ExactScoreField(dataset.target)
-    draw_map(tmp_path / "score", score=score, **options)
+    draw_map(tmp_path / "score", learned=Learned(score), **options)
     between = json.loads((tmp_path / "score" / "map.json").read_text())["between_g2"]
     assert between == []  # one place in each row
     found, exact = numbers(tmp_path / "score"), numbers(tmp_path / "exact")
@@ -182,7 +182,7 @@ def test_a_map_with_learned_fields(tmp_path: Path) -> None:
     assert set(found) == {point for point in plane.POINTS if point[0] == 2}
     assert left_out(tmp_path / "score") == set(plane.POINTS) - set(found)
     assert left_out(tmp_path / "exact") == set()
-    draw_map(tmp_path / "constant", score=score, critic=0.0 * score, **options)
+    draw_map(tmp_path / "constant", learned=Learned(score, 0.0 * score), **options)
     constant = numbers(tmp_path / "constant")
     assert set(constant) == {point for point in plane.POINTS if point[1] > 0 or point[0] == 2}
     assert constant[2.0, 1.0]["energy"] == found[2.0, 1.0]["energy"]
@@ -193,8 +193,8 @@ def test_a_map_with_learned_fields(tmp_path: Path) -> None:
 
     critic = DiscriminatorField(Steep())
     points = [(1.5, 1.0), (2.0, 1.0)]
-    options |= {"critic": critic, "points": points, "label": "made up"}
-    draw_map(tmp_path / "critic", score=score, **options)
+    learned = Learned(score, critic, label="made up")
+    draw_map(tmp_path / "critic", learned=learned, **{**options, "points": points})
     moved = numbers(tmp_path / "critic")
     (row,) = json.loads((tmp_path / "critic" / "map.json").read_text())["between_g2"]
     assert row["lambda2"] == 1.0
@@ -239,7 +239,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 def test_fields_of_a_run(runs: dict[str, Run]) -> None:
     """Its score is s_p itself, at any noise level; its discriminator is that of its drift."""
     x, t = torch.randn(5, 2, generator=seeded()), torch.full((5,), 3.0)
-    score, critic, path = learned_fields(runs["edm"].model)
+    score, critic, path, _ = learned_fields(runs["edm"].model)
     sigma = torch.full((5,), 2.0)  # EDM's at t = 3
     at = At(t, sigma)
     assert_close(2 * score(x, at), runs["edm"].model.field(x, at))
@@ -247,7 +247,7 @@ def test_fields_of_a_run(runs: dict[str, Run]) -> None:
     assert path == VESchedule(5.0, 0.02)
     for name, expected in (("ve", VESchedule(10.0, 0.02)), ("vp", VPSchedule())):
         model = runs[name].model
-        score, critic, path = learned_fields(model)
+        score, critic, path, _ = learned_fields(model)
         assert path == expected
         assert critic is not None
         assert isinstance(model, ParticleModel)
@@ -298,11 +298,10 @@ SCORE = ExactScoreField(GAUSSIAN)
     [
         (lambda: {"dataset": open_dataset(DataSettings("digits"))}, "points of the plane"),
         (lambda: {"dataset": open_dataset(DataSettings("moons"))}, "need a Gaussian mixture"),
-        (lambda: {"critic": SCORE}, "pass score too"),
         (lambda: {"points": [(1.0, 1.5)]}, "not on the plane"),
         (lambda: {"points": [(-0.5, -1.0)]}, "not on the plane"),
         (lambda: {"points": []}, "no places"),
-        (lambda: {"points": [(1.0, 0.0)], "score": SCORE}, "of that place is needed"),
+        (lambda: {"points": [(1.0, 0.0)], "learned": Learned(SCORE)}, "of that place is needed"),
         (lambda: {"samples": 20}, "samples >= 100"),
         (lambda: {"points": [(2.0, 1.0)], "steps": 0}, "of at least 1"),
         (lambda: {"points": [(2.0, 0.0)], "steps": 12, "samples": 100}, "take more than 12 steps"),

@@ -149,10 +149,7 @@ def test_pixels_are_the_default_without_the_package(monkeypatch: pytest.MonkeyPa
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name)
-    )
+    monkeypatch.setitem(sys.modules, package, None)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_the_same_bound_field_draws_anew(what: str) -> None:
 def test_errors(name: str) -> None:
     field, x, real = FIELDS[name](), randn(6, 2), randn(8, 2)
     t = torch.zeros(6)
-    with pytest.raises(ConfigError, match="compares particles with real samples: bind it"):
+    with pytest.raises(ConfigError, match="compares particles with real samples: pass some"):
         field(x, At(t))
     for nothing in (None, real[:0]):
         with pytest.raises(ConfigError, match="pass some"):

@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from partikel.app.export import load_generator
-    from partikel.app.runs import Run, load, train_run
+    from partikel.app.export import load, load_generator
+    from partikel.app.runs import Run, train_run
     from partikel.errors import (
         CheckpointError,
         ConfigError,
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     )
     from partikel.models import GeneratorModel, ParticleModel
     from partikel.priors import GaussianPrior
-    from partikel.training import AdamSettings, Phase, fit
+    from partikel.training import AdamSettings, Phase, fit, load_into, save
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AdamSettings",
@@ -59,6 +61,8 @@ __all__ = [
     "fit",
     "load",
     "load_generator",
+    "load_into",
+    "save",
     "train_run",
 ]
 
@@ -84,8 +88,10 @@ _HOMES = {
     "ScoreField": "partikel.fields",
     "WhiteNoise": "partikel.fields",
     "fit": "partikel.training",
-    "load": "partikel.app.runs",
+    "load": "partikel.app.export",
     "load_generator": "partikel.app.export",
+    "load_into": "partikel.training",
+    "save": "partikel.training",
     "train_run": "partikel.app.runs",
 }
 

@@ -40,11 +40,16 @@ from partikel.errors.checks import (
     types_of,
     words_of,
 )
+from partikel.extensions import Registry
 
 SHORT = {"n": "-n", "out": "-o"}
 """Names of one letter."""
+LONG = {"own_data": "--data"}
+"""Names that an argument cannot have, as a group of settings has them."""
 OPTIONS = "Options"
 """The heading of a command's own."""
+VALUE = {"metavar": "VALUE"} if "metavar" in inspect.signature(Parameter).parameters else {}
+"""What follows a name in the help: the cyclopts of Python 3.10 cannot be told."""
 Places = tuple[list[Any], dict[str, Any]]
 
 
@@ -71,7 +76,7 @@ class Option:
     @property
     def name(self) -> str:
         """As it is written on the line."""
-        return f"--{self.key.replace('_', '-')}"
+        return LONG.get(self.key, f"--{self.key.replace('_', '-')}")
 
     @property
     def flag(self) -> bool:
@@ -89,8 +94,7 @@ class Option:
         told: dict[str, Any] = {"help": self._help(), "show_default": False}
         if not self.place:
             named = (self.name, SHORT[self.key]) if self.key in SHORT else self.name
-            metavar = None if self.flag else "VALUE"
-            told |= {"group": groups[self.group], "name": named, "metavar": metavar}
+            told |= {"group": groups[self.group], "name": named, **({} if self.flag else VALUE)}
             kind = kinds.KEYWORD_ONLY
         else:
             kind = kinds.VAR_POSITIONAL if self.several else kinds.POSITIONAL_ONLY
@@ -318,7 +322,9 @@ def _plain(text: str, module: str) -> str:
 
     def names(match: re.Match[str]) -> str:
         room, _, name = match[1].rpartition(".")
-        return ", ".join(map(str, getattr(importlib.import_module(room or module), name)))
+        found = getattr(importlib.import_module(room or module), name)
+        others = found.others() if isinstance(found, Registry) else ()
+        return ", ".join(map(str, (*found, *others)))
 
     text = re.sub(r":data:`~?([\w.]+)`", names, text)
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)

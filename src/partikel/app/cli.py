@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
+from partikel import __version__
 from partikel.app.terminal import degrade
 from partikel.errors import ConfigError, PartikelError, nearest
 from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from partikel.app.runs import Run
     from partikel.models import Sampling
 
+_OF_TRAIN = ("own_data", "out", "dry_run")
+"""Options of 'train' that are no settings."""
 Split: TypeAlias = Literal["test", "validation", "train"]
 SolverName: TypeAlias = Literal[
     "euler",
@@ -74,25 +78,41 @@ class Drawn:
 _AS_TRAINED = Drawn()
 
 
-def train(preset: str, /, out: str | None = None, dry_run: bool = False, **settings: Any) -> None:
-    """Train a preset or a YAML configuration; the same command resumes.
+def train(
+    preset: str,
+    /,
+    own_data: str | None = None,
+    out: str | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> None:
+    """Train a preset, a YAML configuration, or a recipe on pictures of your own; the same command resumes.
+
+    'partikel train edm --data PICTURES' looks at them and chooses size, network, batch and length; edm may
+    be any recipe (gan, discriminator-flow, score-gan, ...).
 
     With several processes, start 'accelerate launch -m partikel train PRESET' (docs/cluster.md). Any
     setting of the recipe can be given as --key value, nested ones as --optimizer.lr 1e-3;
     'partikel train PRESET --help' lists them.
 
     Args:
-        preset: name of a preset ('partikel presets' lists them), or path to a .yaml file.
-        out: the run's folder; runs/PRESET unless given.
-        dry_run: print the resolved configuration and stop.
+        preset: name of a preset ('partikel presets' lists them) or of a recipe, or path to a .yaml
+            file.
+        own_data: your own pictures: a folder (its sub-folders are classes), a .zip file, a data set's name,
+            or OWNER/NAME on the Hugging Face Hub.
+        out: the run's folder; runs/PRESET, with the data's name where --data is given, unless given.
+        dry_run: print what was chosen and the resolved configuration, and stop.
         settings: the recipe's settings.
     """
     from partikel.app import gallery
+    from partikel.app.reading import given
 
+    if own_data is not None and own_data.lstrip().startswith("{"):  # settings, as of any group
+        settings["data"], own_data = given(own_data, "--data"), None
     if dry_run:
-        print(gallery.plan_preset(preset, settings), end="")
+        print(gallery.plan_preset(preset, settings, own_data), end="")
         return
-    trained = gallery.train_preset(preset, settings, out, _console())
+    trained = gallery.train_preset(preset, settings, out, _console(), own_data)
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
@@ -112,19 +132,19 @@ def sample(
     """Draw samples of a run into a .npz or .png file.
 
     Args:
-        run: folder of a run.
+        run: folder of a run, or of an export.
         n: number of samples, at most what 4 GiB hold; 64 unless given, or 8 of each of several
             labels.
         out: file to write; RUN/samples.png unless given.
-        label: class of the samples of a conditional model; several (0,3,7), or all, in equal shares
-            and a row of images for each. Drawn at the data's frequencies unless given.
+        label: class of the samples of a conditional model, by name or number; several (0,3,7), or all,
+            in equal shares and a row of images for each. Drawn at the data's frequencies unless given.
         drawn: how.
         seed: of the samples.
     """
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "samples.png"
+    path = Path(out) if out else loaded.made / "samples.png"
     gallery.sample_run(loaded, path, n=n, label=label, sampling=drawn.by(loaded), seed=seed)
     print(path)
 
@@ -135,6 +155,7 @@ def evaluate(
     n: Size = 10_000,
     split: Split = "test",
     features: str | None = None,
+    measures: str | None = None,
     baselines: bool = False,
     curve: Literal["nfe", "stop"] | None = None,
     at: list[Count] | None = None,
@@ -152,6 +173,7 @@ def evaluate(
         split: the reference; train is the convention of FID on 50,000 images.
         features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
             inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
+        measures: those of other packages to add, by name, several with commas (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
             RUN/curve-NAME.json and .png (free particles only).
@@ -168,7 +190,11 @@ def evaluate(
     quiet = accelerator is not None and not accelerator.is_main_process
     title = f"{loaded.preset}, iteration {loaded.step}"
     options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "features": features}
-    options |= {"accelerator": accelerator, "sampling": drawn.by(loaded)}
+    options |= {
+        "accelerator": accelerator,
+        "sampling": drawn.by(loaded),
+        "measures": measures.split(",") if measures else (),
+    }
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")
     if curve is None:
@@ -218,7 +244,7 @@ def neighbours(
     from partikel.app import gallery, tables
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "neighbours.png"
+    path = Path(out) if out else loaded.made / "neighbours.png"
     options: dict[str, Any] = {"n": n, "k": k, "rows": rows, "seed": seed, "features": features}
     found = gallery.neighbours_run(loaded, path, sampling=drawn.by(loaded), **options)
     title = f"{loaded.preset}, iteration {loaded.step}: nearest training images"
@@ -252,7 +278,7 @@ def interpolate(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / f"interpolation-{method}.png"
+    path = Path(out) if out else loaded.made / f"interpolation-{method}.png"
     gallery.interpolate_run(loaded, path, method=method, pairs=pairs, points=points, seed=seed)
     print(path)
 
@@ -283,7 +309,7 @@ def animate(
     from partikel.app import gallery
 
     loaded = _load(run)
-    path = Path(out) if out else loaded.path / "animation.gif"
+    path = Path(out) if out else loaded.made / "animation.gif"
     gallery.animate_run(loaded, path, frames=frames, fps=fps, n=n, parts=parts, seed=seed)
     print(path)
 
@@ -304,32 +330,71 @@ def compare(runs: list[str], /, out: str = "comparison", n: Size = 10_000, seed:
     print(page)
 
 
-def export(run: str, /, out: str | None = None) -> None:
-    """Write a run's generator into a folder to publish: weights, configuration, model card, picture.
+def export(
+    run: str,
+    /,
+    out: str | None = None,
+    format: Literal["partikel", "diffusers", "onnx"] = "partikel",
+) -> None:
+    """Write what a run has learned into a folder to publish: weights, configuration, model card, picture.
 
-    partikel.load_generator(FOLDER) reads it back, without the run. Free particles have no generator:
-    a Score GAN distils them.
+    'partikel sample FOLDER' and partikel.load(FOLDER) read it back, without the run and its data.
 
     Args:
-        run: folder of a run of a generator model.
-        out: folder to write, new or empty; RUN/export unless given.
+        run: folder of a run, or of an export in another format.
+        out: folder to write, new or empty; RUN/export, or RUN/export-FORMAT, unless given.
+        format: partikel, for any run; diffusers, a pipeline's folder of an EDM whose network is a
+            unet2d; onnx, a generator's file that runs without PyTorch.
     """
     from partikel.app.export import export_run
 
     loaded = _load(run)
-    print(export_run(loaded, Path(out) if out else loaded.path / "export"))
+    name = "export" if format == "partikel" else f"export-{format}"
+    print(export_run(loaded, Path(out) if out else loaded.made / name, format))
 
 
-def presets(name: str | None = None, /) -> None:
+def push(
+    folder: str, repo: str, /, private: bool = False, dry_run: bool = False, message: str = ""
+) -> None:
+    """Upload an exported folder to the Hugging Face Hub: the files that 'partikel export' wrote.
+
+    Log in before, by 'hf auth login' or with HF_TOKEN in the environment. Read the card and fill in its
+    licence first.
+
+    Args:
+        folder: what 'partikel export' wrote, in any format.
+        repo: of the Hub, USER/NAME; it is made where there is none.
+        private: make a new repository private.
+        dry_run: show what would be uploaded and stop.
+        message: of the commit.
+    """
+    from partikel.app.hub import push_folder, to_push
+
+    files = to_push(Path(folder))
+    for path, size in files.items():
+        print(f"{size:>12,}  {path}")
+    print(f"{sum(files.values()):>12,}  bytes to {repo}")
+    if not dry_run:
+        print(push_folder(Path(folder), repo, files, private=private, message=message))
+
+
+def presets(name: str | None = None, /, json: bool = False) -> None:
     """List the presets with their measured results, or show one whole.
 
     Args:
         name: a preset to show, or a part of those to list (mnist, score-gan, paper).
+        json: print what the presets' files say as JSON, measured results among it.
     """
     from partikel.app import tables
-    from partikel.app.reading import shipped_presets
+    from partikel.app.reading import foreign_recipes, shipped_presets
+    from partikel.files import json_text
 
     listed = shipped_presets(name or "")
+    ours = {each.get("recipe") for each in shipped_presets().values()} | {*listed}
+    listed |= {k: about for k, about in foreign_recipes(name or "").items() if k not in ours}
+    if json and listed:
+        print(json_text({name: listed[name]} if name in listed else listed))
+        return
     if name is not None and (name in listed or not listed):
         from partikel.app.config import shown_preset
 
@@ -387,7 +452,7 @@ def draw_map(
         print(run_map(Path(out or "map"), **options))
     else:
         loaded = _load(run)
-        print(draw_map_of(loaded, Path(out) if out else loaded.path / "map", **options))
+        print(draw_map_of(loaded, Path(out) if out else loaded.made / "map", **options))
 
 
 def draw_matrix(
@@ -404,7 +469,7 @@ def draw_matrix(
     Args:
         out: folder for matrix.json, matrix.png and the samples.
         target: two-dimensional data with a density: gaussians, unequal, ring, grid25.
-        rows: the fields, as in [svgd,sliced]; all of them unless given.
+        rows: as in [svgd,sliced], of :data:`partikel.studies.catalogue.CATALOGUE`; all of them unless given.
         seeds: as in [0,1,2]; 0 unless given. Measures are the worst over seeds, seconds their mean.
         cap: iterations of any training, at most; the catalogue's own unless given.
     """
@@ -555,7 +620,8 @@ def reproduce(
 
 
 _COMMANDS = (
-    *(train, sample, evaluate, neighbours, interpolate, animate, compare, export, likelihood),
+    *(train, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
+    *(export, push),
     *(presets, verify, draw_map, draw_matrix, reproduce, demo),
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -601,21 +667,62 @@ def _run(tokens: list[str]) -> None:
         _overview()
         return
     if tokens[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"partikel {version('partikel')}")
+        print(f"partikel {__version__}")
         return
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:
         raise ConfigError(f"there is no command '{name}': {nearest(name, list(COMMANDS))}")
-    from partikel.app.arguments import parse, print_help
+    from partikel.app.arguments import Option, parse, print_help
+    from partikel.extensions import naming
 
+    packages, rest = _allowed(rest)
     if not {"-h", "--help"} & set(rest):
         places, values = parse(name, COMMANDS[name], rest)
-        COMMANDS[name](*places, **values)
+        with naming(packages, _words([places if name in _NAMING else (), values])):
+            COMMANDS[name](*places, **values)
         return
-    print_help(name, COMMANDS[name], _settings(rest) if name == "train" else ())
+    more = [Option("allow", str | None, None, ALLOW)]
+    if name == "train":
+        with naming(packages, _words(rest)):
+            more += _settings(rest)
+    print_help(name, COMMANDS[name], more)
     sys.exit(0)
+
+
+ALLOW = (
+    "packages whose parts a run or a file may name, with commas between (or $PARTIKEL_ALLOW): their code "
+    "is run. What the command itself names is allowed."
+)
+_NAMING = ("train", "presets")
+"""Commands whose first word is a name, not a folder."""
+_PLACES = ("out", "run", "runs", "data_score")
+"""Options that are folders."""
+
+
+def _allowed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The packages that a line allows, and the rest of it."""
+    packages: list[str] = []
+    rest: list[str] = []
+    words = iter(tokens)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--allow":
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value.strip("[], ") or value.startswith("-"):
+            raise ConfigError("--allow needs a value: write --allow PACKAGE.")
+        packages += [each.strip() for each in value.strip("[]").split(",") if each.strip()]
+    return packages, rest
+
+
+def _words(given: Any) -> set[str]:
+    """The words in the arguments of a command."""
+    if isinstance(given, dict):
+        given = [value for key, value in given.items() if key not in _PLACES]
+    if isinstance(given, (list, tuple)):
+        return set().union(*map(_words, given))
+    return set(re.findall(r"[^\s,:=\[\]{}]+", str(given)))
 
 
 def _settings(tokens: list[str]) -> list[Option]:
@@ -627,10 +734,10 @@ def _settings(tokens: list[str]) -> list[Option]:
     except ConfigError:
         print("Name a preset to see its settings: partikel train edm-gaussians --help\n")
         return []
-    from partikel.app.config import load_preset, make_recipe
+    from partikel.app.config import load_started, make_recipe
 
-    loaded = load_preset(preset)
-    settings = {key: value for key, value in values.items() if key not in ("out", "dry_run")}
+    loaded = load_started(preset)
+    settings = {key: value for key, value in values.items() if key not in _OF_TRAIN}
     recipe = make_recipe(loaded.recipe, loaded.settings, settings)
     return options_in(type(recipe), recipe, group=f"Settings of the recipe '{loaded.recipe}'")
 
@@ -640,7 +747,8 @@ def _overview() -> None:
     print("A generative model is a field and something that carries it: free particles, or a")
     print("generator. Partikel trains, samples, measures and shows such models.\n\ncommands:")
     for name, command in COMMANDS.items():
-        print(f"  {name:<12} {_summary(command).splitlines()[0]}")
+        said = textwrap.wrap(_summary(command).split("\n\n")[0], 65)
+        print(f"  {name:<12} " + f"\n{' ' * 15}".join(said))
     print("\n'partikel COMMAND --help' tells more. Start with 'partikel demo'.")
 
 
@@ -649,7 +757,7 @@ def _summary(command: Callable[..., None]) -> str:
 
 
 def _load(run: str) -> Run:
-    from partikel.app.runs import load
+    from partikel.app.export import load
 
     return load(run)
 

@@ -19,7 +19,14 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from partikel.app.arguments import options_in
-from partikel.app.reading import LONGEST_FILE, listed, load_yaml, preset_texts, typed
+from partikel.app.reading import (
+    LONGEST_FILE,
+    foreign_recipes,
+    listed,
+    load_yaml,
+    preset_texts,
+    typed,
+)
 from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import check, fits, settings_in, types_of, words_of
 from partikel.files import read_text
@@ -108,6 +115,17 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     return Preset(label, about, recipe, dict(settings), measured, dict(chosen))
 
 
+def load_started(name: str) -> Preset:
+    """What a training is started from: a preset, a file, or a recipe by its name, which sets nothing.
+
+    Raises:
+        ConfigError: as :func:`load_preset`.
+    """
+    if name in RECIPES and name not in _PRESETS:
+        return Preset(name, RECIPES[name].title, name, {}, {})
+    return load_preset(name)
+
+
 def read_configuration(name: str | Path) -> dict[str, Any]:
     """What stands in a configuration, its keys and their types checked, its settings not.
 
@@ -124,10 +142,12 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
         text = read_text(Path(name), ConfigError, LONGEST_FILE)
     elif name in _PRESETS:
         text = _PRESETS[name]
+    elif name in RECIPES.others():
+        return foreign_recipes(name)[name]
     else:
         raise ConfigError(
-            f"there is no preset '{name}': {nearest(name, preset_names())} "
-            "(a path to a .yaml file works too)"
+            f"there is no preset '{name}': {nearest(name, [*preset_names(), *foreign_recipes()])} "
+            "('partikel presets' lists them all; a path to a .yaml file works too)"
         )
     content = load_yaml(text, name)
     if not isinstance(content, dict) or not {"recipe", "extends"} & set(content):
@@ -185,9 +205,7 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
         ConfigError: for an unknown recipe or key (with the nearest valid one), a wrong type or an
             impossible value.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe '{recipe}': {nearest(str(recipe), list(RECIPES))}")
-    kind = RECIPES[recipe]
+    kind = RECIPES.find(recipe)
     merged: dict[str, Any] = {}
     for more in settings:
         more = _with_named_score(more)

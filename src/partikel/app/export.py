@@ -1,33 +1,50 @@
-"""Export: a run's generator as a folder that can be published, and read back without the run.
+"""Export: what a run has learned as a folder that can be published, and read back without the run.
 
 FOLDER/
-generator.safetensors   weights, the moving average where the run keeps one
-config.json             what builds the network: its settings, latents, shape, labels, range
+config.json             what it is: kind, settings, shape, labels, range; checksums of what it is made of
 README.md               the model card: what, data, training, measured figures, how to use
 samples.png             samples
+generator.safetensors   kind "partikel one-step generator": weights, the moving average where there is one
+model.safetensors       kind "partikel particles": likewise of the field that moves them
+context.safetensors     and real samples, if the field compares particles with the data
+teacher/                and the diffusers network, if the field builds on one
+model.onnx              kind "onnx generator" (:mod:`partikel.app.onnx`)
+unet/, scheduler/, ...  kind "diffusers pipeline" (:mod:`partikel.denoising.diffusers`)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from contextvars import copy_context
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import yaml
 from jinja2 import Environment
 from torch import Tensor, nn
 
-from partikel.app.config import settings_of
+from partikel.app import runs
+from partikel.app.config import make_recipe, settings_of
+from partikel.app.onnx import write_onnx
 from partikel.app.runs import Run, draw_samples
 from partikel.app.show.plots import save_picture
-from partikel.errors import CheckpointError, ConfigError
+from partikel.data import open_dataset
+from partikel.data.known import KnownData
+from partikel.denoising import EDMDenoiser
+from partikel.denoising.diffusers import load_diffusers, save_diffusers
+from partikel.errors import CheckpointError, ConfigError, DataError
 from partikel.errors.checks import checked
+from partikel.extensions import NotNamedError, naming
 from partikel.fields import Linear
 from partikel.files import (
+    fingerprint,
     read_json,
     reading,
     replacing,
@@ -36,24 +53,64 @@ from partikel.files import (
     write_whole,
     writing_to,
 )
-from partikel.models import Carrier, GeneratorModel
+from partikel.models import Carrier, GeneratorModel, Sampling
 from partikel.networks import NetworkSettings, build_network
 from partikel.networks.weights import misfit, read_tensors, write_tensors
 from partikel.priors import GaussianPrior
+from partikel.recipes import Recipe, System
+from partikel.recipes.edm import EDM
+from partikel.recipes.score_gan import DIFFUSERS
+from partikel.solvers import SOLVERS
 from partikel.streams import seeded
+
+Format: TypeAlias = Literal["partikel", "diffusers", "onnx"]
+"""What a run can be written as."""
 
 SCHEMA = 1
 KIND = "partikel one-step generator"
-_WEIGHTS, _CONFIG = "generator.safetensors", "config.json"
-_CARD, _PICTURE = "README.md", "samples.png"
+PARTICLES = "partikel particles"
+CONFIG, CARD, PICTURE = "config.json", "README.md", "samples.png"
+_CONTEXT, _TEACHER, _ONNX = "context.safetensors", "teacher", "model.onnx"
+_AGAIN = "name a folder that 'partikel export' made, or export it again."
+
+
+@dataclass(frozen=True)
+class Exported(Run):
+    """An exported model, which does what a run does; its data are opened where they can be found.
+
+    Attributes:
+        config: what ``config.json`` holds.
+        real: the real samples that came with it, for a field that compares particles with data.
+    """
+
+    config: Mapping[str, Any]
+    real: Tensor | None = None
+
+    @property
+    def made(self) -> Path:
+        """See :attr:`Run.made`; beside what was published."""
+        return self.path / "made"
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """None: training is over."""
+        return []
+
+    @property
+    def cpu_seconds(self) -> float:
+        """See :attr:`Run.cpu_seconds`."""
+        return float(self.config.get("cpu_seconds", 0.0))
+
+    def context(self, seed: int = 0) -> Tensor | None:
+        """See :meth:`Run.context`."""
+        return super().context(seed) if seed or self.real is None else self.real
 
 
 class OneStepGenerator(nn.Module):
-    """x = g(z): an exported generator, ready to use.
+    """x = g(z): an exported generator as a module.
 
     Args:
-        network: g, called as ``network(z, None, cond)``.
-        latent: the law of z.
+        model: its carrier.
         config: what ``config.json`` holds.
 
     Attributes:
@@ -62,23 +119,16 @@ class OneStepGenerator(nn.Module):
         config: as passed.
     """
 
-    def __init__(self, network: nn.Module, latent: GaussianPrior, config: dict[str, Any]) -> None:
+    def __init__(self, model: Carrier, config: Mapping[str, Any]) -> None:
         super().__init__()
-        shares = config["label_weights"]
-        still = Linear(0.0)  # the field that moved it is not needed any more
-        self.model = GeneratorModel(
-            still,
-            network,
-            latent,
-            label_weights=None if shares is None else torch.tensor(shares),
-        )
+        self.model = model
         self.shape = tuple(config["shape"])
         self.classes: int | None = config["classes"]
         self.config = config
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """Latents (B, latent), and labels (B,) of a conditional model -> samples (B, ...)."""
-        return self.model.generator(z, None, cond)
+        return self.model.sampled(z, None, cond)
 
     def sample(self, n: int, *, generator: torch.Generator, cond: Tensor | None = None) -> Tensor:
         """Draw samples: those that the run itself draws.
@@ -99,107 +149,334 @@ class OneStepGenerator(nn.Module):
         return draw_samples(self.model, n, generator, cond=cond)
 
 
-def export_run(run: Run, out: Path | str) -> Path:
-    """Write a generator model's generator into a new folder, whole or not at all.
+# --- out
+
+
+def export_run(run: Run, out: Path | str, form: Format = "partikel") -> Path:
+    """Write what a run has learned into a new folder, whole or not at all.
 
     Args:
-        run: a trained run of a generator model.
+        run: a trained run.
         out: the folder; it must not exist yet, or be empty.
+        form: "partikel" for any run; "onnx" for what makes samples in one call; "diffusers" for an EDM
+            whose network is one of diffusers (see :class:`~partikel.networks.UNet2D`).
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: for a run of free particles, or a folder that holds something.
+        ConfigError: for a run that cannot take this form, a package that is not installed, or a folder
+            that holds something.
         CheckpointError: if the folder cannot be written.
-        NumericsError: if the weights are not finite, or make samples that are not.
+        NumericsError: if the weights are not finite, or make samples that are not, or another format
+            gives other samples.
     """
-    out, model = Path(out), run.model
-    if model.steps is not None:
-        raise ConfigError(
-            f"the run {run.path} ({run.recipe.title}) is of free particles, which follow a field step "
-            "by step, and only generators are exported: distil an EDM into one with a Score GAN "
-            "(partikel train SCORE-GAN-PRESET --data-score RUN), and export that."
-        )
+    out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: choose another --out.")
-    config = _config(run, model)
     with writing_to(out), replacing(out) as part:
         part.mkdir()
-        config["weights"] = write_tensors(part / _WEIGHTS, model.sampled.state_dict())
-        write_json(part / _CONFIG, sealed(config))
-        exported = load_generator(part)  # what cannot be read back is not handed out
-        images = len(run.data.shape) == 3
-        samples = exported.sample(64 if images else 1000, generator=seeded(0, "export"))
-        save_picture(samples, part / _PICTURE)
-        write_whole(part / _CARD, _card(run, out.name, config))
+        config, sampling = _FORMS[form](run, part)
+        config["files"] = {
+            each.relative_to(part).as_posix(): fingerprint(each.read_bytes(), 32)
+            for each in sorted(part.rglob("*"))
+            if each.is_file()
+        }
+        write_json(part / CONFIG, sealed(config))
+        # what cannot be read back is not handed out
+        exported = load_export(part) if form == "partikel" else run
+        n = 64 if len(run.data.shape) == 3 else 1000
+        samples = exported.sample(n, generator=seeded(0, "export"), sampling=sampling)
+        save_picture(samples, part / PICTURE)
+        write_whole(part / CARD, _card(run, out.name, config))
         if out.exists():
             out.rmdir()  # still empty
     return out
 
 
+Written: TypeAlias = tuple[dict[str, Any], Sampling]
+"""What stands in the configuration, and how the samples beside it are drawn."""
+
+
+def _as_partikel(run: Run, part: Path) -> Written:
+    if isinstance(run, Exported):
+        raise ConfigError(f"{run.path} is an export already: copy it, or choose another --format.")
+    kind = KIND if run.model.steps is None else PARTICLES  # a flow map will be a kind of its own
+    config = {"kind": kind, **_config(run)}
+    config["weights"] = write_tensors(part / _KINDS[kind].weights, run.model.sampled.state_dict())
+    if kind == PARTICLES:
+        real, foreign = run.context(), getattr(run.recipe, "foreign", None)
+        if real is not None:
+            config["context"] = write_tensors(part / _CONTEXT, {"x": real})
+        if foreign is not None:
+            shutil.copytree(foreign, part / _TEACHER, ignore=_no_network)
+        # with what has no effect, since the model is composed of all of it
+        config["settings"] = _public(settings_of(run.recipe))
+    return config, Sampling()
+
+
+def _no_network(folder: str, names: list[str]) -> set[str]:
+    """What lies beside a network of diffusers and its scheduler."""
+    if "unet" in names:
+        return {*names} - {"unet", "scheduler"}
+    files = ("config.json", "scheduler_config.json")
+    return {n for n in names if n not in files and not n.endswith(".safetensors")}
+
+
+def _as_diffusers(run: Run, part: Path) -> Written:
+    recipe = run.recipe
+    if not isinstance(recipe, EDM):
+        raise ConfigError(
+            f"a {recipe.title} has no pipeline of diffusers: it samples from EDMs. Export it as partikel's."
+        )
+    denoiser = next(each for each in run.model.modules() if isinstance(each, EDMDenoiser))
+    levels = {name: getattr(recipe, name) for name in ("sigma_min", "sigma_max", "rho")}
+    kind = save_diffusers(denoiser, part, run.data.shape, **levels, solver=recipe.solver)
+    back = load_diffusers(part, run.data.shape)
+    x, sigma = run.model.start(16, seeded(0, "diffusers")), torch.logspace(-2, 1, 16)
+    with torch.no_grad():
+        difference = float((back(x, sigma) - denoiser(x, sigma)).abs().max())
+    solver = "dpmpp-2m" if "DPM" in kind else "euler"
+    config = {"kind": "diffusers pipeline", **_config(run), "scheduler": kind, "solver": solver}
+    return {**config, "difference": difference}, Sampling(solver=SOLVERS[solver]())
+
+
+def _as_onnx(run: Run, part: Path) -> Written:
+    if run.model.steps is not None:
+        raise ConfigError(
+            f"a {run.recipe.title} follows a field step by step, and only what makes samples in one call "
+            "is written as ONNX: export it as partikel's, or distil an EDM into a generator "
+            "(partikel train SCORE-GAN-PRESET --data-score RUN) and export that."
+        )
+    config = {"kind": "onnx generator", **_config(run), **write_onnx(run.model, part / _ONNX)}
+    return config, Sampling()
+
+
+_FORMS: dict[str, Callable[[Run, Path], Written]] = {
+    "partikel": _as_partikel,
+    "diffusers": _as_diffusers,
+    "onnx": _as_onnx,
+}
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """What every format says of a run."""
+    shares, shape = run.model.label_weights, run.data.shape
+    config = {
+        "schema": SCHEMA,
+        "partikel": metadata.version("partikel"),
+        "shape": list(shape),
+        "range": [-1, 1] if len(shape) == 3 else None,
+        "classes": None if shares is None else len(shares),
+        "label_weights": None if shares is None else shares.tolist(),
+        "recipe": run.recipe.name,
+        "preset": run.preset,
+        "data": run.data.name,
+        "data_classes": run.data.classes,
+        "sigma_data": run.data.sigma_data,
+        "iteration": run.step,
+        "cpu_seconds": run.cpu_seconds,
+    }
+    if _knows_settings(run):
+        config["settings"] = _used(run.recipe)
+    if run.model.steps is None:
+        network: NetworkSettings = run.recipe.generator  # type: ignore[attr-defined]
+        config["network"] = {k: v for k, v in dataclasses.asdict(network).items() if v is not None}
+        (size,) = run.model.prior.shape
+        config["latent"] = {"law": "normal", "size": size, "std": run.model.prior.std}
+    return config
+
+
+def _knows_settings(run: Run) -> bool:
+    """Exports of 0.1 do not say how they were trained."""
+    return not isinstance(run, Exported) or "settings" in run.config
+
+
+# --- back in
+
+
 @checked
-def load_generator(path: Path | str) -> OneStepGenerator:
-    """Load an exported generator; no code is run, and the run is not needed.
+def load(path: Path | str, allow: str | Collection[str] = ()) -> Run:
+    """Load what was trained: the folder of a run, or of an export.
+
+    Args:
+        path: what 'partikel train' or 'partikel export' made.
+        allow: packages whose recipes, networks and data it may name (see docs/extending.md); nothing else
+            is imported.
+
+    Returns:
+        The run, or the export, which is used like one; weights are read without executing code.
+
+    Raises:
+        CheckpointError: if the folder is neither, or is damaged.
+        ConfigError: if it names parts of a package that was not allowed.
+    """
+    path = Path(path)
+    exported = (path / CONFIG).exists() and not (path / "config.yaml").exists()
+    return load_export(path, allow) if exported else runs.load(path, allow)
+
+
+@checked
+def load_generator(path: Path | str, allow: str | Collection[str] = ()) -> OneStepGenerator:
+    """Load an exported generator as a module; no code is run, and the run is not needed.
 
     Args:
         path: the folder that 'partikel export' wrote.
+        allow: packages whose networks it may name; nothing else is imported.
+        allow: packages whose networks it may name; nothing else is imported.
 
     Returns:
         The generator, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: if the folder is no export, is damaged, or of another version.
+        CheckpointError: if the folder is no export of a generator, is damaged, or of another version.
     """
-    path = Path(path)
-    again = "name a folder that 'partikel export' made, or export it again."
-    with reading(
-        path,
-        f"holds no exported generator, or a damaged one ({_CONFIG} cannot be read, or was changed): "
-        + again,
-    ):
-        config = read_json(path / _CONFIG)
-        kind, schema = config["kind"], config["schema"]
-    if (kind, schema) != (KIND, SCHEMA):
+    exported = load_export(Path(path), allow)
+    if exported.model.steps is not None:
         raise CheckpointError(
-            f"{path} holds a '{kind}' of schema {schema}, this version reads a '{KIND}' of schema "
-            f"{SCHEMA}: use the version of partikel that wrote it."
+            f"{path} holds no exported generator but particles, which take {exported.model.steps} steps: "
+            "load it with partikel.load."
         )
-    weights = read_tensors(path / _WEIGHTS, "it is damaged: " + again, seal=config.get("weights"))[
-        0
-    ]
+    return OneStepGenerator(exported.model, exported.config).eval()
+
+
+def load_export(path: Path, allow: str | Collection[str] = ()) -> Exported:
+    """Load an exported model, in evaluation mode, on the CPU; see :func:`load`.
+
+    Raises:
+        CheckpointError: if the folder is no export, is damaged, or of another version or program.
+    """
+    config = read_config(path)
+    kind = config["kind"]
+    if kind not in _KINDS:
+        raise CheckpointError(
+            f"{path} holds a '{kind}', for other programs: load the run that it was made of, or an export "
+            "of it without --format."
+        )
+    weights = read_tensors(
+        path / _KINDS[kind].weights, f"it is damaged: {_AGAIN}", seal=config.get("weights")
+    )[0]
+    real = None
+    if config.get("context") is not None:
+        kept = read_tensors(path / _CONTEXT, f"it is damaged: {_AGAIN}", seal=config["context"])
+        real = kept[0].get("x")
     try:
-        with torch.device("meta"):  # nothing is made of impossible sizes
-            _check(misfit(_network(config).state_dict(), weights))
-        network = _network(config)
-        network.load_state_dict(weights)
-        latent = GaussianPrior((config["latent"]["size"],), std=float(config["latent"]["std"]))
-        _check_labels(config["classes"], config["label_weights"])
-        exported = OneStepGenerator(network, latent, config)
+        with naming(allow):
+            return _exported(path, config, weights, real)
+    except NotNamedError:
+        raise
     except (
         RuntimeError, LookupError, AttributeError, TypeError, ValueError, OverflowError, ConfigError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the exported generator in {path} is damaged, or of another version of partikel "
-            f"({reason[:200]}): export it again."
+            f"the export in {path} is damaged, or of another version of partikel ({reason[:200]}): "
+            "export it again."
         ) from error
-    return exported.eval().requires_grad_(False)
 
 
-def _network(config: Mapping[str, Any]) -> nn.Module:
-    """The generator that a configuration describes, untrained."""
+def _exported(
+    path: Path, config: Mapping[str, Any], weights: dict[str, Tensor], real: Tensor | None
+) -> Exported:
+    """The model of a configuration with its weights."""
+    shape, shares = tuple(config["shape"]), config["label_weights"]
+    _check_labels(config["classes"], shares)
+    shares = None if shares is None else torch.tensor(shares)
+    recipe, named = _recipe(path, config), copy_context()
+    data = KnownData(
+        config["data"],
+        shape,
+        config.get("data_classes"),
+        float(config.get("sigma_data", 1.0)),  # that of 0.1 is not known, nor asked for
+        shares,
+        lambda: named.run(_opened, path, recipe, config),
+    )
+    model = _KINDS[config["kind"]].build(recipe, data, config, weights)
+    _check(misfit(model.sampled.state_dict(), weights))
+    model.sampled.load_state_dict(weights)
+    model.eval().requires_grad_(False)
+    step, preset = int(config["iteration"]), str(config["preset"])
+    return Exported(path, preset, recipe, data, System(model, ()), step, dict(config), real)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What an exported folder says of itself, whatever its kind.
+
+    Raises:
+        CheckpointError: if the folder is no export, or its configuration was changed or is of another
+            version.
+    """
+    with reading(
+        path,
+        f"holds no exported model, or a damaged one ({CONFIG} cannot be read, or was changed): {_AGAIN}",
+    ):
+        config = read_json(path / CONFIG)
+        kind, schema = config["kind"], config["schema"]
+        if kind != KIND:  # those of 0.1 have no checksum
+            read_json(path / CONFIG, must_be_sealed=True)
+    if schema != SCHEMA:
+        raise CheckpointError(
+            f"{path} holds a '{kind}' of schema {schema}, this version reads schema {SCHEMA}: use the "
+            "version of partikel that wrote it."
+        )
+    return config
+
+
+def _recipe(path: Path, config: Mapping[str, Any]) -> Recipe:
+    """The settings of an export; those of 0.1 name the network only."""
+    settings = config.get("settings")
+    if settings is None:
+        settings = {"generator": config["network"], "latent": config["latent"]["size"]}
+    if (path / _TEACHER).is_dir():
+        settings = {**settings, "data_score": f"{DIFFUSERS}{path / _TEACHER}"}
+    return make_recipe(config["recipe"], settings)
+
+
+def _opened(path: Path, recipe: Recipe, config: Mapping[str, Any]) -> Any:
+    if "settings" not in config:
+        raise DataError(f"the export in {path} does not say which data it is of: measure its run.")
+    return open_dataset(recipe.data)
+
+
+def _generator(
+    recipe: Recipe, data: KnownData, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> Carrier:
+    """A generator alone: what moved it in training is not needed any more."""
     settings: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in config["network"].items()
     }
-    return build_network(
+    size = config["latent"]["size"]
+    latent = GaussianPrior((size,), std=float(config["latent"]["std"]))
+    build = functools.partial(
+        build_network,
         NetworkSettings(**settings),
         "generator",
-        shape=tuple(config["shape"]),
-        latent=config["latent"]["size"],
+        shape=data.shape,
+        latent=size,
         classes=config["classes"],
-        generator=torch.Generator().manual_seed(0),
+        generator=seeded(0),
     )
+    with torch.device("meta"):  # nothing is made of impossible sizes
+        _check(misfit(build().state_dict(), weights))
+    network = build()
+    return GeneratorModel(Linear(0.0), network, latent, label_weights=data.shares)
+
+
+def _particles(recipe: Recipe, data: KnownData, *_: Any) -> Carrier:
+    return recipe.system(data).model
+
+
+class _Kind(NamedTuple):
+    """A kind of export that is read back: its file of weights, and what builds the model."""
+
+    weights: str
+    build: Callable[[Recipe, KnownData, Mapping[str, Any], Mapping[str, Tensor]], Carrier]
+
+
+_KINDS = {
+    KIND: _Kind("generator.safetensors", _generator),
+    PARTICLES: _Kind("model.safetensors", _particles),
+}
 
 
 def _check(wrong: str | None) -> None:
@@ -215,32 +492,13 @@ def _check_labels(classes: Any, shares: Any) -> None:
         raise ValueError("label_weights are no shares")
 
 
-def _config(run: Run, model: Carrier) -> dict[str, Any]:
-    network: NetworkSettings = run.recipe.generator  # type: ignore[attr-defined]
-    chosen = {k: v for k, v in dataclasses.asdict(network).items() if v is not None}
-    shares = model.label_weights
-    (size,) = model.prior.shape
-    return {
-        "kind": KIND,
-        "schema": SCHEMA,
-        "partikel": metadata.version("partikel"),
-        "network": chosen,
-        "latent": {"law": "normal", "size": size, "std": model.prior.std},
-        "shape": list(run.data.shape),
-        "range": [-1, 1] if len(run.data.shape) == 3 else None,
-        "classes": None if shares is None else len(shares),
-        "label_weights": None if shares is None else shares.tolist(),
-        "recipe": run.recipe.name,
-        "preset": run.preset,
-        "data": run.data.name,
-        "iteration": run.step,
-    }
+# --- the card
 
 
 def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     """The model card, in Markdown."""
-    shape = " x ".join(map(str, run.data.shape))
-    environment = Environment(keep_trailing_newline=True)
+    shape, model = " x ".join(map(str, run.data.shape)), run.model
+    environment = Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
     return environment.from_string((Path(__file__).parent / "card.md").read_text("utf-8")).render(
         name=name,
@@ -248,24 +506,59 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
         recipe=run.recipe,
         config=config,
         shape=shape,
+        image=config["range"] is not None,
         what=f"{shape} images in [-1, 1]" if config["range"] else f"points of {shape} numbers",
-        weights=sum(p.numel() for p in run.model.sampled.parameters()),
-        picture=_PICTURE,
-        settings=yaml.safe_dump(_public(settings_of(run.recipe)), sort_keys=False).strip(),
+        weights=sum(p.numel() for p in model.sampled.parameters()),
+        nfe=model.evaluations(real=run.context()),
+        prior=f"N(0, {model.prior.std:g}²)",
+        picture=PICTURE,
+        settings=yaml.safe_dump(_used(run.recipe), sort_keys=False).strip()
+        if _knows_settings(run)
+        else None,
         measured=_measured(run),
     )
 
 
+def _used(recipe: Recipe) -> dict[str, Any]:
+    """The settings that made a model what it is: those that had an effect, without places."""
+    own, unset = _public(settings_of(recipe)), type(recipe).__dataclass_fields__
+    for key in {*recipe.unused, *_OF_THE_RUN}:
+        own.pop(key, None)
+    own = {k: _given(v) for k, v in own.items() if not (v is unset[k].default is None)}
+    for key in ("data", "engine"):  # most of which is for other data or machines
+        value = getattr(recipe, key)
+        usual = dataclasses.asdict(type(value)())
+        own[key] = {k: v for k, v in own[key].items() if k == "name" or usual.get(k) != v}
+        if not own[key]:
+            del own[key]
+    score = getattr(recipe, "score", None)
+    if isinstance(score, Recipe) and "score" in own:
+        own["score"] = {k: v for k, v in _used(score).items() if k not in ("data", "conditional")}
+    return own
+
+
+def _given(value: Any) -> Any:
+    """A value, settings within it without what nobody chose."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _given(each) for key, each in value.items() if each is not None}
+
+
+_OF_THE_RUN = ("evaluate_every", "evaluate_samples", "checkpoint_every")
+"""Settings of how a training was watched."""
+
+
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set, without where files lie on this machine."""
+    """Settings without where files lie on this machine."""
     shown: dict[str, Any] = {}
     for key, value in settings.items():
-        if value is None or key in ("root", "cache"):
+        if key in ("root", "cache"):
             continue
         if isinstance(value, Mapping):
             value = _public(value)
-        elif key in ("data_score", "path"):
-            value = Path(value).name
+        elif key in ("data_score", "path") and value is not None:
+            kind = DIFFUSERS if value.startswith(DIFFUSERS) else ""
+            value = kind + Path(value.removeprefix(kind)).name
         shown[key] = value
     return shown
 
@@ -273,7 +566,7 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _measured(run: Run) -> dict[str, Any] | None:
     """The run's evaluation of this iteration, if it has one."""
     try:
-        result = read_json(run.path / "evaluation.json")
+        result = read_json(run.made / "evaluation.json")
         whole = all(isinstance(result[key], dict) for key in ("metrics", "reference"))
         return result if whole and result["protocol"]["iteration"] == run.step else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

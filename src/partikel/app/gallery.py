@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import dump_config, load_preset, make_recipe, settings_of
+from partikel.app.config import dump_config, settings_of
+from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
 from partikel.app.runs import (
     Run,
@@ -33,7 +34,7 @@ from partikel.app.show import plots
 from partikel.app.show.animation import Frame, generation_frames, load_frame, render
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
-from partikel.data import FiniteDataset, open_dataset
+from partikel.data import Dataset, FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
 from partikel.files import replacing, write_json
 from partikel.likelihood import (
@@ -46,13 +47,18 @@ from partikel.likelihood import (
     generative_sde,
     probability_flow,
 )
+from partikel.metrics import memorised, nearest_neighbours
 from partikel.metrics.evaluation import (
+    EXACT,
+    NEIGHBOUR,
     Evaluation,
     Memorisation,
+    Sampler,
     evaluate,
     find_memorised,
 )
 from partikel.metrics.measures import main_measure
+from partikel.metrics.own import add_own
 from partikel.models import Sampling
 from partikel.schedules import Nodes
 from partikel.streams import seeded
@@ -62,52 +68,76 @@ from partikel.training.engine import all_done, processes
 Measured = TypeVar("Measured", Evaluation, Memorisation)
 
 
-def plan_preset(preset: str, settings: Mapping[str, Any]) -> str:
-    """What training a preset would do: the resolved configuration, and remarks about the system.
+def plan_preset(preset: str, settings: Mapping[str, Any], data: str | None = None) -> str:
+    """What training would do: what was chosen, the resolved configuration, remarks about the system.
 
     Args:
-        preset: its name, or path of a .yaml file.
+        preset: see :func:`partikel.app.planning.plan_training`, as the next two.
         settings: those that were given.
+        data: of one's own.
     """
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
-    dataset = open_dataset(recipe.data)
-    said: list[str] = []
-    recipe = fit_batches(recipe, dataset, (loaded.given, settings), said.append)
+    plan = plan_training(preset, settings, data)
+    dataset = open_dataset(plan.recipe.data)
+    said = list(plan.said)
+    recipe = fit_batches(plan.recipe, dataset, plan.given, said.append)
+    if plan.chosen:
+        said.append(f"  {estimate(recipe)}")
     system = recipe.system(dataset)
     count = sum(p.numel() for p in system.model.parameters())
     phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
     kind = type(system.model).__name__
-    said = [f"# {text}\n" for text in said] + [dump_config(recipe, loaded.name)]
+    said = [f"# {text}\n" for text in said] + [dump_config(recipe, plan.label)]
     return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
 
 
 def train_preset(
-    preset: str, settings: Mapping[str, Any], out: str | None, console: Console | None
+    preset: str,
+    settings: Mapping[str, Any],
+    out: str | None,
+    console: Console | None,
+    data: str | None = None,
 ) -> tuple[Run, Path] | None:
-    """Train a preset, or go on where it stopped, and write the run's page.
+    """Train, or go on where it stopped, and write the run's page.
 
     Args:
-        preset: its name, or path of a .yaml file.
+        preset: see :func:`partikel.app.planning.plan_training`, as settings, out and data.
         settings: those that were given.
-        out: the run's folder; runs/PRESET unless given.
+        out: the run's folder.
         console: where progress is shown.
+        data: of one's own.
 
     Returns:
         The run and its page; None in all processes but the main one.
     """
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, settings)
-    main_process, given = processes().is_main_process, (loaded.given, settings)
-    folder = Path(out or f"runs/{loaded.name}")
+    main_process = processes().is_main_process
     try:
-        run = train_run(recipe, folder, preset=loaded.name, console=console, given=given)
+        plan = plan_training(preset, settings, data, out)
+        if console is not None and main_process:
+            _tell(plan, console)
+        run = train_run(
+            plan.recipe, plan.folder, preset=plan.label, console=console, given=plan.given
+        )
     except PartikelError as error:
         if main_process or isinstance(error, DataError):  # data may be missing on one node only
             raise
         sys.exit(getattr(error, "exit_code", 2))  # the main process says why
     all_done()
     return (run, write_run_page(run)) if main_process else None
+
+
+def _tell(plan: Plan, console: Console) -> None:
+    """Say what was chosen, and how long it will take."""
+    said = list(plan.said)
+    if plan.chosen:
+        if may_estimate():
+            recipe = fit_batches(plan.recipe, open_dataset(plan.recipe.data), plan.given)
+            said.append(f"  {estimate(recipe)}")
+        said.append(
+            "  say otherwise by name (--data.size 64, --iterations 1000): 'partikel train "
+            f"{plan.recipe.name} --help'"
+        )
+    for line in said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def sample_run(
@@ -133,7 +163,8 @@ def sample_run(
     if kind not in (".npz", ".png"):
         raise ConfigError(f"samples are written to .npz or .png files, not '{path.suffix}'.")
     generator = torch.Generator().manual_seed(seed)
-    rows = 1 if label is None else len(classes_in(run.model, label))
+    chosen = [] if label is None else classes_in(run.model, label, run.data.class_names)
+    rows = max(1, len(chosen))
     if n is None:
         n = 64 if rows == 1 else 8 * rows
     cond = None if n < 1 else run.labels(n, label, generator=generator)
@@ -145,7 +176,13 @@ def sample_run(
             else:
                 np.savez_compressed(part, x=x.numpy(), cond=cond.numpy())
     elif rows > 1 and plots.is_images(x):
-        plots.save_image(plots.image_grid(x, columns=n // rows), path)
+        names = run.data.class_names
+        if names is None:
+            plots.save_image(plots.image_grid(x, columns=n // rows), path)
+        else:
+            strips = x.unflatten(0, (rows, n // rows))
+            named = {names[k]: strip[None] for k, strip in zip(chosen, strips, strict=True)}
+            plots.save_figure(plots.strips_figure(named, dict.fromkeys(named, ())), path)
     else:
         data = run.beside(min(n, 1000), generator)
         plots.save_picture(x, path, data=data, title=f"{run.preset}: {n} samples")
@@ -196,7 +233,7 @@ def likelihood_run(
             points,
             real=real,
             about=f"{run.preset} at iteration {run.step}",
-            folder=run.path / "likelihood",
+            folder=run.made / "likelihood",
             progress=progress,
         )
         record = report.as_dict()
@@ -210,7 +247,7 @@ def likelihood_run(
             )
             record |= {"ode_to_sampler": found.distance, "same_law_quantile": found.quantile}
             record["agrees"] = found.agrees
-    path = run.path / f"likelihood-{method.protocol['method']}.json"
+    path = run.made / f"likelihood-{method.protocol['method']}.json"
     write_json(path, record)
     return record, path
 
@@ -225,6 +262,7 @@ def evaluate_run(
     baselines: bool = False,
     accelerator: Accelerator | None = None,
     sampling: Sampling | None = None,
+    measures: Sequence[str] = (),
     **options: Any,
 ) -> Evaluation:
     """Measure a run's samples; see :func:`partikel.metrics.evaluation.evaluate`.
@@ -232,10 +270,17 @@ def evaluate_run(
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
     Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
+    ``measures`` of other packages are added by name (see :func:`partikel.metrics.own.add_own`).
     """
     sampling = Sampling.of(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
-    result = _measured(run, sampling, measure, accelerator)
+
+    def measured(sampler: Sampler, dataset: Dataset, **place: Any) -> Evaluation:
+        result = measure(sampler, dataset, **place)
+        add_own(result, measures, sampler, dataset, place["device"])
+        return result
+
+    result = _measured(run, sampling, measured, accelerator)
     result.protocol["nfe"] = run.model.evaluations(real=run.context(), sampling=sampling)
     return result
 
@@ -318,7 +363,7 @@ def curve_run(
     key = measure.key
     if key in result.left_out:
         raise DataError(f"there is no curve of the {key}, which {result.left_out[key]}.")
-    path = run.path / f"curve-{along}.json"
+    path = run.made / f"curve-{along}.json"
     if accelerator is not None and not accelerator.is_main_process:
         return path
     common = {k: v for k, v in result.protocol.items() if k not in ("steps", "stop", "nfe")}
@@ -570,13 +615,12 @@ def summarise(
     out.mkdir(parents=True, exist_ok=True)
     result = evaluate_run(run, n=n, seed=seed)
     write_json(out / "evaluation.json", result.as_dict())
-    picture = out / "samples.png"
     generator = seeded(seed, "picture")
-    count = 1000 if len(run.data.shape) == 1 else 100
-    samples = run.sample(count, generator=generator)
-    data = None
-    if len(run.data.shape) == 1:
-        data = run.beside(count, generator)
+    images = len(run.data.shape) == 3
+    samples = run.sample(100 if images else 1000, generator=generator)
+    pictures = _beside(run, out, samples, generator) if images else {}
+    picture = out / "samples.png"
+    data = None if images else run.beside(len(samples), generator)
     plots.save_picture(samples, picture, data=data)
     moving = out / "animation.gif"
     drawable = _planar(run) or len(run.data.shape) == 3
@@ -606,14 +650,77 @@ def summarise(
         animation=moving if moving.exists() else None,
         planar=_planar(run),
         settings=yaml.safe_dump(settings_of(run.recipe), sort_keys=False),
+        **pictures,
     )
+
+
+STRIP = 8
+"""Images of a class on a page."""
+MOST_CLASSES = 24
+"""Classes that a page shows, the most frequent ones."""
+ROWS = 6
+"""Samples that a page shows beside their nearest training images."""
+SEARCHED = 10**8
+"""Numbers of all training images, in which a page looks for neighbours; of more it leaves them out."""
+
+
+def _beside(run: Run, out: Path, samples: Tensor, generator: torch.Generator) -> dict[str, Any]:
+    """What stands beside samples of images: real ones, classes, nearest training images."""
+    data, count = run.dataset, run.dataset.size("train") or 0
+    channels, height, width = run.data.shape
+    names = data.class_names or tuple(map(str, range(data.classes or 0)))
+    listed = ", ".join(names) if len(names) <= MOST_CLASSES else f"{len(names)} classes"
+    kind = "grey" if channels == 1 else "in colour"
+    about = f"{run.recipe.data.title}: {count:,} training images, {height}x{width}, {kind}"
+    found: dict[str, Any] = {"data": f"{about}; {listed}" if names else about}
+    some = data.draw(data.at_most(2000), generator=generator)
+    found["real"] = out / "real.png"
+    plots.save_picture(some.x[: len(samples)], found["real"])
+    shares = run.model.label_weights
+    if shares is not None:
+        order = shares.argsort(descending=True, stable=True)[:MOST_CLASSES].sort().values.tolist()
+        assert some.cond is not None
+        made = run.sample(STRIP * len(order), generator=generator, label=order)
+        strips = {}
+        for place, label in enumerate(order):
+            strip = made[place * STRIP : (place + 1) * STRIP]
+            known = some.x[some.cond == label][:STRIP]
+            strips[names[label]] = out / "classes" / f"{label}.png"
+            sheet = plots.image_grid(torch.cat([strip, known]), columns=STRIP)
+            plots.save_image(sheet, strips[names[label]])
+        found["classes"] = strips
+    if count >= 2 and count * math.prod(run.data.shape) <= SEARCHED:
+        found |= _nearest(run, out, samples)
+    return found
+
+
+def _nearest(run: Run, out: Path, samples: Tensor) -> dict[str, Any]:
+    """Samples beside their nearest training images, by pixels, which need no network."""
+    data = run.dataset
+    assert isinstance(data, FiniteDataset)
+    count = data.size("train")
+    training = data.take(torch.arange(count)).x.flatten(1)
+    distances, indices = nearest_neighbours(
+        samples.cpu().flatten(1), training, min(NEIGHBOUR, count)
+    )
+    near = indices[:ROWS]
+    images = training[near.flatten()].unflatten(1, data.shape)
+    paths = out / "nearest-samples.png", out / "nearest.png"
+    plots.save_image(plots.image_grid(samples[:ROWS], columns=1, scale=2), paths[0])
+    plots.save_image(plots.image_grid(images, columns=near.shape[1], scale=2), paths[1])
+    copies = int(memorised(distances, EXACT).sum())
+    said = f"{copies} of {len(samples)} samples look like copies"
+    return {
+        "nearest": paths,
+        "copies": f"{said}: their nearest training image is less than a third as far as the next one.",
+    }
 
 
 def write_run_page(run: Run, *, n: int = 10_000, seed: int = 0) -> Path:
     """Evaluate a run, draw it, and write ``report.html`` in its folder."""
     summary = summarise(run, n=n, seed=seed)
     path = run.path / "report.html"
-    write_page(path, run.preset, [summary], command=f"partikel train {run.preset} --out {run.path}")
+    write_page(path, run.title, [summary], command=run.command)
     return path
 
 
@@ -634,7 +741,7 @@ def compare_runs(
     Raises:
         ConfigError: if the runs are of different data, or there are none.
     """
-    data = {run.data.name for run in runs}
+    data = {run.recipe.data.title for run in runs}
     if len(data) != 1:
         raise ConfigError(
             f"only runs of the same data compare, these are of {', '.join(sorted(data)) or 'none'}."
@@ -675,7 +782,7 @@ def _compare(runs: Sequence[Run], out: Path, n: int, seed: int) -> list[RunSumma
     }
     write_json(out / "comparison.json", record)
     command = "partikel compare " + " ".join(str(run.path) for run in runs)
-    title = f"Comparison on {runs[0].data.name}"
+    title = f"Comparison on {runs[0].recipe.data.title}"
     write_page(out / "index.html", title, summaries, command=command)
     return summaries
 

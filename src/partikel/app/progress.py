@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,49 +14,51 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from partikel.training import Trainer
 from partikel.training.fit import Progress as Shown
 
+EVERY = 10.0
+"""Seconds between two lines where there is no terminal."""
+
 
 def progress_bar(console: Console | None, title: str) -> Shown | None:
-    """A progress bar on a terminal, a line now and then elsewhere, nothing without a console."""
+    """A bar on a terminal, a line now and then elsewhere, nothing without a console.
+
+    Both tell the iterations, their rate, the time that is left, the losses and what was measured last.
+    """
     if console is None:
         return None
 
     @contextlib.contextmanager
-    def shown_on(trainer: Trainer) -> Iterator[Callable[[dict[str, float]], None]]:
+    def shown_on(trainer: Trainer) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         started, begun = time.monotonic(), trainer.step
-        shown = {"text": "", "at": 0.0}
-
-        def describe(figures: dict[str, float]) -> str:
-            measured = {k: v for k, v in figures.items() if "/" not in k}
-            if measured:
-                shown["text"] = "  ".join(f"{k} {v:.4g}" for k, v in measured.items())
-            rate = (trainer.step - begun) / max(1e-9, time.monotonic() - started)
-            return f"{rate:.1f} it/s  {shown['text']}"
-
-        if not console.is_terminal:
-
-            def line(figures: dict[str, float]) -> None:
-                last = trainer.step == trainer.iterations
-                text = describe(figures)
-                if last or time.monotonic() - float(shown["at"]) > 10:
-                    shown["at"] = time.monotonic()
-                    console.print(f"{title}: {trainer.step}/{trainer.iterations}  {text}")
-
-            yield line
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+        told: dict[str, float] = {}
+        bar = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TimeRemainingColumn(), TextColumn("{task.fields[figures]}")),
+            console=console,
         )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(
-                title, total=trainer.iterations, completed=trainer.step, figures=""
-            )
-            yield lambda figures: progress.update(
-                task, completed=trainer.step, figures=describe(figures)
-            )
+        task = bar.add_task(title, total=trainer.iterations, completed=begun, figures="")
+        said, every = started, 0.2 if console.is_terminal else EVERY
+
+        def show(figures: Mapping[str, Any]) -> None:
+            nonlocal said
+            now, left = time.monotonic(), trainer.iterations - trainer.step
+            measured = {name: value for name, value in figures.items() if "/" not in name}
+            told.update((name, float(value)) for name, value in measured.items())
+            if left and now - said < every:
+                return
+            said = now  # losses are tensors, which their device is asked for only now
+            losses = {name: v for name, v in figures.items() if name.endswith("/loss")}
+            told.update((name.replace("/", " "), float(v)) for name, v in losses.items())
+            rate = max(1e-9, trainer.step - begun) / max(1e-9, now - started)
+            text = "  ".join((f"{rate:.1f} it/s", *(f"{k} {v:.4g}" for k, v in told.items())))
+            if console.is_terminal:
+                bar.update(task, completed=trainer.step, figures=text)
+            else:
+                eta = timedelta(seconds=round(left / rate))
+                done = f"{trainer.step}/{trainer.iterations}"
+                console.print(f"{title}: {done}  {eta} left  {text}", soft_wrap=True)
+
+        with bar if console.is_terminal else contextlib.nullcontext():
+            yield show
 
     return shown_on
 

@@ -19,6 +19,7 @@ import yaml
 
 from partikel.errors import ConfigError
 from partikel.errors.checks import fits, options_of, parts_of, shown
+from partikel.extensions import entries
 
 LONGEST_FILE = 200_000
 """Bytes of a configuration."""
@@ -184,6 +185,16 @@ def shipped_presets(part: str = "") -> dict[str, dict[str, Any]]:
     """What stands in those files; they are our own, so that they are read without limits, and fast."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return {name: yaml.load(text, loader) for name, text in preset_texts(part).items()}
+
+
+def foreign_recipes(part: str = "") -> dict[str, dict[str, Any]]:
+    """What other packages' recipes whose names hold ``part`` are trained with, as they are, by name."""
+    named = entries("recipes").items()
+    return {
+        name: {"recipe": name, "about": f"the recipe of the package {package}, as it is"}
+        for name, package in named
+        if part in name
+    }
 
 
 def given(text: str, name: str) -> Any:

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -46,8 +49,9 @@ from partikel.app.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.data.folder import find
 from partikel.data.known import KnownData
-from partikel.errors import CheckpointError, ConfigError, DataError
+from partikel.errors import CheckpointError, ConfigError, DataError, nearest
 from partikel.errors.checks import Checked, checked
+from partikel.extensions import naming
 from partikel.files import (
     clear_parts,
     fingerprint,
@@ -67,8 +71,7 @@ from partikel.recipes import Recipe, System
 from partikel.streams import seeded
 from partikel.tensors import check_memory
 from partikel.training import Engine, fit, latest_checkpoint
-from partikel.training.checkpoint import has_average, load_weights, read_step
-from partikel.training.ema import averaged_model
+from partikel.training.checkpoint import load_sampled, read_step
 from partikel.training.engine import holding, on_main, processes
 from partikel.training.fit import read_lines
 
@@ -80,8 +83,8 @@ CONTEXT = 256
 FRAMES = 48
 """Frames recorded while a generator is trained."""
 
-Labels: TypeAlias = int | Sequence[int] | str
-"""Classes to sample: one, several (a string has commas between them), or "all"."""
+Labels: TypeAlias = int | Sequence[int | str] | str
+"""Classes to sample, by number or by name: one, several (a string has commas between them), or "all"."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Run(Checked):
             return shown_data(self.dataset, n, generator)
         except DataError:
             return None
+
+    @property
+    def made(self) -> Path:
+        """The folder for what is made of it: samples, pictures, figures."""
+        return self.path
 
     @property
     def model(self) -> Carrier:
@@ -184,7 +192,7 @@ class Run(Checked):
         check_memory(n, self.data.shape)
         if label is None:
             return self.model.labels(n, generator=generator)
-        classes = classes_in(self.model, label)
+        classes = classes_in(self.model, label, self.data.class_names)
         if n % len(classes):
             raise ConfigError(
                 f"{n} samples cannot be shared equally by {len(classes)} labels: make their number "
@@ -209,6 +217,21 @@ class Run(Checked):
             if not isinstance(line, dict) or type(line.get("step")) is not int:
                 raise CheckpointError(f"line {number} of {path} cannot be read: remove that line.")
         return lines
+
+    @property
+    def title(self) -> str:
+        """Its data and its model, as people call them."""
+        return f"{self.recipe.data.title}: {self.recipe.title}"
+
+    @property
+    def command(self) -> str:
+        """The command line that trained it, as it was given, options and all."""
+        try:
+            program, *options = map(str, read_json(self.path / "environment.json")["command"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        ours = Path(program).stem in ("partikel", "__main__")
+        return shlex.join(["partikel" if ours else program, *options])
 
     @property
     def cpu_seconds(self) -> float:
@@ -270,26 +293,38 @@ def draw_samples(
     return samples
 
 
-def classes_in(model: Carrier, label: Labels) -> list[int]:
+def classes_in(model: Carrier, label: Labels, names: Sequence[str] | None = None) -> list[int]:
     """The classes that a label asks for: one, several, or "all".
+
+    Args:
+        model: a carrier.
+        label: numbers or names; a text that is a name is that class, though it be a number.
+        names: of the classes.
 
     Raises:
         ConfigError: for a model without labels, or a label that it does not have.
     """
     if model.label_weights is None:
         raise ConfigError("this model was trained without labels: leave out label.")
-    count = len(model.label_weights)
-    if label == "all":
-        return list(range(count))
-    try:
-        given = label.split(",") if isinstance(label, str) else label
-        chosen = [given] if isinstance(given, int) else [int(each) for each in given]
-    except ValueError:
-        chosen = []
-    if not chosen or not all(0 <= each < count for each in chosen):
+    count, known = len(model.label_weights), list(names or ())
+    if isinstance(label, str) and label not in known:
+        if label == "all":
+            return list(range(count))
+        label = [each.strip() for each in label.split(",")]
+    asked = [label] if isinstance(label, (int, str)) else list(label)
+    numbers = [str(each) for each in range(count)]
+    chosen = []
+    for each in asked:
+        if isinstance(each, str) and each in known:
+            chosen.append(known.index(each))
+        elif str(each) in numbers and not (isinstance(each, str) and set(numbers) & set(known)):
+            chosen.append(numbers.index(str(each)))
+        elif known:
+            raise ConfigError(f"there is no class '{each}': {nearest(str(each), known)}")
+    if not asked or len(chosen) < len(asked):
         raise ConfigError(
             f"label is a class of this model, 0 to {count - 1}, several (0,{count - 1}), or all; "
-            f"got {label}."
+            f"got {', '.join(map(str, asked)) or 'none'}."
         )
     return chosen
 
@@ -386,15 +421,17 @@ def train_run(
             evaluate_every=recipe.evaluate_every,
             progress=progress_bar(console, preset or recipe.name),
         )
-        return load(out)
+        return _loaded(out)
 
 
 @checked
-def load(path: Path | str) -> Run:
+def load(path: Path | str, allow: str | Collection[str] = ()) -> Run:
     """Load a run's newest checkpoint.
 
     Args:
         path: the run's folder.
+        allow: packages whose recipes, networks and data a run may name (see docs/extending.md); a run
+            imports nothing else.
 
     Returns:
         The run; weights are read without executing code. Its data are opened when they are needed (at
@@ -402,10 +439,23 @@ def load(path: Path | str) -> Run:
 
     Raises:
         CheckpointError: if the folder is no run, has no checkpoint yet, or is damaged.
+        ConfigError: if it names parts of a package that was not allowed.
     """
-    path = Path(path)
+    with naming(allow):
+        return _loaded(Path(path))
+
+
+def _loaded(path: Path) -> Run:
+    """A run; what it names of other packages must have been named by the user."""
     file = path / "config.yaml"
     with reading(file, "cannot be read: name a folder that 'partikel train' made."):
+        if not file.is_file() and any(
+            map(os.path.lexists, (path / "state.json", path / "checkpoints"))
+        ):
+            raise CheckpointError(
+                f"{path} holds the weights of a model that is built in Python: build it, then call "
+                f"partikel.load_into(model, '{path}')."
+            )
         if not file.is_file():
             raise CheckpointError(
                 f"{path} is no run folder (it has no config.yaml): name a folder that "
@@ -434,12 +484,7 @@ def _load_newest(model: Carrier, data: Dataset, checkpoints: Path) -> int:
         assert checkpoint is not None
         try:
             _check_classes(model, data, checkpoint)
-            load_weights(model, checkpoint, "model")
-            if has_average(checkpoint):
-                average = averaged_model(model.sampled, 0.5)
-                load_weights(average, checkpoint, "average")
-                model.sampled.load_state_dict(average.module.state_dict())
-            model.eval()
+            load_sampled(model, checkpoint)
             return read_step(checkpoint)
         except CheckpointError:
             if latest_checkpoint(checkpoints) in (checkpoint, None):
@@ -510,6 +555,7 @@ def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrie
         "name": data.name,
         "shape": list(data.shape),
         "classes": data.classes,
+        "class_names": None if data.class_names is None else list(data.class_names),
         "sigma_data": data.sigma_data,
         "shares": None if model.label_weights is None else model.label_weights.tolist(),
         "places": _places(recipe.data),
@@ -566,13 +612,15 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
         # where the data lie now: as the run was told, should they not be where they were
         there = {key: place for key, place in known["places"].items() if Path(place).exists()}
         shares = known["shares"]
+        named = copy_context()  # by whoever loads the run, not by whoever asks for its data
         return KnownData(
             known["name"],
             tuple(known["shape"]),
             known["classes"],
             known["sigma_data"],
             None if shares is None else torch.tensor(shares),
-            lambda: open_dataset(dataclasses.replace(recipe.data, **there)),
+            lambda: named.run(open_dataset, dataclasses.replace(recipe.data, **there)),
+            tuple(known.get("class_names") or ()) or None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,18 +18,13 @@ _LIKELIHOOD = ("data", "points", "split", "seed", "method", "divergence", "infer
 _OF = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SDE"}
 
 
-def table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], cut: bool = False
-) -> None:
-    """Print a table; sentences in it wrap, or are ``cut`` to one line where the terminal is narrow."""
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; sentences in it wrap where the terminal is narrow."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     names = max((len(row[0]) for row in rows), default=0) <= 44  # names stay whole, sentences wrap
     made.add_column(header[0], no_wrap=names)
     for column in header[1:]:
-        made.add_column(column, no_wrap=cut or not names)
-    if cut:  # what is cut is the last column
-        for column, cells in zip(made.columns[:-1], zip(*rows, strict=True), strict=False):
-            column.min_width = max(map(len, cells))
+        made.add_column(column, no_wrap=not names)
     for row in rows:
         made.add_row(*row)
     Console().print(made)
@@ -42,15 +38,24 @@ def number(value: Any) -> str:
 
 
 def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
-    """A row for each preset: its name, what was measured first, what it is."""
-    rows = []
+    """A line for each preset: its name, what was measured first, and what it is.
+
+    A terminal too narrow for sentences gets none; what is no terminal gets them whole.
+    """
+    rows = [("preset", "measured", "about")]
     for name, content in contents.items():
         measured, said = content.get("measured") or {}, "-"
         if measured:
             first = next(iter(measured))
             said = f"{first} {number(measured[first])}, {measured['cpu_seconds']} s"
-        rows.append([name, said, content.get("about", "")])
-    table("presets", ["name", "measured", "about"], rows, cut=True)
+        rows.append((name, said, content.get("about", "")))
+    names, figures, about = (max(map(len, column)) for column in zip(*rows, strict=True))
+    narrow = sys.stdout.isatty() and Console().width < names + figures + about + 4
+    for name, said, sentence in rows:
+        line = f"{name:<{names}}  {said:<{figures}}  {'' if narrow else sentence}"
+        print(line.rstrip())
+    if narrow:
+        print("\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some.")
 
 
 def comparison(summaries: Sequence[Any]) -> None:

@@ -7,9 +7,11 @@ Small images are kept in memory; others are prepared once and memory-mapped (:mo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any, cast
 
 from partikel.data import synthetic
 from partikel.data.base import (
@@ -27,10 +29,12 @@ from partikel.data.files import LIMITS
 from partikel.data.folder import folder
 from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
+from partikel.data.own import in_memory
 from partikel.data.prepared import MappedDataset, Source, prepare
 from partikel.data.settings import DataSettings
-from partikel.errors import ConfigError, nearest
+from partikel.errors import ConfigError
 from partikel.errors.checks import checked
+from partikel.extensions import Registry
 
 __all__ = [
     "DATASETS",
@@ -43,6 +47,7 @@ __all__ = [
     "FiniteDataset",
     "MappedDataset",
     "SyntheticDataset",
+    "in_memory",
     "open_dataset",
 ]
 
@@ -61,6 +66,8 @@ class Entry:
     """Values of ``size`` it accepts."""
     needs_path: bool = False
     """Whether ``path`` must be given."""
+    source: Callable[[DataSettings], Source] | None = None
+    """Lists the pictures, where they lie one by one."""
 
 
 def _points(about: str, make: Callable[[], Dataset]) -> Entry:
@@ -94,14 +101,14 @@ def _prepared(
         return MappedDataset(found.name, images, rows, flip=settings.flip)
 
     every = ("size", "channels", "flip", "cache", "max_bytes", "max_pixels")
-    return Entry(about, make, (*every, *options), sizes, "path" in options)
+    return Entry(about, make, (*every, *options), sizes, "path" in options, source)
 
 
 TEST_SHARE = 0.1
 """Share of pictures that is kept for testing where no official split says which."""
 
 
-DATASETS: dict[str, Entry] = {
+_OURS: dict[str, Entry] = {
     "gaussians": _points("five equal Gaussians on a ring: the GPM paper's", synthetic.gaussians),
     "ring": _points("eight equal Gaussians on a ring", synthetic.ring),
     "unequal": _points("five Gaussians on a ring, weights .4 to .05", synthetic.unequal),
@@ -144,6 +151,22 @@ DATASETS: dict[str, Entry] = {
         *("subset", "split", "image_column", "label_column"),
     ),
 }
+
+
+def _entry(name: str, found: Any) -> Entry:
+    """What another package has under the name of a data set: an entry, or what opens it."""
+    if isinstance(found, Entry):
+        return found
+    if not callable(found):
+        raise TypeError(
+            "it must be a function of DataSettings that returns a Dataset, or a partikel.data.Entry"
+        )
+    about = (inspect.getdoc(found) or name).splitlines()[0]
+    every = tuple(each.name for each in fields(DataSettings))
+    return Entry(about, cast(Callable[[DataSettings], Dataset], found), every, range(1, 2**16))
+
+
+DATASETS: Registry[Entry] = Registry("data set", "datasets", _OURS, _entry)
 """Every data set that can be opened by name."""
 
 
@@ -157,9 +180,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         DataError: where files are missing or damaged.
     """
     name = settings.name
-    if name not in DATASETS:
-        raise ConfigError(f"there is no data set '{name}': {nearest(name, list(DATASETS))}")
-    entry = DATASETS[name]
+    entry = DATASETS.find(name)
     for field in fields(settings):
         changed = getattr(settings, field.name) != field.default
         if changed and field.name not in ("name", *entry.options):
@@ -173,4 +194,10 @@ def open_dataset(settings: DataSettings) -> Dataset:
         raise ConfigError(f"data.size of '{name}' cannot be {settings.size}: choose from {valid}")
     if entry.needs_path and not settings.path:
         raise ConfigError(f"'{name}' needs data.path: say where the pictures are")
-    return entry.open(settings)
+    opened = entry.open(settings)
+    if not isinstance(opened, Dataset):
+        raise ConfigError(
+            f"the data set '{name}' opened as a {type(opened).__name__}: let it return a Dataset "
+            "(partikel.data.in_memory makes one of tensors)."
+        )
+    return opened

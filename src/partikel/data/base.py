@@ -100,6 +100,8 @@ class Dataset(Checked, ABC):
     """Shape of one point: (D,) for vectors, (C, H, W) for images."""
     classes: int | None
     """Number of labels, which are 0, ..., classes - 1; None where there are none."""
+    class_names: tuple[str, ...] | None = None
+    """What the labels are called, in their order; None where they are numbers only."""
     target: Target | None
     """The exact law, where it is known."""
     sigma_data: float
@@ -295,21 +297,22 @@ class _FreshStream(BatchStream):
 
 
 class FiniteDataset(Dataset):
-    """Points kept as bytes, here in memory, and converted to [-1, 1] batch by batch.
+    """Points kept in memory: bytes, which become numbers in [-1, 1] batch by batch, or numbers as they are.
 
     Args:
         name: what the data set is called.
-        points: by split, (N, *shape), uint8 in 0, ..., ``top``.
+        points: by split, (N, *shape), uint8 in 0, ..., ``top``, or floating-point numbers.
         labels: by split, (N,), whole numbers; None where there are none.
-        top: the byte that becomes 1; 0 becomes -1.
+        top: the byte that becomes 1; 0 becomes -1. Of no meaning for numbers.
         classes: number of labels.
+        class_names: what they are called.
         flip: mirror each image of a batch, left to right, with probability ½. What :meth:`draw` and
             :meth:`take` give is never mirrored: it is what models are measured against.
         sigma_data: see :attr:`Dataset.sigma_data`; measured where None.
     """
 
-    top: int
-    """The byte that becomes 1: neighbouring values of the data are 2/top apart."""
+    top: int | None
+    """The byte that becomes 1: neighbouring values of the data are 2/top apart; None of numbers."""
     resident: ClassVar[bool] = True
     """Whether whole splits are copied to the device of the batches, or batches one by one."""
 
@@ -321,29 +324,34 @@ class FiniteDataset(Dataset):
         *,
         top: int = 255,
         classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
         flip: bool = False,
         sigma_data: float | None = None,
     ) -> None:
         for split in SPLITS:
             rows, number = points.get(split), (labels or {}).get(split)
-            if rows is None or rows.dtype != torch.uint8 or rows.ndim < 2:
+            held = rows is not None and (rows.dtype == torch.uint8 or rows.is_floating_point())
+            if rows is None or not held or rows.ndim < 2 or rows.dtype != points["train"].dtype:
                 raise ValueError(
-                    f"points are bytes (N, ...) of each split: not so those of '{split}'"
+                    f"points are bytes or numbers (N, ...) of each split: not so those of '{split}'"
                 )
             if labels is not None and (number is None or len(number) != len(rows)):
                 raise ValueError(f"the points of '{split}' have another number of labels")
         self.name = name
         self.shape = tuple(points["train"].shape[1:])
         self.classes = classes
+        self.class_names = class_names
         self.target = None
         self.flip = flip
-        self.top = top
+        self.top = None if points["train"].is_floating_point() else top
         self._stored = {
             split: (points[split], None if labels is None else labels[split]) for split in SPLITS
         }
         self._copies: dict[tuple[str, torch.device], Pair] = {}
         self._fingerprints: dict[str, str] = {}
-        if sigma_data is None:
+        if sigma_data is None and self.top is None:
+            sigma_data = float(points["train"].double().std(correction=0))
+        elif sigma_data is None:
             # From the histogram of the bytes: exact, and no float copy of the data is made.
             counts = torch.bincount(points["train"].flatten(), minlength=top + 1)
             shares = counts.double() / counts.sum()
@@ -364,7 +372,7 @@ class FiniteDataset(Dataset):
             device: where it lies; a copy is made once and kept.
 
         Returns:
-            Points (N, *shape), uint8, and labels (N,) or None.
+            Points (N, *shape), as they are kept, and labels (N,) or None.
         """
         _check(split)
         points, labels = self._stored[split]
@@ -396,7 +404,9 @@ class FiniteDataset(Dataset):
         points, labels = self._gather(index, split, torch.device(device))
         if mirrored is not None:
             points = _mirror(points, mirrored.to(points.device))
-        x = points.to(dtype).div_(self.top / 2).sub_(1)
+        x = points.to(dtype)
+        if self.top is not None:
+            x.div_(self.top / 2).sub_(1)
         return Batch(x, None if labels is None else labels.long())
 
     def _gather(self, index: Tensor, split: str, device: torch.device) -> Pair:

@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from partikel.data.files import ContentError, Limits, check_md5, data_root, fetch
 from partikel.data.pictures import identity
 from partikel.data.prepared import Listing, Source
 from partikel.data.settings import DataSettings
 from partikel.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
@@ -127,6 +130,8 @@ def _listing(path: Path, files: Iterator[tuple[str, bytes]]) -> Iterator[Listing
     planes = everything[:, 1:].reshape(-1, 3, 32, 32)
 
     def read(i: int) -> Image.Image:
+        from PIL import Image
+
         return Image.fromarray(np.ascontiguousarray(planes[i].transpose(1, 2, 0)))
 
     labels = everything[:, 0].astype(np.int64)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from partikel.data.files import Limits, user_path
 from partikel.data.pictures import BrokenPicture, decoded
 from partikel.data.prepared import Listing, Source
 from partikel.data.settings import DataSettings
-from partikel.errors import ConfigError, DataError, nearest
+from partikel.errors import ConfigError, DataError, nearest, optional
 from partikel.files import plain_file
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def hub(settings: DataSettings) -> Source:
@@ -49,13 +51,19 @@ def hub(settings: DataSettings) -> Source:
     )
 
 
+def find_columns(settings: DataSettings) -> dict[str, str]:
+    """The first column of pictures and the first of class labels, where the usual ones are not there."""
+    features = _load(settings.path or "", settings.subset, settings.split).features
+    found = {}
+    for option, kind in (("image_column", "Image"), ("label_column", "ClassLabel")):
+        named = [column for column, each in features.items() if type(each).__name__ == kind]
+        if named and getattr(settings, option) not in features:
+            found[option] = named[0]
+    return found
+
+
 def _load(path: str, subset: str | None, split: str) -> Any:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            "data.name hub needs the package datasets: pip install 'partikel[datasets]'"
-        ) from error
+    datasets = optional("datasets", "datasets", "data.name hub needs the package datasets")
     local = user_path(path)
     if local.exists() and not local.is_dir():
         try:

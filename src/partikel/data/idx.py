@@ -49,6 +49,8 @@ class IdxSource:
     """Addresses that the names of the files, with .gz, are appended to; tried in turn."""
     md5: Mapping[str, str]
     """By file, without .gz, the MD5 sum of the unpacked content; files left out are not checked."""
+    class_names: tuple[str, ...] | None = None
+    """What the labels are called."""
 
 
 MNIST = IdxSource(
@@ -74,6 +76,10 @@ FASHION_MNIST = IdxSource(
         "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
+    (
+        *("t-shirt", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
 )
 
 
@@ -109,6 +115,7 @@ def idx_images(source: IdxSource, settings: DataSettings) -> FiniteDataset:
         by_split(images["train"], images["test"]),
         by_split(parts["train"][1], parts["test"][1]),
         classes=10,
+        class_names=source.class_names,
         flip=settings.flip,
     )
 

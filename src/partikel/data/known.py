@@ -21,6 +21,7 @@ class KnownData(Dataset):
         classes: number of labels.
         sigma_data: standard deviation of all entries.
         shares: (K,) of the classes, where a conditional model was trained on them.
+        class_names: of the labels; None where the run does not say.
         find: opens the data.
     """
 
@@ -32,9 +33,11 @@ class KnownData(Dataset):
         sigma_data: float,
         shares: torch.Tensor | None,
         find: Callable[[], Dataset],
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         self.name, self.shape, self.classes = name, shape, classes
         self.sigma_data, self.shares = sigma_data, shares
+        self.class_names = class_names
         self._find = find
 
     @cached_property

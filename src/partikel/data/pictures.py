@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from partikel.data.files import LIMITS, Limits
 from partikel.errors import DataError
 from partikel.files import fingerprint, plain_file
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENLARGE = 2
 """Pictures that would have to be enlarged by more are refused: there is nothing to learn in between."""
@@ -91,6 +93,8 @@ def square(picture: Image.Image, size: int, channels: int) -> np.ndarray:
 
 def _square(picture: Image.Image, size: int, channels: int) -> np.ndarray:
     """What :func:`square` makes of a picture that it does not refuse."""
+    from PIL import Image, ImageOps
+
     try:
         picture.load()
         deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
@@ -111,12 +115,16 @@ def _square(picture: Image.Image, size: int, channels: int) -> np.ndarray:
 
 def _shallow(picture: Image.Image) -> Image.Image:
     """16 bits of grey as 8: Pillow would cut off, not scale, what lies above 255."""
+    from PIL import Image
+
     values = np.asarray(picture).astype(np.int64)
     return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
 
 
 def _plain(picture: Image.Image, channels: int) -> Image.Image:
     """In mode L or RGB."""
+    from PIL import Image
+
     if picture.mode in ("F", "I"):
         raise ValueError(f"the range of its values is unknown (mode {picture.mode})")
     if picture.has_transparency_data:
@@ -132,6 +140,8 @@ def decoded(content: bytes, limits: Limits = LIMITS) -> Image.Image:
     Raises:
         BrokenPicture: where it is of none of the :data:`FORMATS`, or has too many pixels.
     """
+    from PIL import Image
+
     try:
         picture = Image.open(io.BytesIO(content), formats=_formats())
     except MemoryError:
@@ -151,6 +161,8 @@ def decoded(content: bytes, limits: Limits = LIMITS) -> Image.Image:
 @cache
 def _formats() -> tuple[str, ...]:
     """Those of :data:`FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
@@ -158,6 +170,8 @@ def _formats() -> tuple[str, ...]:
 @cache
 def suffixes() -> frozenset[str]:
     """Endings of the names of pictures, in lower case."""
+    from PIL import Image
+
     known = Image.registered_extensions()
     strange = {".pfm", ".icb", ".vda", ".vst"}  # heights; and what most programs mean otherwise
     return frozenset(suffix for suffix, kind in known.items() if kind in _formats()) - strange

@@ -23,11 +23,10 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from partikel.data.base import SPLITS, FiniteDataset, Pair, digests, each, select, split_indices
@@ -42,6 +41,9 @@ from partikel.files import (
     replacing,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMAT = 1
 """Of the files, and of how images are prepared: another number, another name in the cache."""
@@ -185,6 +187,7 @@ class MappedDataset(FiniteDataset):
             dict.fromkeys(SPLITS, points),
             None if labels is None else dict.fromkeys(SPLITS, labels),
             classes=None if prepared.classes is None else len(prepared.classes),
+            class_names=None if prepared.classes is None else tuple(prepared.classes),
             flip=flip,
             sigma_data=2 / 255 * math.sqrt(count * squares - total**2) / max(count, 1),
         )
@@ -302,6 +305,8 @@ def _piece(listing: Listing, numbers: range, size: int, channels: int) -> _Piece
 
 def _build(source: Source, folder: Path, size: int, channels: int, on_error: str) -> None:
     """Write all files of a prepared set."""
+    from PIL import Image
+
     with source.open() as listing:
         count = len(listing.names)
         if count == 0:

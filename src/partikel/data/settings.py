@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from partikel.data.files import LIMITS, Limits
@@ -56,6 +57,16 @@ class DataSettings(Checked):
     label_column: str = "label"
     max_bytes: Annotated[int, Range(least=1)] = LIMITS.bytes
     max_pixels: Annotated[int, Range(1, 178_000_000)] = LIMITS.pixels
+
+    @property
+    def title(self) -> str:
+        """What people call the data: the folder or file by its own name, the others as they are named."""
+        if self.path is None or not self.path.strip():
+            return self.name
+        place = Path(self.path)
+        if self.name == "folder" and not place.name.strip("."):  # "." and ".."
+            place = place.resolve()
+        return place.stem if place.suffix.lower() == ".zip" else place.name or self.name
 
     @property
     def limits(self) -> Limits:

@@ -1,5 +1,7 @@
 """Networks of other libraries as denoisers: DDPM's, EDM's and VE's, read from a folder of diffusers.
 
+EDMs of ours go the other way, into the folder of a pipeline (:func:`save_diffusers`).
+
 A network of a variance-preserving chain sees x̃ = √ᾱ_t x₀ + √(1-ᾱ_t) ε at a step t and predicts ε, x₀
 or v = √ᾱ ε - √(1-ᾱ) x₀. As x = x̃/√ᾱ_t has noise of level σ_t = √((1-ᾱ_t)/ᾱ_t) and √ᾱ_t =
 1/√(1+σ_t²), it is a preconditioned denoiser D(x; σ) with σ_d = 1 (Karras et al. 2022, Table 1). What
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from partikel.denoising import EDMDenoiser, denoiser_from_score
 from partikel.errors import ConfigError
-from partikel.networks.foreign import EDM, VE, read_diffusers
+from partikel.networks.foreign import EDM, VE, as_unet2d, read_diffusers, the_package
 from partikel.tensors import expand_like
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -136,3 +138,48 @@ def load_diffusers(
         network = network if prediction == "epsilon" else _Negated(network)
         return EDMDenoiser(network, float(scheduler.config.sigma_data)).eval()
     return DDPMDenoiser(network, scheduler.alphas_cumprod, prediction).eval()
+
+
+def save_diffusers(
+    denoiser: EDMDenoiser,
+    path: Path | str,
+    shape: tuple[int, ...],
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
+    solver: str,
+) -> str:
+    """Write a denoiser as the folder of a pipeline of diffusers: a UNet2DModel and a scheduler of EDM's.
+
+    The pipeline is the one of diffusers that scales noise and inputs as a scheduler asks, that of
+    consistency models. :func:`load_diffusers` reads the folder back.
+
+    Args:
+        denoiser: of a U-Net that is a UNet2DModel.
+        path: the folder.
+        shape: (C, H, W) of the images.
+        sigma_min: lowest level of Karras's nodes.
+        sigma_max: highest.
+        rho: their exponent.
+        solver: "heun" and "dpmpp-2m" become DPM-Solver++(2M), as diffusers has no Heun for EDMs, others
+            Euler's.
+
+    Returns:
+        The scheduler's class.
+
+    Raises:
+        ConfigError: if diffusers is not installed, or it has no such network, with what differs.
+    """
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ConfigError(
+            "pipelines of diffusers make square images only: export it as partikel's."
+        )
+    kind = EDM[solver in ("heun", "dpmpp-2m")]
+    unet, diffusers = as_unet2d(denoiser.network, shape[1]), the_package()
+    scheduler = getattr(diffusers, kind)(
+        sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=denoiser.sigma_data, rho=rho
+    )
+    pipeline = diffusers.ConsistencyModelPipeline(unet, scheduler)
+    pipeline.save_pretrained(path, safe_serialization=True)
+    return kind

@@ -6,7 +6,9 @@ Mistakes of a programmer (wrong shapes, wrong types) stay ordinary ``ValueError`
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from typing import Any
 
 
 class PartikelError(Exception):
@@ -39,6 +41,35 @@ class NumericsError(PartikelError):
     """Training or sampling left the finite numbers."""
 
 
+def installed(*modules: str) -> bool:
+    """Whether packages are installed; imports none of them."""
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def mend_of(extra: str) -> str:
+    """What installs the packages of one of Partikel's extras (``pyproject.toml`` lists them)."""
+    return f'pip install "partikel[{extra}]"'
+
+
+def optional(module: str, extra: str, need: str) -> Any:
+    """A package that is imported where it is used, as Partikel does without it elsewhere.
+
+    Args:
+        module: to import.
+        extra: what brings it.
+        need: the beginning of a sentence: what needs which package.
+
+    Raises:
+        ConfigError: where it is not installed, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        there = installed(module.partition(".")[0])
+        why = f"cannot be imported ({error})" if there else "is not installed"
+        raise ConfigError(f"{need}, which {why}: {mend_of(extra)}.") from error
+
+
 LISTED = 40
 """Names that are listed in full."""
 
@@ -51,15 +82,14 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
         valid: the names that exist.
 
     Returns:
-        ``"did you mean 'x'?"`` where something is close, else the valid names, or the nearest few of
-        very many.
+        ``"did you mean 'x'?"`` where something is close, the nearest first where there are very many
+        names, which are alike; else the valid names, unless they are so many.
     """
     import difflib
 
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    many = len(valid) > LISTED
+    close = difflib.get_close_matches(name, valid, n=4 if many else 1, cutoff=0.5)
     if close:
-        return f"did you mean '{close[0]}'?"
-    if len(valid) <= LISTED:
-        return f"valid: {', '.join(sorted(valid))}"
-    some = difflib.get_close_matches(name, valid, n=5, cutoff=0.0)
-    return f"valid: {', '.join(some)} and {len(valid) - len(some)} more"
+        *others, last = (f"'{each}'" for each in close)
+        return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+    return f"none of {len(valid)} is near" if many else f"valid: {', '.join(sorted(valid))}"

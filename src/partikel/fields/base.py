@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -17,11 +18,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from partikel.data import Batch
 from partikel.errors import ConfigError, DataError, NumericsError
@@ -31,6 +31,9 @@ from partikel.objectives import exact
 from partikel.schedules import Schedule
 from partikel.streams import Streams
 from partikel.tensors import Asking, expand_like
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Weight: TypeAlias = float | Callable[[Tensor], Tensor]
 """A number, or a function of generation times, () or (B,), shaped like them."""
@@ -114,6 +117,27 @@ class Loss:
     whole: Callable[[TrainingBatch], TrainingBatch] | None = None
 
 
+CONTEXTS = {
+    "real": (
+        "compares particles with real samples",
+        "pass some, as model.sample(..., real=X) or field.bind(Context(real=X))",
+    ),
+    "particles": (
+        "compares particles with their cloud",
+        "ask for bound_cloud(x), which is the points themselves unless it is bound",
+    ),
+    "generator": (
+        "draws random numbers",
+        "bind it first, as field.bind(Context(generator=...)); model.sample binds its own",
+    ),
+}
+"""What a field may require of its context: what it does then, and where that comes from."""
+_AT = {
+    "sigma": "at.sigma (the noise level: give the model a schedule, or the point At(t, sigma))",
+    "cond": "at.cond (the labels: only a conditional model has them)",
+}
+
+
 class Field(Checked, nn.Module, ABC):
     """What moves particles: a velocity at points of the path, ``field(x, At(t, sigma, cond))``.
 
@@ -142,6 +166,11 @@ class Field(Checked, nn.Module, ABC):
                 f"{cls.__name__}.forward takes (self, x, at): read t, sigma and cond from the record "
                 "at, and call inner fields as field(x, at)."
             )
+        requires = cls.__dict__.get("requires", frozenset())
+        if not isinstance(requires, (set, frozenset)) or not requires <= set(CONTEXTS):
+            raise TypeError(
+                f"{cls.__name__}.requires is a set of {', '.join(map(repr, CONTEXTS))}, got {requires!r}."
+            )
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,14 +185,41 @@ class Field(Checked, nn.Module, ABC):
                 f"a field is asked at points (B, ...) and times, () or (B,), floating-point tensors: "
                 f"got {getattr(x, 'dtype', x)!r:.60} and {getattr(at.t, 'dtype', at.t)!r:.60}."
             )
-        with Asking(self, x, t=at.t, sigma=at.sigma, cond=at.cond):
-            velocity = super().__call__(x, at)
+        try:
+            with Asking(self, x, t=at.t, sigma=at.sigma, cond=at.cond):
+                velocity = super().__call__(x, at)
+        except (TypeError, AttributeError) as error:
+            if (said := self._met_none(at, error)) is None:
+                raise
+            raise TypeError(said) from error
+        if not isinstance(velocity, Tensor):
+            got = "None" if velocity is None else f"a {type(velocity).__name__}"
+            raise TypeError(
+                f"the forward of {type(self).__name__} returned {got}: return the velocities, a tensor of "
+                f"the shape of x, {tuple(x.shape)}."
+            )
         if velocity.shape != x.shape:
             raise ValueError(
                 f"a {type(self).__name__} answered {tuple(velocity.shape)} at points of shape "
                 f"{tuple(x.shape)}: points and velocities have one shape, (B, ...)."
             )
         return velocity
+
+    def _met_none(self, at: At, error: Exception) -> str | None:
+        """What the line that failed has asked for and is None here, and how to come by it."""
+        if "NoneType" not in str(error):
+            return None
+        told = {name: how for name, how in _AT.items() if getattr(at, name) is None}
+        for name, (_, how) in CONTEXTS.items():
+            if getattr(self.context, name) is None:
+                declare = (
+                    "" if name in self.requires else f"declare requires = frozenset({{'{name}'}}), "
+                )
+                told[name] = f"self.context.{name} ({declare}{how})"
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        used = [told[name] for name in frame.f_code.co_names if name in told]
+        of = type(self).__name__
+        return f"the forward of {of} used what is None here: {'; '.join(used)}." if used else None
 
     @abstractmethod
     def forward(self, x: Tensor, at: At) -> Tensor:
@@ -210,7 +266,11 @@ class Field(Checked, nn.Module, ABC):
             and value is not getattr(self.context, name)
         }
         if "real" in self.requires:
-            _check_real(context.real if context.real is not None else self.context.real)
+            real = context.real if context.real is not None else self.context.real
+            if real is None or not len(real):
+                raise self._unbound("real")
+            if not torch.isfinite(real).all():
+                raise DataError("real samples must be finite: look for NaN or inf in the data.")
         if "particles" in given:
             check_cloud(given["particles"])
         modules = {name: _bound(module, context) for name, module in self._modules.items()}
@@ -234,12 +294,12 @@ class Field(Checked, nn.Module, ABC):
         """
         real = self.context.real
         if real is None:
-            raise ConfigError(
-                f"a {type(self).__name__} compares particles with real samples: bind it to some before "
-                "it is asked, field.bind(Context(real=...))."
-            )
+            raise self._unbound("real")
         if real.shape[1:] != x.shape[1:]:
-            raise ValueError(f"real samples {real.shape[1:]} and points {x.shape[1:]} differ")
+            raise ValueError(
+                f"real samples of shape {tuple(real.shape[1:])} and points of {tuple(x.shape[1:])} differ: "
+                "pass samples of the data that the points are of."
+            )
         return real.to(x)
 
     def bound_cloud(self, x: Tensor) -> Tensor:
@@ -261,11 +321,15 @@ class Field(Checked, nn.Module, ABC):
             ConfigError: if it is bound to none.
         """
         if self.context.generator is None:
-            raise ConfigError(
-                f"a {type(self).__name__} draws random numbers: bind it first, "
-                "field.bind(Context(generator=...))."
-            )
+            raise self._unbound("generator")
         return self.context.generator
+
+    def _unbound(self, name: str) -> ConfigError:
+        """What is missing of the context, or was not declared."""
+        does, how = CONTEXTS[name]
+        if name not in self.requires:
+            how = f"declare it, requires = frozenset({{'{name}'}}) in the class, and it is bound"
+        return ConfigError(f"a {type(self).__name__} {does}: {how}.")
 
     # --- what trains it
 
@@ -467,16 +531,6 @@ def check_cloud(cloud: Tensor) -> None:
         raise NumericsError(
             "particles left the finite numbers: take more steps or a weaker field (smaller eta)."
         )
-
-
-def _check_real(real: Tensor | None) -> None:
-    if real is None or not len(real):
-        raise ConfigError(
-            "this field compares particles with real samples: pass some, as "
-            "model.sample(..., real=X) or field.bind(Context(real=X))."
-        )
-    if not torch.isfinite(real).all():
-        raise DataError("real samples must be finite numbers: look for NaN or inf in the data.")
 
 
 def _bound(module: nn.Module | None, context: Context) -> nn.Module | None:

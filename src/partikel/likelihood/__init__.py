@@ -23,7 +23,7 @@ from partikel.likelihood.flow import (
     divergence,
     probability_flow,
 )
-from partikel.likelihood.images import bits_per_dim, byte_width, check_dequantised, dequantised
+from partikel.likelihood.images import bits_per_dim, byte_width, dequantised
 from partikel.likelihood.maps import EulerMap, Map
 from partikel.likelihood.method import Densities, Method
 from partikel.likelihood.ode import Integrator, Ode, decode, encode, reconstruction_error
@@ -46,7 +46,6 @@ __all__ = [
     "agreement",
     "bits_per_dim",
     "byte_width",
-    "check_dequantised",
     "check_derivative",
     "dataset_likelihood",
     "decode",

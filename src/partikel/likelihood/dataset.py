@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partikel.data import Dataset, FiniteDataset
+from partikel.data import Dataset
 from partikel.errors import ConfigError, DataError
 from partikel.errors.checks import Checked, checked
 from partikel.files import read_text, write_whole, writing_to
@@ -86,7 +86,7 @@ class Points(Checked):
             ConfigError: for too few, or bits of data that are no bytes.
             DataError: where the split has too few.
         """
-        if self.bits and not isinstance(dataset, FiniteDataset):
+        if self.bits and getattr(dataset, "top", None) is None:
             raise ConfigError(
                 f"bits per dimension are of bytes, and '{dataset.name}' draws points from a density: "
                 "leave out bits."
@@ -140,7 +140,8 @@ def dataset_likelihood(
         NumericsError: where the densities are worth nothing (if the method is strict).
     """
     n, seed, device = points.counted(dataset), points.seed, points.device
-    width = byte_width(dataset.top) if isinstance(dataset, FiniteDataset) else None
+    top: int | None = getattr(dataset, "top", None)
+    width = None if top is None else byte_width(top)
     protocol: dict[str, Any] = {
         "data": dataset.name,
         "fingerprint": dataset.fingerprint(points.split),

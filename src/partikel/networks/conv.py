@@ -115,10 +115,10 @@ def weight_normed(layer: Layer, norm: str) -> Layer:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Up to 32 groups of at least 4 channels."""
+def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
+    """Of so many groups; up to 32 of at least 4 channels unless given."""
     fits = (g for g in (32, 16, 8, 4, 2) if channels % g == 0 and channels // g >= 4)
-    return nn.GroupNorm(next(fits, 1), channels)
+    return nn.GroupNorm(next(fits, 1) if groups is None else groups, channels)
 
 
 def doubled(x: Tensor) -> Tensor:

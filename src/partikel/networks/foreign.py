@@ -1,16 +1,16 @@
-"""Networks of other libraries, read from a folder: a UNet2DModel of diffusers and what it was trained for."""
+"""Networks of other libraries: a UNet2DModel of diffusers, read from a folder, or made of a U-Net of ours."""
 
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, optional
+from partikel.networks.unet import Attention, Resample, UNet, not_unet2d
 
 _CHAINS = (
     *("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "PNDM", "LMSDiscrete", "HeunDiscrete"),
@@ -77,12 +77,7 @@ def read_diffusers(path: Path | str, shape: tuple[int, ...], classes: int | None
             f"{home} has no weights as safetensors, and others (pickles) are not read: save the "
             "network again with save_pretrained(..., safe_serialization=True)."
         )
-    try:
-        diffusers: Any = import_module("diffusers")
-    except ImportError as error:
-        raise ConfigError(
-            "networks of diffusers need the package: pip install 'partikel[diffusers]'."
-        ) from error
+    diffusers = the_package()
     try:
         with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
             unet, report = diffusers.UNet2DModel.from_pretrained(
@@ -105,6 +100,103 @@ def read_diffusers(path: Path | str, shape: tuple[int, ...], classes: int | None
             f"({len(missing)} in all) is missing or unknown; download or save it again."
         )
     return Foreign(_UNet(unet), kind, _predicted(chain), scheduler)
+
+
+def the_package() -> Any:
+    """The package diffusers.
+
+    Raises:
+        ConfigError: where it is not installed.
+    """
+    return optional("diffusers", "diffusers", "its networks need the package diffusers")
+
+
+def as_unet2d(network: nn.Module, side: int) -> Any:
+    """The UNet2DModel of diffusers that computes what a U-Net of ours does, with its weights.
+
+    Args:
+        network: the U-Net, called as ``network(x, c)``; its c (B, 1) is the other's timestep.
+        side: of the images, which are square.
+
+    Raises:
+        ConfigError: if diffusers is not installed, or no UNet2DModel is the same function, with what
+            differs.
+    """
+    wrong = not_unet2d(network) if isinstance(network, UNet) else "it is no U-Net"
+    if wrong is not None:
+        raise ConfigError(
+            f"this network cannot be one of diffusers: {wrong}; train it with --network.kind unet2d, "
+            "which is one."
+        )
+    assert isinstance(network, UNet)
+    down, up = _levels(network.down), _levels(network.up)
+    attend = [isinstance(blocks[0].attention, Attention) for blocks, _ in down]
+    with torch.random.fork_rng(devices=[]):
+        unet = the_package().UNet2DModel(
+            sample_size=side,
+            in_channels=network.first.in_channels,
+            out_channels=network.last.out_channels,
+            layers_per_block=len(down[0][0]),
+            block_out_channels=[blocks[-1].conv2.out_channels for blocks, _ in down],
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attend],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)],
+            attention_head_dim=None,  # one head
+            norm_num_groups=network.norm.num_groups,
+            attn_norm_num_groups=network.norm.num_groups,
+            norm_eps=network.norm.eps,
+            resnet_time_scale_shift="scale_shift",
+            dropout=down[0][0][0].dropout.p,
+        )
+    layers: Any = network.conditions.layers
+    first, second = layers
+    pairs = [
+        (network.first, unet.conv_in),
+        (first, unet.time_embedding.linear_1),
+        (second, unet.time_embedding.linear_2),
+        (network.norm, unet.conv_norm_out),
+        (network.last, unet.conv_out),
+    ]
+    middle = (list(network.middle), None)
+    levels = [*zip(down, unet.down_blocks, strict=True), *zip(up, unet.up_blocks, strict=True)]
+    for (blocks, resample), theirs in [*levels, (middle, unet.mid_block)]:
+        for block, resnet in zip(blocks, theirs.resnets, strict=True):
+            pairs += [(getattr(block, k), getattr(resnet, k)) for k in ("norm1", "conv1", "norm2")]
+            pairs += [(block.modulation.head, resnet.time_emb_proj), (block.conv2, resnet.conv2)]
+            if resnet.conv_shortcut is not None:
+                pairs.append((block.skip, resnet.conv_shortcut))
+        attentions: list[Any] = [b.attention for b in blocks if isinstance(b.attention, Attention)]
+        for ours, attention in zip(attentions, getattr(theirs, "attentions", ()), strict=True):
+            pairs += [(ours.norm, attention.group_norm), (ours.out, attention.to_out[0])]
+            parts = (attention.to_q, attention.to_k, attention.to_v)
+            for part, weight, bias in zip(
+                parts, ours.qkv.weight.chunk(3), ours.qkv.bias.chunk(3), strict=True
+            ):
+                _fill(part, weight, bias)
+        if resample is not None:
+            samplers = getattr(theirs, "downsamplers", None) or theirs.upsamplers
+            pairs.append((resample.conv, samplers[0].conv))
+    for ours, theirs in pairs:
+        _fill(theirs, ours.weight, ours.bias)
+    return unet.eval()
+
+
+def _levels(layers: nn.ModuleList) -> list[tuple[list[Any], Any]]:
+    """The blocks of each resolution, with what leads to the next one."""
+    found: list[tuple[list[Any], Any]] = [([], None)]
+    for layer in layers:
+        if isinstance(layer, Resample):
+            found[-1] = (found[-1][0], layer)
+            found.append(([], None))
+        else:
+            found[-1][0].append(layer)
+    return found
+
+
+@torch.no_grad()
+def _fill(layer: Any, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer the weights of another; linear ones take those of 1x1 convolutions."""
+    layer.weight.copy_(weight.view_as(layer.weight))
+    layer.bias.copy_(bias)
 
 
 def _predicted(chain: dict[str, Any]) -> Any:

@@ -65,7 +65,7 @@ class MLP(Conditioned):
         """See :class:`Conditioned`; where all rows share ``e``, the first layer meets it once."""
         h = x.flatten(1)
         weight, bias = self.first.weight, self.first.bias
-        if e is not None and len(e) == len(h):
+        if e is not None and e.shape[0] == h.shape[0]:
             h = torch.cat([h, e], 1)
         elif e is not None:
             # W [x, e] + b = W_x x + (W_e e + b): what all rows share is a bias.
@@ -74,4 +74,4 @@ class MLP(Conditioned):
         h = F.linear(h, weight, bias)
         for layer in self.rest:
             h = layer(self.activation(h))
-        return self.final_activation(h).view(len(h), *self.out_shape)
+        return self.final_activation(h).view(h.shape[0], *self.out_shape)

@@ -9,6 +9,7 @@ Conditions modulate the blocks by scale and shift (Dhariwal and Nichol 2021).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -22,6 +23,9 @@ from partikel.networks.initialise import ZeroConv2d
 
 NOISE_LEVEL = Conditioning(scalars=1, embedding="positional", embedding_features=256)
 """One condition, embedded as in DDPM."""
+
+AS_CHANNELS = replace(NOISE_LEVEL, embedding_features=0)
+"""The same, with as many features as there are channels."""
 
 
 class UNet(Conditioned):
@@ -39,6 +43,7 @@ class UNet(Conditioned):
         recompute: keep only what goes into each block for the backward pass and compute the rest again
             (Chen et al. 2016): the same gradients, a third more time, a fraction of the memory.
         conditions: what the network is told.
+        groups: of every group norm; what suits the channels of each unless given.
 
     Raises:
         ValueError: the image does not fit the multipliers, or an unknown name.
@@ -54,6 +59,8 @@ class UNet(Conditioned):
         dropout: float = 0.0,
         recompute: bool = False,
         conditions: Conditioning = NOISE_LEVEL,
+        *,
+        groups: int | None = None,
     ) -> None:
         super().__init__(ConditionNetwork(conditions, 4 * channels))
         size = image_size(shape)
@@ -67,7 +74,7 @@ class UNet(Conditioned):
         self.recompute = recompute
 
         def block(before: int, after: int, attend: bool) -> _Block:
-            return _Block(before, after, self.conditions.dim, dropout, attend)
+            return _Block(before, after, self.conditions.dim, dropout, attend, groups)
 
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
         now, left = channels, [channels]
@@ -79,7 +86,7 @@ class UNet(Conditioned):
                 now = channels * multiplier
                 left.append(now)
             if level + 1 < levels:
-                self.down.append(_Resample(now, up=False))
+                self.down.append(Resample(now, up=False))
                 left.append(now)
         self.middle = nn.ModuleList([block(now, now, True), block(now, now, False)])
         self.up = nn.ModuleList()
@@ -89,8 +96,8 @@ class UNet(Conditioned):
                 self.up.append(block(now + left.pop(), channels * multiplier, attend))
                 now = channels * multiplier
             if level:
-                self.up.append(_Resample(now, up=True))
-        self.norm = group_norm(now)
+                self.up.append(Resample(now, up=True))
+        self.norm = group_norm(now, groups)
         self.last = ZeroConv2d(now, shape[0], 3, padding=1)
 
     def compute(self, x: Tensor, e: Tensor | None) -> Tensor:
@@ -116,21 +123,92 @@ class UNet(Conditioned):
         return run(*inputs)
 
 
+class UNet2D(UNet):
+    """A U-Net that diffusers' UNet2DModel computes too, so that its runs become folders of diffusers.
+
+    All group norms have one number of groups, which suits ``channels``, and the embedding of the noise
+    level has ``channels`` features.
+
+    Args:
+        shape: see :class:`UNet`, as for the others.
+        channels: even.
+        multipliers: the first is 1.
+        blocks: see :class:`UNet`.
+        attention_resolutions: likewise.
+        dropout: likewise.
+        recompute: likewise.
+        conditions: the noise level alone.
+
+    Raises:
+        ValueError: as :class:`UNet`, or for what a UNet2DModel has not.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 16,
+        multipliers: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 1,
+        attention_resolutions: tuple[int, ...] = (16,),
+        dropout: float = 0.0,
+        recompute: bool = False,
+        conditions: Conditioning = AS_CHANNELS,
+    ) -> None:
+        if conditions.embedding_features not in (0, channels):
+            raise ValueError("embedding_features are its channels: leave them out")
+        conditions = replace(conditions, embedding_features=channels)
+        super().__init__(
+            *(shape, channels, multipliers, blocks, attention_resolutions, dropout, recompute),
+            conditions,
+            groups=group_norm(channels).num_groups,
+        )
+        wrong = not_unet2d(self)
+        if wrong is not None:
+            raise ValueError(f"{wrong}: choose kind 'unet'")
+
+
+def not_unet2d(network: UNet) -> str | None:
+    """What makes a U-Net another function than any UNet2DModel of diffusers, in a few words, or None."""
+    assert isinstance(network.conditions, ConditionNetwork)
+    told, channels = network.conditions.conditions.told, network.first.out_channels
+    groups = {m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)}
+    if told.classes is not None:
+        return "it is told labels (a UNet2DModel adds them after its layers of time)"
+    if (told.scalars, told.embedding) != (1, "positional"):
+        return f"it has {told.scalars} {told.embedding} embeddings (a UNet2DModel one, positional)"
+    if told.embedding_features != channels:
+        count = told.embedding_features
+        return (
+            f"its embedding has {count} features (a UNet2DModel's as many as channels, {channels})"
+        )
+    if len(groups) > 1:
+        return f"its group norms have {min(groups)} to {max(groups)} groups (a UNet2DModel's one number)"
+    if network.norm.num_channels != channels:
+        return "its multipliers do not begin with 1 (a UNet2DModel's do)"
+    return None
+
+
 class _Block(nn.Module):
     """x + conv(SiLU(modulate(norm(conv(SiLU(norm(x))))))), then attention where wanted."""
 
     def __init__(
-        self, before: int, after: int, features: int, dropout: float, attend: bool
+        self,
+        before: int,
+        after: int,
+        features: int,
+        dropout: float,
+        attend: bool,
+        groups: int | None,
     ) -> None:
         super().__init__()
-        self.norm1 = group_norm(before)
+        self.norm1 = group_norm(before, groups)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
-        self.norm2 = group_norm(after)
+        self.norm2 = group_norm(after, groups)
         self.modulation = Modulation(features, after)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = ZeroConv2d(after, after, 3, padding=1)
         self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
-        self.attention = _Attention(after) if attend else nn.Identity()
+        self.attention = Attention(after, groups) if attend else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
@@ -138,23 +216,24 @@ class _Block(nn.Module):
         return self.attention(self.skip(x) + h)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """One head of self-attention over all pixels, added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int | None = None) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = ZeroConv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend: (B, channels, H, W) -> the same shape."""
         # Written out, since the fused kernels have neither forward-mode nor second derivatives.
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, 1)
         weights = (q.mT @ k / math.sqrt(q.shape[1])).softmax(-1)
         return x + self.out((v @ weights.mT).view_as(x))
 
 
-class _Resample(nn.Module):
+class Resample(nn.Module):
     """A strided convolution to half the resolution, or one to twice of it with pixels copied."""
 
     def __init__(self, channels: int, *, up: bool) -> None:
@@ -163,4 +242,5 @@ class _Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        """Resample (B, channels, H, W); no condition matters."""
         return self.conv(doubled(x) if self.up else x)

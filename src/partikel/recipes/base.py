@@ -83,6 +83,11 @@ class Recipe(Checked, ABC):
         """The recipe of the model that must be trained first, if there is one."""
         return None
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Settings that have no effect beside the others, for whoever says what a model is made of."""
+        return frozenset() if self.conditional else frozenset({"label_dropout", "guidance"})
+
     @abstractmethod
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """Build the untrained system.

@@ -111,6 +111,14 @@ class PlanePoint(Recipe):
             raise ConfigError("a joint score is not loaded: leave out data_score, or joint.")
 
     @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        levels = {"karras": (), "ve": ("rho",)}.get(self.path, ("rho", "sigma_max"))
+        critic = ("discriminator", "penalties", "label_dropout") if self.g2 == 2 else ()
+        its = ("batch", "optimizer") if self.g2 == 2 and self.objective == "adversarial" else ()
+        return super().unused | {*levels, *critic, *its}
+
+    @property
     def required(self) -> Recipe | None:
         """The EDM of the score, unless it is trained jointly."""
         return None if self.joint else self.score
@@ -229,6 +237,11 @@ class DiffODEGAN(Recipe):
     label_dropout: Part = 0.1
     batch: Size = 128
     optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(beta1=0.5))
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        return super().unused | ({"times_per_path"} if self.staged else {"pool"})
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """∇d on annealed data, carried by free particles; one phase."""

@@ -26,7 +26,7 @@ class DiscriminatorFlow(Recipe):
     """A Discriminator Flow (GPM §4.2).
 
     Attributes:
-        objective: name of the GAN objective.
+        objective: of a GAN: one of :data:`partikel.objectives.OBJECTIVES`.
         penalties: on the discriminator's gradient.
         augment: of the discriminator's images; null for none.
         network: the time-conditional discriminator.

@@ -77,6 +77,12 @@ class EDM(Recipe):
         if self.churn != 0 and self.solver != "heun":
             raise ConfigError("only Heun's solver churns: set solver to heun, or churn to 0.")
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        law = {"law_mean", "law_std"} if self.weighting == "likelihood" else set()
+        return super().unused | law
+
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """One score field, particles from N(0, σ_max²), one phase of denoising score matching."""
         classes = self.classes(dataset)

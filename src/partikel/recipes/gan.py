@@ -24,7 +24,7 @@ class GAN(Recipe):
     """A generative adversarial network (Goodfellow et al. 2014).
 
     Attributes:
-        objective: name of the GAN objective.
+        objective: of a GAN: one of :data:`partikel.objectives.OBJECTIVES`.
         penalties: on the discriminator's gradient.
         augment: of the discriminator's images; null for none.
         discriminator: its network.
@@ -71,6 +71,11 @@ class GAN(Recipe):
     def _step(self) -> float | None:
         """η of outputs that are moved before they are fitted; None for the surrogate loss."""
         return None
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        return super().unused | (frozenset() if self.sigma_max else {"sigma_max", "annealed"})
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
         """A discriminator field and a generator; K critic updates, then one of the generator."""

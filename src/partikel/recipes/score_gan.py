@@ -112,6 +112,11 @@ class ScoreDifference(Recipe):
         return name.removeprefix(DIFFUSERS) if name.startswith(DIFFUSERS) else None
 
     @property
+    def unused(self) -> frozenset[str]:
+        """See :attr:`Recipe.unused`."""
+        return super().unused | (frozenset() if self.foreign is None else {"score"})
+
+    @property
     def required(self) -> Recipe | None:
         """The EDM that the data's score comes from, if it does."""
         return self.score if self.foreign is None else None

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
@@ -31,8 +30,9 @@ from partikel.app.show import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
 from partikel.divergences import DivergenceLike
-from partikel.errors import CheckpointError, ConfigError, NumericsError, nearest
+from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.errors.checks import Count, checked
+from partikel.extensions import Registry
 from partikel.fields import (
     At,
     DeepMMDField,
@@ -226,7 +226,7 @@ def flow(
     *,
     eta: float,
     steps: int,
-    start: float = 2.0,
+    start: float = 1.0,
     temperature: float = 0.0,
     phases: tuple[Phase, ...] = (),
     iterations: int = 0,
@@ -260,7 +260,7 @@ def flow(
 def trained(
     make: MakeField,
     *,
-    iterations: int,
+    iterations: int = 1000,
     lr: float = 2e-3,
     batch: int = 256,
     eta: float | None = None,
@@ -295,18 +295,32 @@ _NOISE = math.sqrt(2 / 2e-3)  # in a step of the learning rate η, √(2/η) ξ 
 _FAR = "a generator starts in one place, where this field does not show it the far modes"
 
 
-def _learned(
+def _row(
     name: str,
     formula: str,
     paper: str,
-    learns: str,
     make: MakeField,
-    particles: Mapping[str, Any],
-    generator: Mapping[str, Any],
+    particles: Build | Mapping[str, Any],
+    generator: Mapping[str, Any] | None = None,
+    *,
+    learns: str = "nothing",
+    miss: str = "",
 ) -> Row:
-    """A field that learns in both carriers, with options of :func:`flow` and :func:`trained`."""
-    carried = flow(make, start=1.0, **particles)
-    return Row(name, formula, paper, learns, carried, trained(make, **generator))
+    """A field in both carriers, each composed with options of :func:`flow` or :func:`trained`.
+
+    Args:
+        name: of the row.
+        formula: ∇h(x).
+        paper: where it comes from.
+        make: the field, which knows its carrier from the kit.
+        particles: options of free particles, or what composes them.
+        generator: options of a generator.
+        learns: which networks the field trains.
+        miss: why a generator cannot follow it.
+    """
+    free = flow(make, **particles) if isinstance(particles, Mapping) else particles
+    carried = trained(make, **(generator or {}))
+    return Row(name, formula, paper, learns, free, carried, {"generator": miss} if miss else {})
 
 
 def _adversarial(
@@ -319,14 +333,14 @@ def _adversarial(
 ) -> Row:
     """A discriminator's potential."""
     free = Phase("discriminator", AdamSettings(lr=2e-3, beta1=0.5, decay="linear"), 512)
-    return _learned(
+    return _row(
         name,
         formula,
         paper,
-        "discriminator",
         lambda kit: kit.critic(objective, *penalties),
         {"eta": eta, "steps": 16, "phases": (free,), "iterations": 1200},
         {"iterations": 2500, "lr": 5e-4, "batch": 128, "phases": (_critic(128),)},
+        learns="discriminator",
     )
 
 
@@ -349,71 +363,27 @@ def _divergence(
         laws = KernelScoreField(bandwidth, "data"), KernelScoreField(bandwidth)
         return FDivergenceField(DensityRatioField(*laws), divergence or name, clip=clip)
 
-    return Row(
-        f"{name}-kernels",
-        formula,
-        paper,
-        "nothing",
-        flow(lambda kit: at(0.4), eta=eta, steps=60),
-        trained(lambda kit: 4.0 * at(2.0) + at(1.0) + 0.25 * at(0.5), iterations=500),
-    )
+    def make(kit: Kit) -> Field:
+        return at(0.4) if kit.timed else 4.0 * at(2.0) + at(1.0) + 0.25 * at(0.5)
 
-
-def _fixed(
-    name: str,
-    formula: str,
-    paper: str,
-    make: MakeField,
-    eta: float,
-    steps: int,
-    iterations: int = 1000,
-    *,
-    start: float = 1.0,
-    fitted: float | None = None,
-    miss: str = "",
-) -> Row:
-    """A field that learns nothing, one in both carriers.
-
-    Args:
-        name: of the row.
-        formula: ∇h(x).
-        paper: where it comes from.
-        make: the field.
-        eta: of free particles.
-        steps: of free particles.
-        iterations: of a generator.
-        start: of free particles.
-        fitted: η of a generator, where outputs are fitted to moved ones.
-        miss: why a generator cannot follow it.
-    """
-    particles = flow(make, eta=eta, steps=steps, start=start)
-    generator = trained(make, iterations=iterations, eta=fitted)
-    misses = {"generator": miss} if miss else {}
-    return Row(name, formula, paper, "nothing", particles, generator, misses)
+    options = {"eta": eta, "steps": 60, "start": 2.0}, {"iterations": 500}
+    return _row(f"{name}-kernels", formula, paper, make, *options)
 
 
 def _mmd(
     name: str, formula: str, kernel: Kernel, eta: float, steps: int, iterations: int = 1000
 ) -> Row:
     """½ MMD² of a kernel."""
-    of = f"mmd-{name}", formula, "Arbel et al. 2019"
-    return _fixed(*of, lambda kit: MMDField(kernel), eta, steps, iterations)
-
-
-def _stein(kit: Kit) -> Field:
-    return SteinField(kit.exact, RBFKernel(0.5))
+    options = {"eta": eta, "steps": steps}, {"iterations": iterations}
+    return _row(f"mmd-{name}", formula, "Arbel et al. 2019", lambda kit: MMDField(kernel), *options)
 
 
 def _stein_levels(kit: Kit) -> Field:
-    levels = [
-        Perturbed(
-            SteinField(kit.exact, RBFKernel(max(sigma, 0.5))),
-            KarrasLaw(sigma, 1.01 * sigma),
-            power=0.5,
-        )
-        for sigma in (0.05, 0.3, 1.0, 2.0)
-    ]
-    return Sum(tuple(levels))
+    def at(sigma: float) -> Field:
+        field = SteinField(kit.exact, RBFKernel(max(sigma, 0.5)))
+        return Perturbed(field, KarrasLaw(sigma, 1.01 * sigma), power=0.5)
+
+    return Sum(tuple(at(sigma) for sigma in (0.05, 0.3, 1.0, 2.0)))
 
 
 def _difference(kit: Kit) -> Field:
@@ -433,10 +403,6 @@ def _noised_critic(kit: Kit) -> Field:
 def _noisy_mmd(kit: Kit) -> Field:
     noise = (lambda t: 2 * (1 - t)) if kit.timed else 1.0
     return MMDField(RBFKernel(1.0), noise=noise)
-
-
-def _tangent_mmd(kit: Kit) -> Field:
-    return MMDField(NTKKernel(kit.network("logit", part="kernel")))
 
 
 def _to_density(kit: Kit) -> Field:
@@ -505,24 +471,8 @@ def _guided(kit: Kit) -> Field:
     return score + _AgainstSamples(LogRatioField(critic), drawn)
 
 
-def _entropic(kit: Kit) -> Field:
-    return MMDField(RieszKernel()) - 0.02 * KernelScoreField(0.2)
-
-
 def _sinkhorn(iterations: int, *, halves: bool = False) -> Field:
     return SinkhornField(0.5, iterations=iterations, tolerance=1e-2, halves=halves)
-
-
-def _two_batches(kit: Kit) -> Field:
-    return _sinkhorn(5, halves=True)
-
-
-def _sliced(kit: Kit) -> Field:
-    return SlicedWassersteinField(32)
-
-
-def _drift(kit: Kit) -> Field:
-    return DriftField(0.5)
 
 
 def _own(repeats: int) -> Phase:
@@ -560,14 +510,12 @@ _ROWS = (
     ),
     _adversarial("relativistic", "∇d, paired", "Huang et al. 2024", "relativistic", 15, _R1),
     _adversarial("kl-critic", "∇d = ∇ log r", "GPM Table 2", "logit", 5, _R1),
-    _learned(
-        "noised-critic",
-        "E σ ∇ log sigmoid d(x + σε, σ)",
-        "GPM §B.1.2",
-        "discriminator",
+    _row(
+        *("noised-critic", "E σ ∇ log sigmoid d(x + σε, σ)", "GPM §B.1.2"),
         _noised_critic,
         {"eta": 20, "steps": 16, "phases": (_GUIDE,), "iterations": 1200},
         {"iterations": 2000, "lr": 5e-4, "phases": (_critic(256),)},
+        learns="discriminator",
     ),
     _divergence("kl", "∇ log r", 5, 3),
     _divergence("reverse-kl", "r ∇ log r", 10, 3),
@@ -577,131 +525,147 @@ _ROWS = (
     _divergence("hellinger", "√r/2 ∇ log r", 10, 3),
     _divergence("jeffreys", "(1+r) ∇ log r", 4, 1),
     _divergence("le-cam", "h(r) ∇ log r, f = (u-1)²/(u+1)", 10, 3, _le_cam, "f by autodiff"),
-    _fixed(
-        "kl-density",
-        "s_p - ∇ log ρ̂",
-        "GPM eqs. 2-3",
+    _row(
+        *("kl-density", "s_p - ∇ log ρ̂", "GPM eqs. 2-3"),
         _to_density,
-        5,
-        100,
-        600,
-        start=2.0,
+        {"eta": 5, "steps": 100, "start": 2.0},
+        {"iterations": 600},
         miss=_FAR,
     ),
-    Row(
-        "score",
-        "|σ'|σ s_p(x, σ)",
-        "Karras et al. 2022",
-        "data score",
+    _row(
+        *("score", "|σ'|σ s_p(x, σ)", "Karras et al. 2022"),
+        lambda kit: Perturbed(kit.score, LAW),
         lambda kit: Composition(_diffused(kit.score)),
-        trained(lambda kit: Perturbed(kit.score, LAW), iterations=600),
-        {"generator": "nothing repels: without s_ρ the outputs crowd where p is high"},
+        {"iterations": 600},
+        learns="data score",
+        miss="nothing repels: without s_ρ the outputs crowd where p is high",
     ),
-    Row(
-        "guidance",
-        "|σ'|σ (s + ∇ log p_σ/q_σ)",
-        "Kim et al. 2023",
-        "discriminator",
+    _row(
+        *("guidance", "|σ'|σ (s + ∇ log p_σ/q_σ)", "Kim et al. 2023"),
+        lambda kit: Perturbed(_guided(kit), LAW),
         lambda kit: Composition(_diffused(_guided(kit)), (_GUIDE,), 2000),
-        trained(lambda kit: Perturbed(_guided(kit), LAW), iterations=600, phases=(_GUIDE,)),
-        {"generator": "nothing repels: without s_ρ the outputs crowd in one place"},
+        {"iterations": 600, "phases": (_GUIDE,)},
+        learns="discriminator",
+        miss="nothing repels: without s_ρ the outputs crowd in one place",
     ),
-    _learned(
-        "score-difference",
-        "E σ (s_p - s_ρ)(x + σε)",
-        "GPM Algorithm 1",
-        "data score, own score",
+    _row(
+        *("score-difference", "E σ (s_p - s_ρ)(x + σε)", "GPM Algorithm 1"),
         _difference,
         {"eta": 10, "steps": 32, "phases": (_own(1),), "iterations": 2000},
         {"iterations": 1500, "lr": 1e-3, "phases": (_own(3),)},
+        learns="data score, own score",
     ),
-    _learned(
-        "f-distill",
-        "E σ r/(1+r) (s_p - s_ρ)(x + σε)",
-        "Xu et al. 2025",
-        "data score, own score, discriminator",
+    _row(
+        *("f-distill", "E σ r/(1+r) (s_p - s_ρ)(x + σε)", "Xu et al. 2025"),
         _distilled,
         {"eta": 20, "steps": 16, "phases": (_CRITIC, _own(1)), "iterations": 1000},
         {"iterations": 1200, "lr": 1e-3, "phases": (replace(_CRITIC, repeats=2), _own(3))},
+        learns="data score, own score, discriminator",
     ),
-    Row(
-        "langevin",
-        "s_p + √2 noise",
-        "GPM eq. 21",
-        "nothing",
-        flow(lambda kit: kit.exact, eta=4, steps=400, temperature=1.0),
-        trained(lambda kit: kit.exact + WhiteNoise(_NOISE), iterations=600),
-        {"generator": "noise averages out in the weights: what is left climbs to the modes"},
+    _row(
+        *("langevin", "s_p + √2 noise", "GPM eq. 21"),
+        lambda kit: kit.exact if kit.timed else kit.exact + WhiteNoise(_NOISE),
+        {"eta": 4, "steps": 400, "start": 2.0, "temperature": 1.0},
+        {"iterations": 600},
+        miss="noise averages out in the weights: what is left climbs to the modes",
     ),
-    _fixed(
-        "svgd",
-        "E_y [k s_p(y) + ∇_y k]",
-        "Liu & Wang 2016",
-        _stein,
-        eta=50,
-        steps=200,
-        iterations=600,
-        start=2.0,
+    _row(
+        *("svgd", "E_y [k s_p(y) + ∇_y k]", "Liu & Wang 2016"),
+        lambda kit: SteinField(kit.exact, RBFKernel(0.5)),
+        {"eta": 50, "steps": 200, "start": 2.0},
+        {"iterations": 600},
         miss=_FAR,
     ),
-    _fixed(
-        "svgd-levels",
-        "Σ_σ E [k s_p(y, σ) + ∇_y k]",
-        "Liu & Wang 2016",
+    _row(
+        *("svgd-levels", "Σ_σ E [k s_p(y, σ) + ∇_y k]", "Liu & Wang 2016"),
         _stein_levels,
-        eta=20,
-        steps=150,
-        iterations=800,
-        start=2.0,
+        {"eta": 20, "steps": 150, "start": 2.0},
+        {"iterations": 800},
     ),
     _mmd("rbf", "k = exp(-d²/2h²), h the median", RBFKernel(), 3000, 600, 5000),
     _mmd("multi-rbf", "k = mean of five widths", MultiRBFKernel(1.0), 150, 100),
     _mmd("laplace", "k = exp(-d/2)", LaplaceKernel(2.0), 150, 150),
     _mmd("imq", "k = (1 + d²)^(-1/2)", IMQKernel(1.0), 150, 150),
     _mmd("energy", "k = -d", RieszKernel(), 60, 120),
-    _fixed(
-        "mmd-ntk",
-        "k = ⟨∂_w f(x), ∂_w f(y)⟩",
-        "Jacot et al. 2018",
-        _tangent_mmd,
-        eta=0.5,
-        steps=300,
+    _row(
+        *("mmd-ntk", "k = ⟨∂_w f(x), ∂_w f(y)⟩", "Jacot et al. 2018"),
+        lambda kit: MMDField(NTKKernel(kit.network("logit", part="kernel"))),
+        {"eta": 0.5, "steps": 300},
         miss="two smooth kernels, this one and the generator's own: what tells points within a mode "
         "apart does not get through (0.07 after 2,500 iterations, too)",
     ),
-    _fixed(
-        "mmd-noise",
-        "k = exp(-d²/2), at x + βξ",
-        "Arbel et al. 2019, §4.1",
+    _row(
+        *("mmd-noise", "k = exp(-d²/2), at x + βξ", "Arbel et al. 2019, §4.1"),
         _noisy_mmd,
-        eta=150,
-        steps=150,
-        start=2.0,
+        {"eta": 150, "steps": 150, "start": 2.0},
     ),
-    _fixed("mmd-entropy", "k = -d, and -τ ∇ log ρ̂", "GPM Table 2", _entropic, 60, 120),
-    Row(
-        "dmmd",
-        "k = ⟨φ(x, σ), φ(y, σ)⟩",
-        "Galashov et al. 2025",
-        "features",
+    _row(
+        *("mmd-entropy", "k = -d, and -τ ∇ log ρ̂", "GPM Table 2"),
+        lambda kit: MMDField(RieszKernel()) - 0.02 * KernelScoreField(0.2),
+        {"eta": 60, "steps": 120},
+    ),
+    _row(
+        *("dmmd", "k = ⟨φ(x, σ), φ(y, σ)⟩", "Galashov et al. 2025"),
+        _deep_mmd,
         _deep_mmd_flow,
-        trained(_deep_mmd, iterations=1500, lr=1e-3, phases=(Phase("features", _SLOW, 128),)),
+        {"iterations": 1500, "lr": 1e-3, "phases": (Phase("features", _SLOW, 128),)},
+        learns="features",
     ),
-    _fixed("sliced", "E_θ θ (T_θ⟨θ,x⟩ - ⟨θ,x⟩)", "Bonneel et al. 2015", _sliced, 30, 60),
-    Row(
-        "sinkhorn",
-        "T_ρp(x) - T_ρρ(x)",
-        "Feydy et al. 2019",
-        "nothing",
-        flow(lambda kit: _sinkhorn(5), eta=10, steps=12, start=1.0),
-        trained(lambda kit: _sinkhorn(3), iterations=600),
+    _row(
+        *("sliced", "E_θ θ (T_θ⟨θ,x⟩ - ⟨θ,x⟩)", "Bonneel et al. 2015"),
+        lambda kit: SlicedWassersteinField(32),
+        {"eta": 30, "steps": 60},
     ),
-    _fixed(
-        "w-flow", "T_qp(x) - T_qq'(x)", "Han et al. 2026", _two_batches, 10, 12, 600, fitted=1.0
+    _row(
+        *("sinkhorn", "T_ρp(x) - T_ρρ(x)", "Feydy et al. 2019"),
+        lambda kit: _sinkhorn(5 if kit.timed else 3),
+        {"eta": 10, "steps": 12},
+        {"iterations": 600},
     ),
-    _fixed("drifting", "V_p⁺(x) - V_ρ⁻(x)", "Deng et al. 2026", _drift, 30, 40, fitted=1.0),
+    _row(
+        *("w-flow", "T_qp(x) - T_qq'(x)", "Han et al. 2026"),
+        lambda kit: _sinkhorn(5, halves=True),
+        {"eta": 10, "steps": 12},
+        {"iterations": 600, "eta": 1.0},
+    ),
+    _row(
+        *("drifting", "V_p⁺(x) - V_ρ⁻(x)", "Deng et al. 2026"),
+        lambda kit: DriftField(0.5),
+        {"eta": 30, "steps": 40},
+        {"eta": 1.0},
+    ),
 )
-CATALOGUE: dict[str, Row] = {row.name: row for row in _ROWS}
+
+
+def _foreign_row(name: str, found: Any) -> Row:
+    """What another package has under the name of a field: a row, or what makes the field of a kit."""
+    if isinstance(found, Row) and found.name == name:
+        return found
+    if isinstance(found, Row) or not callable(found):
+        raise TypeError(
+            f"it must be a function that makes a field of a Kit, or a Row called '{name}'"
+        )
+
+    def carried(by: Callable[..., Build], iterations: int, **options: Any) -> Build:
+        def build(kit: Kit) -> Composition:
+            made = found(kit)
+            if not isinstance(made, Field):
+                raise ConfigError(
+                    f"'{name}' made a {type(made).__name__} of the kit: return a Field."
+                )
+            phases = tuple(Phase(loss.name, _ADAM, 256) for loss in made.losses())
+            length = iterations if phases or by is trained else 0
+            return by(lambda kit: made, phases=phases, iterations=length, **options)(kit)
+
+        return build
+
+    free = carried(flow, 1200, eta=5.0, steps=60)
+    return Row(name, name, "of another package", "its own", free, carried(trained, 2500))
+
+
+CATALOGUE: Registry[Row] = Registry(
+    "field", "fields", {row.name: row for row in _ROWS}, _foreign_row
+)
 """Every row by its name."""
 
 
@@ -809,6 +773,14 @@ def modes_of(target: Target | None) -> int | None:
     return len(target.weights) if isinstance(target, GaussianMixture) else None
 
 
+def pairs(cells: Sequence[Cell]) -> dict[tuple[str, CarrierName], list[Cell]]:
+    """The cells of each field and carrier, seed by seed."""
+    found: dict[tuple[str, CarrierName], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.row, cell.carrier), []).append(cell)
+    return found
+
+
 HEADER = ["field", "carrier", "energy", "SW2", "modes", "CPU s", "note"]
 """Of :func:`table`."""
 
@@ -824,8 +796,7 @@ def table(cells: Sequence[Cell], target: str) -> list[list[str]]:
         target: its name.
     """
     modes, lines = modes_of(_opened(target).target), []
-    for name, carrier in dict.fromkeys((cell.row, cell.carrier) for cell in cells):
-        those = [cell for cell in cells if (cell.row, cell.carrier) == (name, carrier)]
+    for (name, carrier), those in pairs(cells).items():
         notes = ["capped"] if any(cell.stopped for cell in those) else []
         if not all(cell.reaches(modes) for cell in those):
             notes.insert(0, "cannot" if any(cell.reason for cell in those) else "misses")
@@ -867,9 +838,11 @@ def _line(cell: Cell) -> str:
 
 def _chosen(rows: Sequence[str] | None) -> list[Row]:
     for name in rows or ():
-        if name not in CATALOGUE:
-            raise ConfigError(f"the matrix has no row '{name}': {nearest(name, list(CATALOGUE))}")
-    return [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+        CATALOGUE.find(name)
+    ours = [row for row in CATALOGUE.values() if rows is None or row.name in rows]
+    return ours + [
+        CATALOGUE.find(name) for name in dict.fromkeys(rows or ()) if name not in CATALOGUE
+    ]
 
 
 def _opened(name: str) -> Dataset:
@@ -1028,7 +1001,6 @@ _SIDE, _HEAD, _FOOT, _GAP = 1.42, 0.42, 0.2, 0.22
 """Inches of a panel, over and under it, and between pairs."""
 _ACROSS = 4
 """Pairs in a line."""
-_MISS = plots.SERIES[0]
 
 
 def matrix_figure(
@@ -1053,37 +1025,29 @@ def matrix_figure(
     wide, high = 2 * _SIDE + _GAP, _HEAD + _SIDE + _FOOT
     foot = 0.5
     figure = plots.new_figure(across * wide + _GAP / 2, lines * high + foot)
-    width, height = figure.get_size_inches()
     view = plots.view_of(data)
     for cell in cells:
         line, column = divmod(names.index(cell.row), across)
         left = _GAP / 2 + column * wide + (cell.carrier == "generator") * _SIDE
         bottom = foot + (lines - 1 - line) * high + _FOOT
-        axes = plots.add_panel(figure, (left, bottom), _SIDE)
-        _draw(axes, samples[cell.row, cell.carrier], data, view)
-        at = (left + plots.MARGIN) / width
-        row, under = CATALOGUE[cell.row], (bottom - 0.07) / height
+        cloud, axes = (
+            samples[cell.row, cell.carrier],
+            plots.add_panel(figure, (left, bottom), _SIDE),
+        )
+        plots.frame_axes(axes, view)
+        plots.draw_clouds(axes, data[:0] if cloud is None else cloud, data, _SIDE)
+        if cloud is not None:
+            plots.note_outside(axes, cloud, view)
+        at, row, above = left + plots.MARGIN, CATALOGUE.find(cell.row), bottom + _SIDE
         if cell.carrier == "particles":
-            above = bottom + _SIDE
-            figure.text(at, (above + 0.17) / height, row.name, color=plots.INK, size=9.5)
-            figure.text(at, (above + 0.02) / height, row.formula, color=plots.MUTED, size=7)
-            end = (left + 2 * _SIDE - plots.MARGIN) / width
-            style = {"color": plots.MUTED, "size": 6, "ha": "right"}
-            figure.text(end, (above + 0.17) / height, row.paper, **style)
-        color = plots.MUTED if cell.reaches(modes) else _MISS
-        figure.text(at, under, _measures(cell), color=color, size=7, va="center")
-    figure.text(_GAP / width, 0.12 / height, caption, color=plots.MUTED, size=7.5)
+            end = left + 2 * _SIDE - plots.MARGIN
+            plots.write_at(figure, at, above + 0.17, row.name, 9.5, plots.INK)
+            plots.write_at(figure, at, above + 0.02, row.formula, 7)
+            plots.write_at(figure, end, above + 0.17, row.paper, 6, ha="right")
+        color = plots.MUTED if cell.reaches(modes) else plots.SERIES[0]
+        plots.write_at(figure, at, bottom - 0.07, _measures(cell), 7, color, va="center")
+    plots.write_at(figure, _GAP, 0.12, caption, 7.5)
     return figure
-
-
-def _draw(
-    axes: Axes, samples: Tensor | None, data: Tensor, view: tuple[float, float, float, float]
-) -> None:
-    plots.frame_axes(axes, view)
-    empty = data[:0]
-    plots.draw_clouds(axes, empty if samples is None else samples, data, _SIDE)
-    if samples is not None:
-        plots.note_outside(axes, samples, view)
 
 
 def _measures(cell: Cell) -> str:

@@ -1,10 +1,16 @@
-"""Pages of results: what the paper says, what was measured and the verdict, beside each other."""
+"""Pages of results: what the paper says, what was measured and the verdict, beside each other.
+
+``page.md`` and ``index.md`` say how they look, this says what stands there.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, Template
 
 from partikel.studies.judgement import (
     CONFIDENCE,
@@ -20,15 +26,6 @@ from partikel.studies.judgement import (
 )
 
 VERDICTS = (HOLDS, FAILS, OPEN, INDICATED, NOT_INDICATED)
-RULE = (
-    "Interrupted, the same command goes on. One rule judges all claims. A claim is an effect with a "
-    "direction and a smallest effect of interest, both fixed beforehand. Each training seed gives one "
-    f"effect, from means over evaluations. It **holds** where the whole {CONFIDENCE:.0%} interval over "
-    "training seeds lies beyond the smallest effect, **does not hold** where it lies beyond it on the "
-    f"other side, and is **open** else. That two things are the same holds where the {EQUIVALENCE:.0%} "
-    "interval lies inside the region of equivalence. One seed only **indicates**; such claims have columns "
-    "of their own. What involves neither training nor chance holds or does not."
-)
 _STALE = "> **Stale**: "
 
 
@@ -38,54 +35,23 @@ def page(result: Mapping[str, Any]) -> str:
     Args:
         result: content of an item's JSON file.
     """
-    name, scale = result["item"], result["scale"]
-    counted = [f for f in result["findings"] if not f["claim"]["replaced"]]
-    parts = [
-        f"# {result['title']}",
-        f"{result['source']} · `partikel reproduce {name} --scale {scale}`",
-        result["about"],
-        "## Claims",
-        table(("the paper", "on", "measured", "verdict"), list(map(_row, counted))),
-        *_replaced([f for f in result["findings"] if f["claim"]["replaced"]]),
-        "## Effects",
-        table(
-            ("claim", "on", "effect", "smallest", "measured", "95 % interval", "detectable"),
-            [_effect(number, f) for number, f in enumerate(counted, start=1)],
-        ),
-        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in result["pictures"].items()),
-    ]
-    for each in result["tables"]:
-        parts += [f"## {each['title']}", table(each["columns"], each["rows"])]
-    if result["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in result["notes"])]
-    if result["trained"]:
-        parts += [
-            "## What was trained",
-            table(
-                ("run", "preset", "changes", "iterations", "CPU s"),
-                [
-                    (
-                        run,
-                        f"`{each['preset']}`",
-                        ", ".join(f"{k} {_plain(v)}" for k, v in each["changes"].items()) or "none",
-                        each["iterations"],
-                        each["cpu_seconds"],
-                    )
-                    for run, each in result["trained"].items()
-                ],
-            ),
-        ]
-    protocol = ", ".join(f"{key} {_plain(value)}" for key, value in result["protocol"].items())
-    machine = result["machine"]
-    parts += [
-        "## Protocol",
-        (f"{protocol}. " if protocol else "")
-        + f"{machine['device']}, {machine['threads']} thread(s), torch {machine['torch']}; "
-        f"{result['cpu_seconds']['training']:.0f} CPU seconds of training (shared with other items) and "
-        f"{result['cpu_seconds']['measuring']:.0f} of measuring. Values of each seed: [{name}.json]"
-        f"({name}.json).",
-    ]
-    return "\n\n".join(parts) + "\n"
+    counted = _counted([result])
+    return _template("page.md").render(
+        result=result,
+        counted=counted,
+        replaced=[f for f in result["findings"] if f["claim"]["replaced"]],
+        effects=[_effect(number, f) for number, f in enumerate(counted, start=1)],
+    )
+
+
+def _template(name: str) -> Template:
+    """A template beside this file, with what writes its tables."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, keep_trailing_newline=True)
+    environment.globals["table"] = table
+    environment.filters |= {"row": _row, "replaced": _replaced, "training": _training}
+    environment.filters["pairs"] = _pairs
+    return environment.get_template(name)
 
 
 def labelled(text: str, old: Sequence[str]) -> str:
@@ -119,9 +85,7 @@ def index(
     """
     scale = results[0]["scale"] if results else "cpu"
     fresh = [r for r in results if not stale[r["item"]]]
-    seconds = sum(r["cpu_seconds"]["measuring"] for r in results)
     runs = {run: each for r in results for run, each in r["trained"].items()}
-    training = sum(each["cpu_seconds"] for each in runs.values())
     rows: list[tuple[str, ...]] = []
     for r in results:
         head = (f"[{r['item']}]({r['item']}.md)", r["title"], r["source"])
@@ -132,20 +96,16 @@ def index(
         counts = [str(verdicts.count(v)) if v in verdicts else "" for v in VERDICTS]
         rows.append((*head, "fresh", *counts))
     rows += [(name, title, "not run yet", *[""] * (len(VERDICTS) + 1)) for name, title in missing]
-    return (
-        "\n\n".join(
-            [
-                f"# The papers, reproduced at the scale `{scale}`",
-                f"`partikel reproduce all --scale {scale}` wrote these pages: {len(runs)} trained models "
-                f"({training / 60:.0f} CPU minutes) and {seconds / 60:.0f} CPU minutes of measuring. "
-                "`partikel reproduce all --check` says which are stale: made with other settings, another "
-                "rule or other code that measures than today's. Their verdicts are not counted.",
-                RULE,
-                _power(fresh),
-                table(("item", "what", "paper", "page", *VERDICTS), rows),
-            ]
-        )
-        + "\n"
+    return _template("index.md").render(
+        scale=scale,
+        runs=runs,
+        training=sum(each["cpu_seconds"] for each in runs.values()),
+        measuring=sum(r["cpu_seconds"]["measuring"] for r in results),
+        confidence=CONFIDENCE,
+        equivalence=EQUIVALENCE,
+        power=_power(fresh),
+        verdicts=VERDICTS,
+        rows=rows,
     )
 
 
@@ -190,16 +150,22 @@ def _effect(number: int, f: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _replaced(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Verdicts of rules that were replaced after a first look, which count nowhere."""
-    if not findings:
-        return []
-    rows = [(*_row(f), f["claim"]["replaced"]) for f in findings]
-    heads = ("the paper", "on", "measured", "verdict", "why it was replaced")
-    return ["### By the first rules", table(heads, rows)]
+def _replaced(f: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a rule that was replaced after a first look, which counts nowhere."""
+    return (*_row(f), f["claim"]["replaced"])
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _training(named: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+    run, each = named
+    preset, changes = f"`{each['preset']}`", _pairs(each["changes"]) or "none"
+    return run, preset, changes, each["iterations"], each["cpu_seconds"]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_plain(value)}" for key, value in values.items())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(_cell(each) for each in line)} |" for line in lines)

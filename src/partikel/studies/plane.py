@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -37,7 +37,7 @@ from partikel.app.show import plots
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.diffflow import DiffFlow
 from partikel.errors import ConfigError, NumericsError
-from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, ScoreField
+from partikel.fields import At, ExactScoreField, Field, ScoreField
 from partikel.fields.terms import AtScale, LogRatioField
 from partikel.files import write_json
 from partikel.metrics import energy_distance, sliced_wasserstein2
@@ -106,65 +106,79 @@ class Place:
     sliced_w2: float
 
 
+class Learned(NamedTuple):
+    """What a trained model brings to a map.
+
+    Attributes:
+        score: its data score s_p.
+        critic: a discriminator learned along the path, or its ∇d, to go with the score where λ² > 0
+            and g² ≠ 2β.
+        schedule: the path σ(t) that both know.
+        label: where they come from, for the caption.
+    """
+
+    score: Field
+    critic: Field | None = None
+    schedule: Schedule = VESchedule(*SIGMAS)
+    label: str | None = None
+
+
 def draw_map(
     out: Path,
     *,
     dataset: Dataset | None = None,
-    score: Field | None = None,
-    critic: Field | None = None,
-    schedule: Schedule | None = None,
+    learned: Learned | None = None,
     points: Sequence[tuple[float, float]] | None = None,
     samples: int = 10_000,
     steps: int | None = None,
     seed: int = 0,
-    label: str | None = None,
 ) -> Path:
     """Draw the map with samples, trajectories and measured quality; takes about a minute.
 
     Args:
         out: a folder, into which ``map.png`` and ``map.json`` are written.
         dataset: points of the plane; the unequal Gaussians unless given.
-        score: a learned data score s_p. Without one all fields are exact, and the data a mixture.
-        critic: a discriminator learned along the path, or its ∇d, to go with a learned score where
-            λ² > 0 and g² ≠ 2β.
-        schedule: the path σ(t); VE between :data:`SIGMAS` unless given.
+        learned: fields of a model, with their path. Without them all fields are exact, the data a
+            mixture, and the path is VE between :data:`SIGMAS`.
         points: places (g²/β, λ²/β); :data:`POINTS` unless given, as far as learned fields reach: g² = 2β,
             and with a critic λ² > 0. Those left out are marked.
         samples: particles at each place.
         steps: of the solver, two evaluations each; :data:`STEPS`, or :data:`LEARNED_STEPS`, unless
             given.
         seed: of all random draws.
-        label: where learned fields come from, for the caption.
 
     Returns:
         The path of the picture.
 
     Raises:
-        ConfigError: for data that are not points of the plane, or no mixture where fields are exact; a
-            critic without a score; places that are not on the plane, or out of reach; too few samples.
+        ConfigError: for data that are not points of the plane, or no mixture where fields are exact;
+            places that are not on the plane, or out of reach; too few samples.
         NumericsError: where particles run away because steps are too large.
     """
     dataset = dataset or open_dataset(DataSettings("unequal"))
-    schedule = schedule or VESchedule(*SIGMAS)
-    steps = (STEPS if score is None else LEARNED_STEPS) if steps is None else steps
-    chosen = _chosen(points, dataset, score, critic)
+    schedule = VESchedule(*SIGMAS) if learned is None else learned.schedule
+    steps = (STEPS if learned is None else LEARNED_STEPS) if steps is None else steps
+    chosen = _chosen(points, dataset, learned)
     if samples < FEWEST:
         raise ConfigError(f"clouds are compared with samples >= {FEWEST}, got {samples}.")
     generator = seeded(seed, "map", "data")
     first, data = dataset.draw(2 * samples, generator=generator).x.split(samples)
     start = schedule.noised(first, torch.zeros(samples), generator=generator)
-    simulate = _Simulator(dataset, score, critic, schedule, start, data, steps, seed)
+    simulate = _Simulator(dataset, learned, schedule, start, data, steps, seed)
     places = [simulate.place(*point) for point in chosen]
     pairs = [dataset.draw(2 * samples, generator=generator).x.split(samples) for _ in range(PAIRS)]
     reference = {
         "energy": sorted(energy_distance(x, y) for x, y in pairs),
         "sliced_w2": sorted(sliced_wasserstein2(x, y) for x, y in pairs),
     }
+    told = "exact"
+    if learned is not None:
+        told = "none" if learned.critic is None else "learned"
     protocol = {
         "data": dataset.name,
-        "fields": "exact" if score is None else "learned",
-        "discriminator": "exact" if score is None else "none" if critic is None else "learned",
-        "label": label,
+        "fields": "exact" if learned is None else "learned",
+        "discriminator": told,
+        "label": None if learned is None else learned.label,
         "schedule": repr(schedule),
         "sigma_max": schedule.sigma_max,
         "sigma_end": schedule.sigma_end,
@@ -196,7 +210,7 @@ def draw_map(
     }
     write_json(out / "map.json", found)
     plots.save_figure(
-        _drawn(places, left_out, data, _caption(protocol, reference, left_out), score is None),
+        _drawn(places, left_out, data, _caption(protocol, reference, left_out), learned is None),
         out / "map.png",
     )
     return out / "map.png"
@@ -210,16 +224,15 @@ def draw_map_of(run: Run, out: Path, **options: Any) -> Path:
         out: folder for map.png and map.json.
         options: of :func:`draw_map`.
     """
-    score, critic, path = learned_fields(run.model)
+    learned = learned_fields(run.model)
     label = f"Learned: the score of '{run.preset}', iteration {run.step}"
-    if critic is not None and isinstance(run.recipe, PlanePoint):
+    if learned.critic is not None and isinstance(run.recipe, PlanePoint):
         place, n = f"({run.recipe.g2:g}, {run.recipe.lambda2:g})", run.recipe.steps
         label += f"; the discriminator, trained on particles of {n} steps at {place}"
-    fields = {"score": score, "critic": critic, "schedule": path, "label": label}
-    return draw_map(out, dataset=run.dataset, **fields, **options)
+    return draw_map(out, dataset=run.dataset, learned=learned._replace(label=label), **options)
 
 
-def learned_fields(model: Carrier) -> tuple[Field, DiscriminatorField | None, Schedule]:
+def learned_fields(model: Carrier) -> Learned:
     """The data score of a trained model, its log-ratio discriminator if it has one, and a path for both.
 
     Both are asked at noise levels, so that any VE path will do; the discriminator of a path that scales
@@ -243,9 +256,9 @@ def learned_fields(model: Carrier) -> tuple[Field, DiscriminatorField | None, Sc
         raise ConfigError(refusal)
     own = model.schedule
     if critics and type(own).u is not Schedule.u:
-        return scores[0], critics[0], own
+        return Learned(scores[0], critics[0], own)
     path = VESchedule(min(SIGMAS[0], own.sigma_max), SIGMAS[1])
-    return scores[0], critics[0] if critics else None, path
+    return Learned(scores[0], critics[0] if critics else None, path)
 
 
 def flow_at(schedule: Schedule, g2: float, lambda2: float) -> DiffFlow:
@@ -412,8 +425,7 @@ class _Simulator:
     """Runs particles at places of the plane; holds everything that places share."""
 
     dataset: Dataset
-    score: Field | None
-    critic: Field | None
+    learned: Learned | None
     schedule: Schedule
     start: Tensor
     data: Tensor
@@ -454,7 +466,7 @@ class _Simulator:
             lambda2,
             model_name(g2, lambda2),
             ("p_σ" if lambda2 > 0 else "about p_σ" + _power(lambda2))
-            + ("" if self.score is None else ", were the fields exact"),
+            + ("" if self.learned is None else ", were the fields exact"),
             end.x,
             torch.stack(paths, 1),
             end.evaluations,
@@ -464,8 +476,9 @@ class _Simulator:
 
     def _fields(self, flow: DiffFlow, g2: float, lambda2: float) -> tuple[Field, Field]:
         """s_p and ∇d, which has no weight at g² = 2β."""
-        if self.score is not None:
-            return self.score, 0.0 * self.score if self.critic is None else self.critic
+        if self.learned is not None:
+            score, critic, *_ = self.learned
+            return score, 0.0 * score if critic is None else critic
         target = self.dataset.target
         assert isinstance(target, GaussianMixture)
         score = ExactScoreField(target)
@@ -522,8 +535,7 @@ def _power(lambda2: float) -> str:
 def _chosen(
     points: Sequence[tuple[float, float]] | None,
     dataset: Dataset,
-    score: Field | None,
-    critic: Field | None,
+    learned: Learned | None,
 ) -> list[tuple[float, float]]:
     """The places to show, all of which can be reached."""
     if dataset.shape != (2,):
@@ -531,16 +543,14 @@ def _chosen(
             f"the map shows points of the plane, not '{dataset.name}' of shape {dataset.shape}: "
             "choose two-dimensional data such as 'gaussians'."
         )
-    if critic is not None and score is None:
-        raise ConfigError("a learned discriminator goes with a learned score: pass score too.")
-    if score is None and not isinstance(dataset.target, GaussianMixture):
+    if learned is None and not isinstance(dataset.target, GaussianMixture):
         raise ConfigError(
             f"exact fields need a Gaussian mixture, which '{dataset.name}' is not: "
             "pass a learned score, or choose data such as 'gaussians'."
         )
     chosen = []
     for g2, lambda2 in POINTS if points is None else points:
-        reached = score is None or g2 == 2 or (critic is not None and lambda2 > 0)
+        reached = learned is None or g2 == 2 or (learned.critic is not None and lambda2 > 0)
         if not (g2 >= 0 and g2 >= lambda2):
             raise ConfigError(
                 f"({g2:g}, {lambda2:g}) is not on the plane: g² >= 0 and g² >= λ² there."
@@ -600,13 +610,9 @@ def _drawn(
     lines = [text for (*_, text), placed in zip(said, inside, strict=True) if not placed]
     lines += caption.split("\n")
     margin, foot = 0.6, 0.95 + 0.2 * len(lines)
-    figure = plots.new_figure((right - left) * _ACROSS + margin, (top - bottom) * _UP + foot)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes(
-        (margin / width, foot / height, 1 - margin / width, 1 - foot / height),
-        xlim=(left, right),
-        ylim=(bottom, top),
-    )
+    size = (right - left) * _ACROSS, (top - bottom) * _UP
+    figure = plots.new_figure(size[0] + margin, size[1] + foot)
+    axes = plots.place_axes(figure, (margin, foot), size, xlim=(left, right), ylim=(bottom, top))
     _draw_ground(axes)
     for (x, y, ground, text), placed in zip(said, inside, strict=True):
         if placed:
@@ -620,15 +626,8 @@ def _drawn(
     for g2, lambda2 in left_out:
         _draw_empty(axes, g2, lambda2)
     _write_notes(axes)
-    figure.text(
-        (margin + 0.12 * _ACROSS) / width,
-        0.14 / height,
-        "\n".join(lines),
-        size=8.5,
-        color=plots.MUTED,
-        va="bottom",
-        linespacing=1.5,
-    )
+    below = {"va": "bottom", "linespacing": 1.5}
+    plots.write_at(figure, margin + 0.12 * _ACROSS, 0.14, "\n".join(lines), 8.5, **below)
     return figure
 
 

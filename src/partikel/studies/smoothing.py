@@ -102,7 +102,7 @@ def show_smoothing(
     Raises:
         ConfigError: for outputs that are not points of the plane.
     """
-    if shown.x.ndim != 2 or shown.x.shape[1] != 2:
+    if not plots.is_planar(shown.x):
         raise ConfigError(
             "fields are drawn as arrows in the plane, and these points have the shape "
             f"{tuple(shown.x.shape[1:])}: show the spectrum by plots.curves_figure instead."
@@ -114,21 +114,23 @@ def show_smoothing(
     for place, (title, velocity) in enumerate(fields.items()):
         axes = plots.add_panel(figure, (place * inches, 0), inches, title)
         plots.frame_axes(axes, extent)
-        _arrows(axes, shown.x, velocity, extent[1] - extent[0])
-    rank = np.arange(1, len(shown.spectrum) + 1)
-    positive = (shown.spectrum > 1e-12 * shown.spectrum[0]).cpu().numpy()
+        size = velocity.square().sum(1).mean().sqrt().clamp(min=1e-30)
+        arrows = velocity / size * 0.08 * (extent[1] - extent[0])
+        axes.scatter(*shown.x.cpu().double().T, s=4, color=plots.MUTED, linewidths=0, zorder=2)
+        plots.draw_arrows(axes, shown.x, arrows, width=0.006, color=plots.DATA, zorder=3)
     axes = _chart(figure, 2, inches, "spectrum of $A_\\theta$")
-    values = shown.spectrum.cpu().double().numpy()
-    rest = shown.energy.sum() - shown.energy.cumsum(0) + shown.energy  # along this and lower ones
-    axes.loglog(rank[positive], values[positive] / values[0], color=plots.SERIES[0], linewidth=1.8)
-    left = rest.clamp(min=1e-12).cpu().double().numpy()[positive]
-    axes.loglog(rank[positive], left, color=plots.SERIES[1], linewidth=1.8, linestyle=(0, (4, 1.6)))
-    for height, name, color in [
-        (0.06, "eigenvalues λ/λ₁", plots.SERIES[0]),
-        (0.15, "∇h beyond, share of energy", plots.SERIES[1]),
-    ]:
+    spectrum, energy = shown.spectrum.cpu().double(), shown.energy.cpu().double()
+    positive = spectrum > 1e-12 * spectrum[0]
+    values = (spectrum / spectrum[0])[positive]
+    beyond = (energy.sum() - energy.cumsum(0) + energy)[positive]  # along this and lower ones
+    rank = 1 + torch.arange(len(spectrum))[positive]
+    for height, name, color, curve, dashes in (
+        (0.06, "eigenvalues λ/λ₁", plots.SERIES[0], values, "solid"),
+        (0.15, "∇h beyond, share of energy", plots.SERIES[1], beyond, (0, (4, 1.6))),
+    ):
+        axes.loglog(rank, curve.clamp(min=1e-12), color=color, linewidth=1.8, linestyle=dashes)
         axes.text(0.04, height, name, color=color, size=7.5, transform=axes.transAxes)
-    axes.set_ylim(max(1e-9, 0.5 * values[positive].min() / values[0]), 2)
+    axes.set_ylim(max(1e-9, 0.5 * float(values.min())), 2)
     if drift:
         axes = _chart(figure, 3, inches, "$\\|K_t - K_0\\|/\\|K_0\\|$ in training")
         axes.plot(*np.asarray(drift, dtype=float).T, color=plots.SERIES[2], linewidth=1.8)
@@ -136,35 +138,11 @@ def show_smoothing(
     return figure
 
 
-def _arrows(axes: Axes, x: Tensor, velocity: Tensor, width: float) -> None:
-    size = velocity.square().sum(1).mean().sqrt().clamp(min=1e-30)
-    arrows = (velocity / size * 0.08 * width).cpu().double().numpy()
-    points = x.cpu().double().numpy()
-    axes.scatter(*points.T, s=4, color=plots.MUTED, linewidths=0, zorder=2)
-    axes.quiver(
-        *points.T,
-        *arrows.T,
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        width=0.006,
-        color=plots.DATA,
-        zorder=3,
-    )
-
-
 def _chart(figure: Figure, place: int, inches: float, title: str) -> Axes:
     """Axes with ticks inside of a panel's place."""
-    margin, width, height = 0.46, *figure.get_size_inches()
-    side = inches - margin
-    axes = figure.add_axes(
-        (
-            (place * inches + margin) / width,
-            0.28 / height,
-            (side - 0.08) / width,
-            (inches - 0.34) / height,
-        )
-    )
+    margin = 0.46
+    corner, size = (place * inches + margin, 0.28), (inches - margin - 0.08, inches - 0.34)
+    axes = plots.place_axes(figure, corner, size)
     axes.tick_params(which="minor", length=0)
     axes.tick_params(length=2, labelsize=7, labelcolor=plots.MUTED, color=plots.HAIRLINE)
     for spine in axes.spines.values():

@@ -4,8 +4,7 @@ On Gaussians laws are closed-form moments. Elsewhere particles are simulated wit
 they end in is compared with the law they should end in, by the energy distance and its own
 fluctuations between two draws of that law. Two cases have exact fields without being Gaussian: a matched
 flow towards a mixture, where the optimal discriminator is constant, and a flow from a mixture
-towards a Gaussian, where it is not (:func:`propagated`). :func:`trials` are all presets in any dimension,
-for tests and benchmarks.
+towards a Gaussian, where it is not (:func:`propagated`). :class:`Trial` is any of these in any dimension.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Literal, TypeAlias, get_args
@@ -33,8 +31,8 @@ from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, Trai
 from partikel.fields.particles import Particles
 from partikel.fields.terms import AtScale, Potential
 from partikel.files import write_json
-from partikel.metrics import energy_distance, sliced_wasserstein2
-from partikel.metrics.chance import energy_quantile, quantile_between
+from partikel.metrics import energy_distance
+from partikel.metrics.chance import energy_quantile
 from partikel.models import GeneratorModel, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
@@ -427,7 +425,7 @@ def _matched(name: str, path: Schedule, grid: TimeGrid) -> _Simulation:
         _place(*point): DiffFlow.reverse(path, g2=point[0], lambda2=point[1])
         for point in ((2.0, 1.0), (2.0, 2.0), (1.5, 1.0), (3.0, 0.5))
     }
-    start, end = (_noised(MIXTURE, path, t) for t in (0.0, path.horizon))
+    start, end = (noised_by(MIXTURE, path, t) for t in (0.0, path.horizon))
     flow, exact = DiffFlow.reverse(path), ExactScoreField(MIXTURE)
     trial = Trial(name, "mixture", flow, exact, None, grid, STEPS, start, end)
     return _Simulation(f"the mixture: {name}", PROPOSITION, flows, trial, log_density)
@@ -435,7 +433,7 @@ def _matched(name: str, path: Schedule, grid: TimeGrid) -> _Simulation:
 
 def _unmatched(name: str, base: DiffFlow, points: Sequence[float]) -> _Simulation:
     """From a mixture towards a Gaussian: ρ_t is known, and the optimal d is not constant."""
-    trial, end = _known_laws(base, GAUSSIAN, MIXTURE)
+    trial, end = known_laws(base, GAUSSIAN, MIXTURE)
     flows = {f"g² = {_times(g2)}": base.with_g2(g2) for g2 in points}
     claim = f"the law at g² = 2β: {name}"
     return _Simulation(claim, PROPOSITION, flows, trial, end.log_density)
@@ -446,7 +444,7 @@ def _to_the_mixture() -> _Simulation:
     level = 0.4
     path = ConstantSchedule(level, 30.0)
     flow, grid = DiffFlow(path).with_g2(2.0), UniformGrid(path.horizon)
-    start, end, exact = _drawn_from(OTHER), _noised(MIXTURE, path, 0.0), ExactScoreField(MIXTURE)
+    start, end, exact = drawn_from(OTHER), noised_by(MIXTURE, path, 0.0), ExactScoreField(MIXTURE)
     return _Simulation(
         "the mixture, from another law: Langevin, λ² = 0",
         "DiffFlow Theorem 1",
@@ -489,7 +487,7 @@ def _simulated(samples: int, seed: int, chance: float = CHANCE) -> Iterator[Chec
             yield _mean(claim, simulation.source, found, float(expected.mean()), error, each)
 
 
-# --- every preset, from its exact start
+# --- points of the plane, from their exact start
 
 
 @dataclass(frozen=True)
@@ -542,240 +540,42 @@ class Trial:
         return model.stream(start, generator=generator)
 
 
-@dataclass(frozen=True)
-class Endings:
-    """Distances of a trial's particles to the law they should end in, and what draws of it have.
-
-    Attributes:
-        evaluations: of the drift, for each particle.
-        energy: energy distance, of each run.
-        sliced_w2: sliced Wasserstein-2 distance, of each run.
-        energy_limit: the quantile between two draws of the law.
-        sliced_w2_limit: the same.
-        below: whether each run is below both quantiles.
-    """
-
-    evaluations: int
-    energy: list[float]
-    sliced_w2: list[float]
-    energy_limit: float
-    sliced_w2_limit: float
-
-    @property
-    def below(self) -> list[bool]:
-        """Whether each run is below both quantiles."""
-        pairs = zip(self.energy, self.sliced_w2, strict=True)
-        return [e < self.energy_limit and w < self.sliced_w2_limit for e, w in pairs]
-
-    @property
-    def holds(self) -> bool:
-        """Whether most runs are below: one of a hundred is not, by the quantile's meaning."""
-        return sum(self.below) > len(self.below) / 2
-
-
-def limits(
-    draw: Draw,
-    n: int,
-    *,
-    level: float = 0.99,
-    pairs: int = 200,
-    projections: int = 512,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Quantiles of the energy distance and of sliced W2 between two draws of n points of one law.
-
-    Args:
-        draw: draws of the law.
-        n: points of a draw.
-        level: in (0, 1).
-        pairs: draws of sliced W2; those of the energy distance are
-            :func:`partikel.metrics.chance.energy_quantile`'s.
-        projections: lines of sliced W2.
-        seed: of all draws.
-    """
-    energy = energy_quantile(draw(1000, seeded(seed, "verify", "cloud")), n, n, level, seed)
-    sliced = partial(sliced_wasserstein2, projections=projections)
-    source = seeded(seed, "verify", "pairs")
-    return energy, quantile_between(sliced, draw, n, pairs, level, source)
-
-
-def run_trial(
-    trial: Trial,
-    quantiles: tuple[float, float],
-    n: int,
-    *,
-    runs: int = 3,
-    projections: int = 512,
-    seed: int = 0,
-) -> Endings:
-    """Run a trial until most of ``runs`` agree on whether it is below the :func:`limits`.
-
-    Args:
-        trial: what to run.
-        quantiles: :func:`limits` of the trial's end, at as many points and lines.
-        n: particles.
-        runs: odd.
-        projections: lines of sliced W2.
-        seed: of all draws.
-    """
-    found = Endings(0, [], [], *quantiles)
-    for run in range(runs):
-        own = derive_seed(seed, trial.preset, run)
-        state, data = trial.run(n, own), trial.end(n, seeded(own, "verify", "reference"))
-        found.energy.append(energy_distance(state.x, data))
-        found.sliced_w2.append(sliced_wasserstein2(state.x, data, projections))
-        found = replace(found, evaluations=state.evaluations)
-        if max(sum(found.below), run + 1 - sum(found.below)) > runs / 2:
-            break
-    return found
-
-
-PATHS: dict[str, Schedule] = {
-    "VE": VESchedule(40.0),
-    "Karras": EDMSchedule(40.0),
-    "VP": VPSchedule(),
-    "sub-VP": SubVPSchedule(),
-}
-"""The paths of :func:`trials`."""
-MATCHED = {
-    "SDE": (2.0, 1.0),
-    "ODE": (2.0, 2.0),
-    "Diffusion-GAN, g² = 1.5β": (1.5, 1.0),
-    "Diffusion-GAN without noise": (1.0, 1.0),
-    "SLCD, λ² = 1.5β": (2.0, 1.5),
-    "SLCD, λ² = 0.5β": (2.0, 0.5),
-    "SLCD, g² = 3β": (3.0, 1.0),
-}
-"""Points at which the optimal discriminator is constant, from the exact law at t = 0."""
-
-
-def exact_targets(dim: int) -> tuple[GaussianMixture, Gaussian]:
-    """A mixture of three components and a Gaussian in R^dim, both asymmetric and anisotropic."""
-    if dim == 2:
-        return MIXTURE, GAUSSIAN
-    generator = seeded(0, "verify", "targets", dim)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    roots = normal(3, dim, dim) / dim**0.5
-    widths = torch.tensor([0.5, 0.25, 0.3], dtype=torch.float64)[:, None, None]
-    covariances = widths * (roots @ roots.mT) + 0.05 * torch.eye(dim, dtype=torch.float64)
-    axes, _ = torch.linalg.qr(normal(dim, dim))
-    variances = torch.linspace(0.2, 1.5, dim, dtype=torch.float64)
-    return (
-        GaussianMixture(normal(3, dim), covariances, weights=[0.5, 0.3, 0.2]),
-        Gaussian(normal(dim), (axes * variances) @ axes.mT),
-    )
-
-
-def trials(dim: int) -> Iterator[Trial]:
-    """Every preset of framework §6 whose end the theory knows, with exact fields, in R^dim.
-
-    Where d is constant, and for annealed Langevin dynamics, which needs no discriminator, the target
-    is a mixture, and the start its exact law at σ_max. Where ∇d needs ρ_t's own score, it is a Gaussian.
-    The saturating and the non-saturating GAN are not among them: their β(d) makes laws that have no
-    closed form even there.
-    """
-    for name, path in PATHS.items():
-        for preset, (g2, lambda2) in MATCHED.items():
-            yield matched_trial(f"{name} {preset}", dim, path, g2, lambda2)
-    yield annealed_trial(dim)
-    for preset in CLOSED_FORM:
-        yield closed_form_trial(preset, dim)
-
-
-def matched_trial(preset: str, dim: int, path: Schedule, g2: float, lambda2: float) -> Trial:
-    """A point on the line of the forward SDE, on the mixture, with the constant d that is exact there."""
-    target, _ = exact_targets(dim)
-    flow, grid = (
-        DiffFlow.reverse(path, g2=g2, lambda2=lambda2),
-        KarrasGrid(path, max(path.sigma_end, 0.02)),
-    )
+def matched_trial(
+    preset: str, target: GaussianMixture, path: Schedule, g2: float, lambda2: float
+) -> Trial:
+    """A point on the line of the forward SDE, on a mixture, with the constant d that is exact there."""
+    flow = DiffFlow.reverse(path, g2=g2, lambda2=lambda2)
+    grid = KarrasGrid(path, max(path.sigma_end, 0.02))
     steps, solver = (40, Heun()) if flow.deterministic else (100, StochasticHeun())
-    start, end = _noised(target, path, 0.0, torch.float32), _drawn_from(target, torch.float32)
+    start, end = noised_by(target, path, 0.0, torch.float32), drawn_from(target, torch.float32)
     exact = ExactScoreField(target)
     return Trial(preset, "mixture", flow, exact, None, grid, steps, start, end, solver)
 
 
-def annealed_trial(dim: int, *, strength: float = 100.0, steps: int = 800) -> Trial:
-    """Annealed Langevin dynamics on the mixture.
-
-    β = strength (σ² + 0.2) keeps pace with p_σ, whose relaxation takes a time of (variance + σ²)/β: with
-    β in proportion to g_s² the last levels would pass too fast for it.
-    """
-    target, _ = exact_targets(dim)
-    path, beta = _paced(strength)
-    flow, grid = DiffFlow.annealed_langevin(path, beta), UniformGrid(path.horizon)
-    start, end = _noised(target, path, 0.0, torch.float32), _drawn_from(target, torch.float32)
-    exact = ExactScoreField(target)
-    return Trial("annealed Langevin", "mixture", flow, exact, None, grid, steps, start, end)
-
-
-CLOSED_FORM: dict[str, tuple[Callable[[], DiffFlow], int, str]] = {
-    "Langevin": (lambda: DiffFlow.langevin(horizon=16.0), 640, "Gaussian"),
-    "GAN, β = 1": (lambda: DiffFlow.gan("logit", horizon=16.0), 640, "Gaussian"),
-    "DiffODE-GAN": (lambda: DiffFlow.diffode_gan(*_paced(100.0)), 800, "Gaussian"),
-    "Diffusion-GAN, λ² = 0": (
-        lambda: DiffFlow.diffode_gan(*_paced(100.0)).diffusion_gan(1.0),
-        800,
-        "Gaussian",
-    ),
-    "SLCD at the SDE's β, λ² = 1.5β": (
-        lambda: DiffFlow.reverse(PATHS["VE"]).slcd(1.5),
-        400,
-        "SLCD's own",
-    ),
-    "continuation, g² = β, λ² = -0.5β": (
-        lambda: DiffFlow.reverse(PATHS["VE"]).continuation(-0.5).with_g2(1.0),
-        400,
-        "the continuation's own",
-    ),
-}
-"""Points at which d is not constant: how they are made, steps, and where they end."""
-
-
-def closed_form_trial(preset: str, dim: int) -> Trial:
-    """One of :data:`CLOSED_FORM`, on a Gaussian: ∇d = u s_p - s_ρ, with ρ_t by its moments.
-
-    It starts from N(0, I) at a single noise level, and from the exact law at σ_max along a path.
-    """
-    _, target = exact_targets(dim)
-    build, steps, law = CLOSED_FORM[preset]
-    flow = build()
-    path = flow.schedule
-    start = Gaussian([0.0] * dim, std=1.0)
-    if not isinstance(path, ConstantSchedule):
-        noise = path.sigma_max**2 * torch.eye(dim, dtype=torch.float64)
-        start = Gaussian(target.mean, target.covariance + noise)
-    trial, settled = _known_laws(flow, target, start, steps)
-    first = _drawn_from(start, torch.float32)
-    last = _drawn_from(target if law == "Gaussian" else settled, torch.float32)
-    return replace(trial, preset=preset, law=law, start=first, end=last)
-
-
-def _known_laws(
+def known_laws(
     flow: DiffFlow, target: Gaussian, start: GaussianMixture, steps: int = STEPS
 ) -> tuple[Trial, GaussianMixture]:
-    """From a mixture towards a Gaussian, with ρ_t by its moments, and the law at the end."""
+    """From a mixture towards a Gaussian, with ρ_t by its moments, and the law at the end.
+
+    Args:
+        flow: the point; its path is passed evenly in t.
+        target: p.
+        start: ρ_0.
+        steps: of the solver.
+    """
     grid = UniformGrid(flow.schedule.horizon)
     laws = propagated(flow, target, start, nodes := grid.nodes(steps))
-    score, first, last = ExactScoreField(target), _drawn_from(laws[0]), _drawn_from(laws[-1])
+    score, first, last = ExactScoreField(target), drawn_from(laws[0]), drawn_from(laws[-1])
     ratio = AtScale(score, flow.schedule) - OwnScore(laws, nodes)
     return Trial("", "", flow, score, ratio, grid, steps, first, last), laws[-1]
 
 
-def _paced(strength: float) -> tuple[Schedule, Callable[[Tensor], Tensor]]:
-    """The VE path, and β = strength (σ² + 0.2) along it."""
-    path = PATHS["VE"]
-    return path, lambda t: strength * (path.sigma(t) ** 2 + 0.2)
-
-
-def _drawn_from(law: GaussianMixture, dtype: torch.dtype = torch.float64) -> Draw:
+def drawn_from(law: GaussianMixture, dtype: torch.dtype = torch.float64) -> Draw:
+    """Draws of a law."""
     return lambda n, generator: law.sample(n, generator=generator, dtype=dtype)
 
 
-def _noised(
+def noised_by(
     target: GaussianMixture, path: Schedule, t: float, dtype: torch.dtype = torch.float64
 ) -> Draw:
     """Draws of the path's own law at a time."""
@@ -817,7 +617,7 @@ def _dependence_on_lambda(samples: int, seed: int, chance: float) -> Iterator[Ch
 def _settled(base: DiffFlow) -> Trial:
     """From the stationary law, where s_ρ is s_p/(1 - λ²/2β)."""
     settled = stationary_law(base, GAUSSIAN)
-    score, draw = ExactScoreField(GAUSSIAN), _drawn_from(settled)
+    score, draw = ExactScoreField(GAUSSIAN), drawn_from(settled)
     ratio = AtScale(score, base.schedule) - OwnScore([settled], torch.zeros(1))
     grid = UniformGrid(base.schedule.horizon)
     return Trial("", "settled", base, score, ratio, grid, STEPS, draw, draw)
@@ -952,7 +752,7 @@ _MARKERS = {0.0: "o", 1.0: "D", 2.0: "s", 3.5: "^"}
 def _particles_kl(g2: float, samples: int, seed: int) -> list[tuple[float, float]]:
     """(t, KL) of simulated particles, whose law is taken to be Gaussian with their moments."""
     flow = DiffFlow.langevin(_SIGMA, _BETA, horizon=_END).with_g2(g2)
-    trial, _ = _known_laws(flow, GAUSSIAN, OTHER)
+    trial, _ = known_laws(flow, GAUSSIAN, OTHER)
     start = OTHER.sample(samples, generator=seeded(seed, "verify", "kl", g2), dtype=torch.float64)
     smoothed = GAUSSIAN.covariance + _SIGMA**2 * torch.eye(2, dtype=torch.float64)
     found = []

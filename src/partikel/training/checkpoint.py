@@ -17,7 +17,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from partikel.errors import CheckpointError, NumericsError
+from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.errors.checks import checked
 from partikel.files import (
     clear_parts,
@@ -36,7 +36,9 @@ from partikel.files import (
     write_json,
     writing_to,
 )
+from partikel.models import Carrier
 from partikel.networks.weights import misfit, not_finite, read_tensors, write_tensors
+from partikel.training.ema import averaged_model
 from partikel.training.engine import on_main
 from partikel.training.loop import Trainer
 
@@ -86,22 +88,31 @@ def _write(trainer: Trainer, folder: Path, keep: int, others: list[dict[str, Ten
         )
     _check_finite(trainer, parts)
     target = folder / f"step-{trainer.step:08d}"
-    state = {"schema": SCHEMA, "step": trainer.step, "cpu_seconds": trainer.cpu_seconds}
-    state |= {"processes": len(others) + 1, "parts": sorted(parts)}
+    state = {"cpu_seconds": trainer.cpu_seconds, "processes": len(others) + 1}
+    if trainer.dataset.size("train") is not None:
+        state["data"] = trainer.dataset.fingerprint("train")
     with writing_to(target, _MEND):
         clear_parts(folder)
-        with replacing(target) as part:
-            part.mkdir()
-            state["checksums"] = {
-                name: write_tensors(part / f"{name}.safetensors", tensors)
-                for name, tensors in parts.items()
-            }
-            write_json(part / _STATE, sealed(state))
+        _write_parts(target, parts, {"step": trainer.step, **state})
     kept = _checkpoints(folder)[-keep:]
     for old in folder.glob("step-*"):
         if old not in kept:  # older ones, and what is left of one whose removal was cut short
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _write_parts(
+    target: Path, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
+    """Write a folder of tensors and the state that says what they are, whole or not at all."""
+    with replacing(target) as part:
+        part.mkdir()
+        sums = {
+            name: write_tensors(part / f"{name}.safetensors", tensors)
+            for name, tensors in parts.items()
+        }
+        written = {"schema": SCHEMA, **state, "parts": sorted(parts), "checksums": sums}
+        write_json(part / _STATE, sealed(written))
 
 
 def _check_finite(trainer: Trainer, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -139,13 +150,19 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
         CheckpointError: if files are missing, damaged, or of another model, schema or number of
             processes; the trainer must not be used then.
     """
-    state = _read_state(checkpoint)
+    state = _read_state(checkpoint, ("model", "optimizers", "streams", "batches"))
     then, now = state["processes"], _world(trainer)
     finished = state["step"] >= trainer.iterations  # nothing is drawn any more
     if then != now and not finished:
         raise CheckpointError(
             f"the checkpoint {checkpoint} was made by {then} process(es), each with its own random "
             f"streams, and this run has {now}: launch {then} to resume, or start in another --out."
+        )
+    data = trainer.dataset
+    if not finished and state["data"] not in (None, data.fingerprint("train")):
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} was made with other data than '{data.name}' is now: resume with "
+            "the points and labels that it was made with, in their order, or start in another folder."
         )
     load_weights(trainer.model, checkpoint, "model")
     if trainer.average is not None:
@@ -186,20 +203,103 @@ def load_weights(module: nn.Module, checkpoint: Path, part: str) -> None:
     wrong = misfit(module.state_dict(), weights)
     if wrong is not None:
         raise CheckpointError(
-            f"the checkpoint {checkpoint} is of another model ({wrong}): use the configuration it "
-            "was made with."
+            f"the checkpoint {checkpoint} is of another model ({wrong}): build the model as it was when "
+            "the weights were saved (use the configuration it was made with)."
         )
     module.load_state_dict(weights)
 
 
-def has_average(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds averaged weights."""
-    return "average" in _read_state(checkpoint)["parts"]
+def load_sampled(model: Carrier, checkpoint: Path, raw: bool = False) -> None:
+    """Load a checkpoint's weights, averaged ones where there are any, into a model that is sampled.
+
+    Args:
+        model: of the same architecture; it is in evaluation mode then.
+        checkpoint: the folder.
+        raw: leave the average out.
+
+    Raises:
+        CheckpointError: as :func:`load_weights`.
+    """
+    load_weights(model, checkpoint, "model")
+    if not raw and "average" in _read_state(checkpoint)["parts"]:
+        average = averaged_model(model.sampled, 0.5)
+        load_weights(average, checkpoint, "average")
+        model.sampled.load_state_dict(average.module.state_dict())
+    model.eval()
 
 
 def read_step(checkpoint: Path) -> int:
     """The iteration after which a checkpoint was taken."""
     return _read_state(checkpoint)["step"]
+
+
+@checked
+def save(model: Carrier | Trainer, folder: Path | str) -> Path:
+    """Save a model of one's own: weights and buffers, and of a trainer the average that sampling uses.
+
+    The folder is a checkpoint without what only its training needs. :func:`load_into` reads it.
+
+    Args:
+        model: a carrier with its field, or the trainer that ``fit`` returned.
+        folder: new, empty, or one with a saved model, which it replaces.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: for a folder that holds something else.
+        NumericsError: if weights are not finite; nothing is written.
+        CheckpointError: if the disk is full or not writable.
+    """
+    target = Path(folder)
+    trainer = model if isinstance(model, Trainer) else None
+    carrier = model.model if isinstance(model, Trainer) else model
+    parts = {"model": carrier.state_dict()}
+    if trainer is not None and trainer.average is not None:
+        parts["average"] = trainer.average.state_dict()
+    state = {"step": 0 if trainer is None else trainer.step, "cpu_seconds": 0.0}
+
+    def write() -> None:
+        with writing_to(target, "free some space or choose another folder"):
+            holds = [] if not target.exists() else os.listdir(target)
+            if holds and not _is_saved(holds):
+                raise ConfigError(f"{target} holds something else: choose a new or empty folder.")
+            _write_parts(target, parts, state)
+
+    on_main(write)
+    return target
+
+
+@checked
+def load_into(model: Carrier, folder: Path | str, raw: bool = False) -> Carrier:
+    """Load the weights of a saved model into one that is built alike; no code is run.
+
+    Args:
+        model: a carrier with its field, as it was built for the one that was saved.
+        folder: what :func:`save` wrote, ``fit(folder=...)`` or 'partikel train', of which the newest
+            checkpoint is read; or one checkpoint.
+        raw: the weights themselves, instead of their average where there is one.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: for a folder that holds no weights, damaged ones, or those of another model.
+    """
+    path = Path(folder)
+    found = path if _there(path / _STATE) else latest_checkpoint(path / "checkpoints")
+    if found is None:
+        raise CheckpointError(
+            f"{path} holds no weights of a model: name a folder that partikel.save, fit(folder=...) or "
+            "'partikel train' wrote (what 'partikel export' wrote, partikel.load_generator reads)."
+        )
+    load_sampled(model, found, raw)
+    return model
+
+
+def _is_saved(names: Collection[str]) -> bool:
+    """Whether files of these names are what :func:`save` wrote, and nothing else."""
+    return _STATE in names and {*names} <= {_STATE, "model.safetensors", "average.safetensors"}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -217,28 +317,35 @@ def _there(path: Path) -> bool:
     return False
 
 
-def _read_state(checkpoint: Path) -> dict[str, Any]:
-    mend = "remove it, and the run resumes from the one before."
+def _read_state(checkpoint: Path, needed: Collection[str] = ("model",)) -> dict[str, Any]:
+    mend = _mend(checkpoint)
     with reading(checkpoint, f"is no whole checkpoint ({_STATE} cannot be read): {mend}"):
-        state = {"processes": 1, "checksums": {}, **read_json(checkpoint / _STATE)}
+        state = {"processes": 1, "checksums": {}, "data": None, **read_json(checkpoint / _STATE)}
         if state["schema"] != SCHEMA:
             raise CheckpointError(
                 f"the checkpoint {checkpoint} has schema {state['schema']}, this version reads "
                 f"{SCHEMA}: use the version of partikel that wrote it."
             )
         counts = [state["step"], state["processes"]]
-        parts = {"model", "optimizers", "streams", "batches"} - {*state["parts"]}
-        if parts or not all(type(n) is int and n >= 0 for n in counts):
+        if {*needed} - {*state["parts"]} or not all(type(n) is int and n >= 0 for n in counts):
             raise ValueError
         state["checksums"] = dict(state["checksums"])
         state["cpu_seconds"] = float(state["cpu_seconds"])
     return state
 
 
+def _mend(checkpoint: Path) -> str:
+    """What to do about a damaged one."""
+    if checkpoint.name.startswith("step-"):
+        return (
+            f"remove the folder {checkpoint.name}, and the run resumes from the checkpoint before."
+        )
+    return "save the model again."
+
+
 def _read(checkpoint: Path, state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
-    mend = f"remove the folder {checkpoint.name}, and the run resumes from the checkpoint before."
     path = checkpoint / f"{part}.safetensors"
-    return read_tensors(path, mend, seal=state["checksums"].get(part))[0]
+    return read_tensors(path, _mend(checkpoint), seal=state["checksums"].get(part))[0]
 
 
 def _world(trainer: Trainer) -> int:

@@ -1,8 +1,8 @@
 """``fit``: the loop with everything around it that a user wants of a training run.
 
-Progress on the terminal, a log of metrics, TensorBoard, checkpoints, resuming, and a clean end on
-Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`. Of several processes only
-the main one evaluates, logs and writes, and the others wait for it.
+Progress on the terminal, a log of metrics, TensorBoard where it is installed, checkpoints, resuming, and
+a clean end on Ctrl-C or SIGTERM. The loop itself is :class:`partikel.training.loop.Trainer`. Of several
+processes only the main one evaluates, logs and writes, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,32 +12,37 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
 
-from partikel.data import Dataset
-from partikel.errors import PartikelError
+from partikel.data import Dataset, in_memory
+from partikel.errors import ConfigError, DataError, PartikelError, installed
 from partikel.errors.checks import Count, Natural, checked
 from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
+from partikel.streams import seeded
 from partikel.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from partikel.training.ema import EMA, swapped_in
 from partikel.training.engine import Engine, accelerator_for, holding, on_main
 from partikel.training.loop import Trainer
 from partikel.training.phases import Phase
 
+if TYPE_CHECKING:  # what is no data is refused by in_memory, which knows what to pass instead
+    from partikel.data.own import Labels, Points
+
 Evaluate = Callable[[Carrier, int], dict[str, float]]
 """(model with averaged weights in evaluation mode, iteration) -> figures to log."""
 
-Progress = Callable[[Trainer], AbstractContextManager[Callable[[dict[str, float]], None]]]
-"""Made for a trainer, it is entered for the time of training and called with the figures so far."""
+Progress = Callable[[Trainer], AbstractContextManager[Callable[[Mapping[str, Any]], None]]]
+"""Made for a trainer, it is entered for the time of training and called after each iteration with what was
+measured, or with that iteration's losses (scalars, on the device)."""
 
 
 _MEND = "free some space, then run the same command; the last whole checkpoint is kept"
@@ -58,10 +63,11 @@ class Interrupted(PartikelError):
 @checked
 def fit(
     model: Carrier,
-    dataset: Dataset,
-    phases: Sequence[Phase],
+    dataset: Dataset | Points,
+    phases: Sequence[Phase] | None = None,
     *,
     iterations: Natural,
+    labels: Labels | None = None,
     seed: int = 0,
     ema: float | EMA | None = None,
     engine: Engine | None = None,
@@ -75,13 +81,18 @@ def fit(
 
     Args:
         model: a carrier with its field.
-        dataset: the data.
-        phases: what an iteration does.
+        dataset: the data: a tensor or an array of points (N, ...), a torch ``Dataset`` of x or
+            (x, label), a pair (x, labels), see :func:`partikel.data.in_memory`; or a data set of
+            :func:`partikel.data.open_dataset`.
+        phases: what an iteration does; one update of each of the model's losses unless given, see
+            :func:`default_phases`.
         iterations: length of the run, in iterations.
+        labels: (N,) classes of the points, of a conditional model.
         seed: of all random streams.
         ema: how the sampled weights are averaged (a number is a decay); None keeps no average.
         engine: how it is computed.
-        folder: for ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``; None keeps nothing.
+        folder: for ``checkpoints/``, ``metrics.jsonl`` and, where TensorBoard is installed,
+            ``tensorboard/``; None keeps nothing.
         checkpoint_every: iterations between checkpoints.
         evaluate: called with the model (averaged weights in place, networks as they are written,
             whatever the engine) and the iteration.
@@ -95,17 +106,26 @@ def fit(
 
     Raises:
         NumericsError: if losses or weights leave the finite numbers; the last checkpoint stays.
-        ConfigError: if another process trains in the folder.
-        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read.
-        DataError: if the data vanish; the last checkpoint stays.
+        ConfigError: if another process trains in the folder, or nothing trains the model.
+        CheckpointError: if the folder cannot be written to or vanishes, or a checkpoint cannot be read
+            or is of other data.
+        DataError: for points or labels that the model cannot be trained on; if the data vanish, where
+            the last checkpoint stays.
+        TypeError: for what are no data, with what to pass.
         Interrupted: on Ctrl-C or SIGTERM, after saving (in the main thread).
     """
     folder = None if folder is None else Path(folder)
+    dataset = _data_for(model, dataset, labels)
     with holding(folder):
         engine = engine or Engine()
-        tracked = {} if folder is None else {"log_with": "tensorboard", "project_dir": str(folder)}
+        tracked: dict[str, str] = {}
+        if folder is not None and installed("tensorboard"):
+            tracked = {"log_with": "tensorboard", "project_dir": str(folder)}
         accelerator = accelerator_for(engine, **tracked)
         main, alone = accelerator.is_main_process, accelerator.num_processes == 1
+        if phases is None:
+            unit = engine.accumulate * accelerator.num_processes
+            phases = default_phases(model, dataset.size("train"), unit)
         trainer = Trainer(
             model,
             dataset,
@@ -151,7 +171,7 @@ def fit(
                 if main and (due or last or done.step % 50 == 0):
                     figures = {k: float(v) for k, v in done.metrics.items()} | figures
                     log.write(trainer, figures)
-                show(figures)
+                show(figures or done.metrics)
                 saved = last or done.step % checkpoint_every == 0
                 if saved:
                     save()
@@ -169,7 +189,68 @@ def fit(
         return trainer
 
 
-def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, float]], None]]:
+def default_phases(model: Carrier, size: int | None = None, unit: int = 1) -> tuple[Phase, ...]:
+    """One update of each loss of a model, in their order, with a phase's own optimiser and batch.
+
+    Args:
+        model: a carrier with its field.
+        size: number of points; a batch has no more.
+        unit: what batches are multiples of.
+
+    Raises:
+        ConfigError: if nothing trains the model.
+    """
+    losses = model.losses()
+    if not losses:
+        raise ConfigError(
+            f"nothing trains this {type(model).__name__}: its field has no loss, or is frozen. Sample it "
+            "as it is (where its field compares with data, by model.sample(..., real=X))."
+        )
+    most = Phase.batch if size is None else min(Phase.batch, size)
+    batch = max(unit, most // unit * unit)
+    return tuple(Phase(loss.name, batch=batch) for loss in losses)
+
+
+def _data_for(model: Carrier, data: Dataset | Points, labels: Labels | None) -> Dataset:
+    """The data set that a model is trained on, if it can be."""
+    if isinstance(data, Dataset):
+        if labels is not None:
+            raise TypeError(f"the data set '{data.name}' has labels of its own: leave out labels.")
+        return data
+    found = in_memory(data, labels)
+    shape, own = tuple(found.shape), _shape_of(model)
+    if own != shape:
+        last = own == (shape[-1], *shape[:-1])
+        mend = "x.movedim(-1, 1) puts channels first" if last else "give it their shape"
+        raise ConfigError(f"the model is of points {own}, the data of {shape}: {mend}.")
+    if model.conditional and found.classes is None:
+        raise DataError(
+            "the model is conditional: pass the labels of the points, fit(..., labels=y)."
+        )
+    if not model.conditional and (labels is not None or isinstance(data, tuple)):
+        raise ConfigError(
+            "the model takes no labels: leave them out, or make it (and its networks) conditional."
+        )
+    if model.label_weights is not None and (found.classes or 0) > len(model.label_weights):
+        raise DataError(
+            f"the labels of this model are 0 to {len(model.label_weights) - 1}, but the data have "
+            f"{(found.classes or 0) - 1}: give it label_weights of as many classes."
+        )
+    return found
+
+
+def _shape_of(model: Carrier) -> tuple[int, ...]:
+    """The shape of a model's samples; of one that does not know it, that of one sample."""
+    if model.shape is not None:
+        return model.shape
+    like = next(model.sampled.parameters(), torch.empty(0))
+    cond = torch.zeros(1, dtype=torch.int64, device=like.device) if model.conditional else None
+    with swapped_in(model.sampled, None):
+        x = model.sample(1, generator=seeded(0, "shape", device=like.device), cond=cond)
+    return tuple(x.shape[1:])
+
+
+def _silent(trainer: Trainer) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
     return nullcontext(lambda figures: None)
 
 
@@ -180,7 +261,7 @@ def _agreed(code: int | None, accelerator: Accelerator) -> int | None:
 
 
 class _Log:
-    """``metrics.jsonl`` and TensorBoard; lines after the resumed iteration are dropped."""
+    """``metrics.jsonl``, and TensorBoard where there is one; what lies after a resumed iteration goes."""
 
     def __init__(self, folder: Path | None, step: int, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -191,6 +272,8 @@ class _Log:
             kept = [line for line in read_lines(self._path) if 0 <= _step_of(line) <= step]
             kept = kept if step else []
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            if not accelerator.log_with:
+                return
             for old in (self._path.parent / "tensorboard").glob("events.out.tfevents.*"):
                 old.unlink()
             accelerator.init_trackers("tensorboard")

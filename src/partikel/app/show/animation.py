@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import imageio.v2 as imageio
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from partikel.app.show import plots
 from partikel.app.show.plots import Extent
-from partikel.errors import CheckpointError, ConfigError
+from partikel.errors import CheckpointError, ConfigError, optional
 from partikel.fields import (
     At,
     Context,
@@ -129,14 +128,13 @@ def generation_frames(
     result: list[Frame] = []
     with _evaluating(model), torch.no_grad():
         if view is None:
-            return [Frame(label, _kept(visible(state.x))) for label, state, *_ in path.moments(n)]
+            return [Frame(label, _kept(visible(state.x))) for label, state, _ in path.moments(n)]
         bound = model.field.bind(Context(real=real, generator=generator))
-        for label, state, t, sigma in path.moments(n):
-            arrows: dict[str, Tensor] = {}
-            if sigma is None or sigma > 0:
-                arrows = {"field": _kept(_field_at(bound, state.x[:ARROWS], t, sigma, cond))}
+        for label, state, at in path.moments(n):
+            exists = at.sigma is None or at.sigma > 0
+            arrows = {"field": _kept(_field_at(bound, state.x[:ARROWS], at))} if exists else {}
             extent = _extent(state.x, view)
-            potential = _potential(bound, extent, t, sigma, cond)
+            potential = _potential(bound, extent, at)
             result.append(Frame(label, _kept(state.x), arrows, potential, extent))
     return result
 
@@ -183,34 +181,28 @@ def training_frame(
                 f"{tuple(x.shape[1:])}: draw samples instead."
             )
         bound = model.field.bind(Context(real=real, generator=generator))
-        t = x.new_tensor(model.horizon)
+        at = At(x.new_tensor(model.horizon), cond=cond)
         if sigma is None:
-            level = None
-            arrows = {"field": _field_at(bound, x[:ARROWS], t, None, cond)}
+            arrows = {"field": _field_at(bound, x[:ARROWS], at)}
         else:
             if not isinstance(bound, Perturbed) or not sigma > 0:
                 raise ConfigError(
                     f"a noise level to look at (here {sigma}) must be positive, and the field "
                     "perturbed: leave sigma out."
                 )
-            bound, level = bound.field, x.new_tensor(sigma)
+            bound, at = bound.field, at._replace(sigma=x.new_tensor(sigma))
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + sigma * noise
             label = f"{label} · σ = {sigma:.3g}"
             arrows = {}
             for term in bound.terms if isinstance(bound, Sum) else [bound]:
                 if isinstance(term, Field) and not term.draws:
-                    arrow = _field_at(term, x[:ARROWS], t, level, cond)
+                    arrow = _field_at(term, x[:ARROWS], at)
                     arrows[_name(term)] = arrows.get(_name(term), 0) + arrow
         if view is None or isinstance(view, Tensor):
             view = plots.view_of(x if view is None else view)
-        return Frame(
-            label,
-            _kept(x),
-            {name: _kept(arrow) for name, arrow in arrows.items()},
-            _potential(bound, view, t, level, cond),
-            view,
-        )
+        shown = {name: _kept(arrow) for name, arrow in arrows.items()}
+        return Frame(label, _kept(x), shown, _potential(bound, view, at), view)
 
 
 # --- files of frames
@@ -297,6 +289,8 @@ def render(
     suffix = path.suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise ConfigError(f"an animation cannot be written to '{path.name}': use .gif or .mp4")
+    if suffix == ".mp4":  # before anything is drawn
+        _imageio()
     if not frames:
         raise ConfigError("there is nothing to animate: no frames.")
     if not 1 <= fps <= 50 or size < 64:
@@ -326,8 +320,8 @@ def frame_figure(
     figure = plots.new_figure(inches, inches + plots.HEAD)
     axes = plots.add_panel(figure, (0, 0), inches, title or frame.label)
     if title:
-        right, y = 1 - plots.MARGIN / inches, (inches + 0.03) / (inches + plots.HEAD)
-        figure.text(right, y, frame.label, color=plots.MUTED, size=7.5, va="baseline", ha="right")
+        right, y = inches - plots.MARGIN, inches + 0.03
+        plots.write_at(figure, right, y, frame.label, 7.5, ha="right")
     _draw(axes, frame, data, inches)
     return figure
 
@@ -418,19 +412,22 @@ class _Path:
         start = model.start(n, generator)
         return model.stream(start, generator=generator, steps=self.steps, cond=cond, real=self.real)
 
-    def moments(self, n: int | None) -> Iterator[tuple[str, State, Tensor, Tensor | None]]:
-        """The chosen nodes: what to call them, the particles, scalars t and σ."""
+    def moments(self, n: int | None) -> Iterator[tuple[str, State, At]]:
+        """The chosen nodes: what to call them, the particles, and where on the path."""
         nodes, schedule = self.even_nodes(), self.model.schedule
         total = self.model.steps if self.steps is None else self.steps
         count = n or (36 if self.view is None else 400)
         for state in self.states(count, self.generator, self.cond):
             if state.step not in nodes:
                 continue
-            label, t, sigma = f"step {state.step} of {total}", state.x.new_tensor(state.t), None
+            label, at = (
+                f"step {state.step} of {total}",
+                At(state.x.new_tensor(state.t), cond=self.cond),
+            )
             if schedule is not None:
-                sigma = schedule.sigma(t)
-                label = f"{label} · σ = {float(sigma):.3g}"
-            yield label, state, t, sigma
+                sigma = schedule.sigma(at.t)
+                label, at = f"{label} · σ = {float(sigma):.3g}", at._replace(sigma=sigma)
+            yield label, state, at
 
     def even_nodes(self) -> set[int]:
         """At most so many nodes between which pictures change by about as much.
@@ -472,33 +469,24 @@ def _apart(way: np.ndarray, least: float) -> set[int]:
     return {*kept[: max(1, len(kept) - (kept[-1] != len(way) - 1))], len(way) - 1}
 
 
-def _field_at(
-    field: Field, x: Tensor, t: Tensor, sigma: Tensor | None, cond: Tensor | None
-) -> Tensor:
+def _field_at(field: Field, x: Tensor, at: At) -> Tensor:
     """The field at points of one moment; a stochastic one's mean over draws."""
     draws = DRAWS if field.draws else 1
-    at = At(t, sigma, None if cond is None else cond[: len(x)])
+    at = at._replace(cond=None if at.cond is None else at.cond[: len(x)])
     return torch.stack([field(x, at) for _ in range(draws)]).mean(0)
 
 
-def _potential(
-    field: Field,
-    extent: Extent,
-    t: Tensor,
-    sigma: Tensor | None,
-    cond: Tensor | None,
-) -> Tensor | None:
+def _potential(field: Field, extent: Extent, at: At) -> Tensor | None:
     """(GRID, GRID) the potential of the field's discriminator; None without exactly one."""
-    found = _discriminators(field, t)
-    if len(found) != 1 or cond is not None:  # with labels there are as many potentials
+    found = _discriminators(field, at.t)
+    if len(found) != 1 or at.cond is not None:  # with labels there are as many potentials
         return None
     critic, weight = found[0]
     left, right, bottom, top = extent
-    horizontal = torch.linspace(left, right, GRID, dtype=t.dtype, device=t.device)
-    vertical = torch.linspace(bottom, top, GRID, dtype=t.dtype, device=t.device)
+    horizontal = torch.linspace(left, right, GRID, dtype=at.t.dtype, device=at.t.device)
+    vertical = torch.linspace(bottom, top, GRID, dtype=at.t.dtype, device=at.t.device)
     points = torch.cartesian_prod(vertical, horizontal).flip(1)
-    values = weight * critic.potential(points, At(t, sigma))
-    return _kept(values.view(GRID, GRID))
+    return _kept(weight * critic.potential(points, at).view(GRID, GRID))
 
 
 def _discriminators(field: Field, t: Tensor) -> list[tuple[DiscriminatorField, float]]:
@@ -573,15 +561,12 @@ def _draw_arrows(axes: Axes, frame: Frame, width: float) -> None:
     if not longest > 0:
         return
     for name, vector in zip(frame.arrows, vectors, strict=True):
-        at = frame.x[: len(vector)].double().numpy()
         size = np.hypot(*vector.T)[:, None] / longest
         shown = vector / longest * (0.085 * width) / np.maximum(1, size / 1.3)
-        axes.quiver(
-            *at.T,
-            *shown.T,
-            angles="xy",
-            scale_units="xy",
-            scale=1,
+        plots.draw_arrows(
+            axes,
+            frame.x,
+            torch.from_numpy(shown),
             width=0.0042,
             headwidth=4.2,
             headlength=4.6,
@@ -644,7 +629,15 @@ def _indexed(picture: np.ndarray, palette: np.ndarray) -> Image.Image:
     return image
 
 
+def _imageio() -> Any:
+    """What writes films, with the package that brings its ffmpeg."""
+    need = "an .mp4 needs imageio with its ffmpeg"
+    optional("imageio_ffmpeg", "video", need)
+    return optional("imageio.v2", "video", need)
+
+
 def _write_mp4(pictures: list[np.ndarray], path: Path, fps: int, hold: float) -> None:
+    imageio = _imageio()
     video: list[Any] = pictures + [pictures[-1]] * round(hold * fps)
     imageio.mimwrite(
         path,

@@ -44,6 +44,11 @@ class RunSummary:
         parameters: number of trained weights.
         samples: a .png picture.
         animation: a .gif picture.
+        real: a .png picture of the data, to show beside images.
+        data: what they are, in a line.
+        classes: name -> a .png picture of samples of the class, over real ones.
+        nearest: .png pictures of samples and of their nearest training images, row by row.
+        copies: how many samples look like copies of those, in words.
         settings: the resolved configuration, as YAML.
         left_out: by name, why a measure could not be taken; it stands in its place.
         planar: whether the pictures show points of the plane, whose colours need a key.
@@ -62,6 +67,11 @@ class RunSummary:
     parameters: int = 0
     samples: Path | None = None
     animation: Path | None = None
+    real: Path | None = None
+    data: str = ""
+    classes: Mapping[str, Path] = dataclass_field(default_factory=dict)
+    nearest: tuple[Path, Path] | None = None
+    copies: str = ""
     settings: str = ""
     left_out: Mapping[str, str] = dataclass_field(default_factory=dict)
     planar: bool = True
@@ -151,10 +161,16 @@ class _Group:
         return cells
 
 
+SIZES = {"wide": (7.2, 3.4), "narrow": (4.2, 3.0)}
+"""Inches of a curve's figure on a screen and on a phone, whose text is then as large as the page's."""
+SPAN = 4
+"""Values that differ by more than this factor are drawn on a logarithmic axis, if they are positive."""
+
+
 def _curves(
     runs: list[RunSummary], strokes: Mapping[str, plots.Stroke]
-) -> list[tuple[Markup, float | None]]:
-    """Quality against CPU seconds, a figure for each metric, with the level that it is cut at."""
+) -> list[tuple[dict[str, Markup], float | None]]:
+    """Quality against CPU seconds: a figure for each metric in two sizes, with the level it is cut at."""
     figures = []
     for name in dict.fromkeys(run.curve_name for run in runs if len(run.curve) > 1):
         several = [run for run in runs if run.curve_name == name and len(run.curve) > 1]
@@ -163,22 +179,28 @@ def _curves(
             run.title if titles.count(run.title) == 1 else f"{run.title} ({run.name})": run
             for run in several
         }
-        values = [y for run in several for _, y in run.curve if y > 0]
-        log = bool(values) and max(values) > 10 * min(values)
         reference = next((run.protocol.get("reference") or {} for run in several), {})
         noise = _value(reference.get(name))
+        values = [y for run in several for _, y in run.curve if y > 0]
+        span = [*values, noise] if noise and noise > 0 else values
+        log = bool(values) and max(span) > SPAN * min(span)
         floor = abs(noise) if noise else None  # an unbiased estimate of 0 is as often negative
-        figure = plots.curves_figure(
-            {title: run.curve for title, run in here.items()},
-            "CPU seconds",
-            f"{_plain(name)} during training",
-            log=log,
-            level=None if noise is None else ("data against data", noise),
-            floor=floor,
-            strokes={title: strokes[run.name] for title, run in here.items()},
-        )
+        drawn = {
+            kind: plots.curves_figure(
+                {title: run.curve for title, run in here.items()},
+                "CPU seconds",
+                f"{_plain(name)} during training",
+                log=log,
+                level=None if noise is None else ("data", noise),
+                floor=floor,
+                strokes={title: strokes[run.name] for title, run in here.items()},
+                size=size,
+            )
+            for kind, size in SIZES.items()
+        }
         cut = log and floor and any(y < floor for run in several for _, y in run.curve)
-        figures.append((Markup(plots.themed_svg(figure)), floor if cut else None))
+        svgs = {kind: Markup(plots.themed_svg(figure)) for kind, figure in drawn.items()}
+        figures.append((svgs, floor if cut else None))
     return figures
 
 

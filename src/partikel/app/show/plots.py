@@ -42,8 +42,13 @@ MARGIN = 0.06
 """Inches of paper around a panel."""
 HEAD = 0.26
 """Inches over a panel for its title."""
+IMAGE = 0.62
+"""Inches of an image in a row of them."""
 MOST_POINTS = 4000
 """Points of a cloud that a scatter draws; more of them only make a blot."""
+
+_DOTTED: Any = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (1, 2.4))}
+"""Of lines that mark a level."""
 
 Extent = tuple[float, float, float, float]
 """(left, right, bottom, top)."""
@@ -71,12 +76,9 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     Raises:
         ConfigError: for another suffix.
     """
-    path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise ConfigError(f"a figure cannot be written to '{path.name}': use .png, .svg or .pdf")
+    kind = _kind_of(path, "figure", ".png", ".svg", ".pdf")
     with replacing(path) as part:
-        figure.savefig(part, format=kind, dpi=dpi)
+        figure.savefig(part, format=kind.removeprefix("."), dpi=dpi)
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
@@ -85,9 +87,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     Raises:
         ConfigError: for another suffix.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"a picture cannot be written to '{path.name}': use .png")
+    _kind_of(path, "picture", ".png")
     with replacing(path) as part:
         image.save(part, format="PNG", optimize=True)
 
@@ -107,14 +107,22 @@ def save_picture(
     Raises:
         ConfigError: for a suffix other than .png, or samples without entries.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise ConfigError(f"a picture cannot be written to '{Path(path).name}': use .png")
+    _kind_of(path, "picture", ".png")
     if is_planar(x):
         save_figure(scatter_figure(x, data, title), path)
     elif is_images(x):
         save_image(image_grid(x[:100]), path)
     else:
         save_figure(pairs_figure(x, data, title), path)
+
+
+def _kind_of(path: str | Path, what: str, *kinds: str) -> str:
+    """The suffix of a file, which must be one of a few."""
+    path = Path(path)
+    if path.suffix.lower() not in kinds:
+        use = " or ".join(", ".join(kinds).rsplit(", ", 1))
+        raise ConfigError(f"a {what} cannot be written to '{path.name}': use {use}")
+    return path.suffix.lower()
 
 
 def is_planar(x: Tensor) -> bool:
@@ -130,9 +138,7 @@ def is_images(x: Tensor) -> bool:
 # --- figures
 
 
-def scatter_figure(
-    samples: Tensor, data: Tensor | None = None, title: str | None = None, *, inches: float = 3.6
-) -> Figure:
+def scatter_figure(samples: Tensor, data: Tensor | None = None, title: str | None = None) -> Figure:
     """Points of the plane over those of the data, with equal axes.
 
     The view is the data's; how many samples lie outside is said in a corner.
@@ -141,8 +147,8 @@ def scatter_figure(
         samples: (n, 2).
         data: (m, 2).
         title: over the picture.
-        inches: width of the picture.
     """
+    inches = 3.6
     figure = new_figure(inches, inches + (HEAD if title else 0))
     axes = add_panel(figure, (0, 0), inches, title)
     _draw_points(axes, samples, data, view_of(samples if data is None else data), inches)
@@ -266,10 +272,8 @@ def curves_figure(
     """
     figure = new_figure(*size)
     longest = max([len(name) for name in curves] + [len(level[0]) if level else 0] + [0])
-    margin = (0.2 + 0.075 * longest) / size[0]
-    axes = figure.add_axes(
-        (0.62 / size[0], 0.5 / size[1], 1 - 0.62 / size[0] - margin, 1 - 0.86 / size[1])
-    )
+    margin = 0.2 + 0.075 * longest
+    axes = place_axes(figure, (0.62, 0.5), (size[0] - 0.62 - margin, size[1] - 0.86))
     axes.set_facecolor("none")
     ends: list[tuple[float, str, str]] = []
     given = strokes or {}
@@ -278,7 +282,7 @@ def curves_figure(
     positive = [y for y in heights if 0 < y < math.inf]
     lowest = floor or min(positive, default=1.0)
     for place, (name, points) in enumerate(curves.items()):
-        stroke = given.get(name, Stroke(SERIES[place % len(SERIES)]))
+        stroke = given.get(name, Stroke(series(place)))
         values = np.asarray(points, dtype=float).reshape(-1, 2)
         keep = np.isfinite(values).all(1)
         values[~keep] = np.nan
@@ -298,12 +302,16 @@ def curves_figure(
             axes.fill_between(x, low, high, color=stroke.color, alpha=0.16, linewidth=0)
     if log:
         axes.set_yscale("log")
+        if max(heights, default=1.0) < 300 * lowest:  # else powers of ten are enough
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
     if ticks is not None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     if level is not None and not (log and level[1] <= 0):
-        axes.axhline(level[1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2.4)))
+        axes.axhline(level[1], **_DOTTED)
         ends.append((level[1], level[0], MUTED))
     axes.margins(x=0.01, y=0.06)
     _quiet(axes, 8.5)
@@ -361,6 +369,28 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def series(place: int) -> str:
+    """The colour of the curve at a place; there are as many as :data:`SERIES` has."""
+    return SERIES[place % len(SERIES)]
+
+
+def place_axes(
+    figure: Figure, corner: tuple[float, float], size: tuple[float, float], **options: Any
+) -> Axes:
+    """Axes at a corner and of a size in inches, from the lower left of the figure."""
+    width, height = figure.get_size_inches()
+    place = (corner[0] / width, corner[1] / height, size[0] / width, size[1] / height)
+    return figure.add_axes(place, **options)
+
+
+def write_at(
+    figure: Figure, x: float, y: float, text: str, size: float, color: str = MUTED, **options: Any
+) -> None:
+    """Text at a place in inches, from the lower left of the figure."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, y / height, text, color=color, size=size, **options)
+
+
 def new_panels(titles: Sequence[str], inches: float, columns: int) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each title, row by row.
 
@@ -384,13 +414,10 @@ def add_panel(
     figure: Figure, corner: tuple[float, float], side: float, title: str | None = None
 ) -> Axes:
     """Square axes, all in inches: ``side`` wide with a margin inside, and a title above."""
-    width, height = figure.get_size_inches()
-    left, bottom = corner[0] + MARGIN, corner[1] + MARGIN
-    inner = side - 2 * MARGIN
-    axes = figure.add_axes((left / width, bottom / height, inner / width, inner / height))
+    left, bottom, inner = corner[0] + MARGIN, corner[1] + MARGIN, side - 2 * MARGIN
+    axes = place_axes(figure, (left, bottom), (inner, inner))
     if title:
-        y = (bottom + inner + 0.09) / height
-        figure.text(left / width, y, title, color=INK, size=9.5, va="baseline", ha="left")
+        write_at(figure, left, bottom + inner + 0.09, title, 9.5, INK)
     return axes
 
 
@@ -441,6 +468,12 @@ def draw_clouds(
     axes.scatter(*points.T, s=size, color=GENERATED, alpha=alpha, linewidths=0, zorder=4)
 
 
+def draw_arrows(axes: Axes, x: Tensor, arrows: Tensor, **look: Any) -> None:
+    """Arrows (m, 2) in units of the axes, at the first m of the points (n, 2)."""
+    places = _numpy(x[: len(arrows)])
+    axes.quiver(*places.T, *_numpy(arrows).T, angles="xy", scale_units="xy", scale=1, **look)
+
+
 def draw_images(
     axes: Axes,
     images: Tensor,
@@ -465,7 +498,7 @@ def write_beside(
     axes: Axes, text: str, at: tuple[float, float], points: float, color: str, **options: Any
 ) -> None:
     """Small text so many points to the right of a place, in units of the axes."""
-    options |= {"textcoords": "offset points", "color": color, "size": 7, "zorder": 9}
+    options = {"size": 7, **options, "textcoords": "offset points", "color": color, "zorder": 9}
     axes.annotate(text, at, xycoords=axes.transAxes, xytext=(points, -2.5), **options)
 
 
@@ -477,18 +510,22 @@ def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
     share = float(outside.double().mean())
     if share >= 0.0005:
         text = f"{share:.1%} outside"
-        at = axes.transAxes
-        axes.text(0.97, 0.03, text, transform=at, ha="right", color=MUTED, size=7, zorder=9)
+        options = {"transform": axes.transAxes, "ha": "right", "color": MUTED, "size": 7}
+        options |= {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}}
+        axes.text(
+            0.97, 0.03, text, zorder=9, **options
+        )  # on paper of its own: points lie there too
 
 
 def write_key(axes: Axes, inches: float) -> None:
     """What the two kinds of points are, at the lower left."""
-    at, line = axes.transAxes, 0.13 / inches
+    size = 8.5 if inches > 3 else 7  # a picture by itself may be as wide as a phone
+    at, line = axes.transAxes, 0.0186 * size / inches
     kinds = [("generated", GENERATED, "o"), ("data", DATA, "D")]
     for place, (name, color, marker) in enumerate(kinds):
         y = 0.042 + place * line
         axes.plot(0.036, y, marker, color=color, markersize=3.2, transform=at, zorder=9)
-        write_beside(axes, name, (0.036, y), 6, MUTED)
+        write_beside(axes, name, (0.036, y), 6, MUTED, size=size)
 
 
 def themed_svg(figure: Figure) -> str:
@@ -583,46 +620,39 @@ def quality_figure(
         level: what data reach.
         doubling: whether the values are better seen on a logarithmic axis.
     """
-    figure = curves_figure({name: points}, xlabel, ylabel, log=True, level=level)
-    axes = figure.axes[0]
-    axes.plot(*axes.lines[0].get_xydata().T, "o", color=SERIES[0], markersize=4)  # type: ignore[union-attr]
-    if doubling:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-    axes.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
+    places = [x for x, _ in points]
+    ticks = places if doubling else None
+    figure = curves_figure(
+        {name: points}, xlabel, ylabel, log=True, level=level, ticks=ticks, marked=True
+    )
+    if not doubling:
+        figure.axes[0].set_xticks(places, [f"{x:g}" for x in places])
     return figure
 
 
-def neighbours_figure(
-    samples: Tensor, neighbours: Tensor, notes: Sequence[str], *, inches: float = 0.62
-) -> Figure:
+def neighbours_figure(samples: Tensor, neighbours: Tensor, notes: Sequence[str]) -> Figure:
     """Samples, each beside its nearest training images.
 
     Args:
         samples: (n, C, H, W) in [-1, 1].
         neighbours: (n, k, C, H, W), nearest first.
         notes: for each row, its distances from the first two.
-        inches: height of a row.
     """
     rows, columns = neighbours.shape[:2]
-    gap, note = 0.16, 1.0
-    width = (columns + 1) * inches + 2 * gap + note + MARGIN
-    height = rows * inches + HEAD + MARGIN
-    figure = new_figure(width, height)
-    at, above = MARGIN, (MARGIN + rows * inches + 0.08) / height
+    gap, note, high = 0.16, 1.0, rows * IMAGE
+    figure = new_figure((columns + 1) * IMAGE + 2 * gap + note + MARGIN, high + HEAD + MARGIN)
+    at, above = MARGIN, MARGIN + high + 0.08
     for title, color, images, count in (
         ("sample", GENERATED, samples, 1),
         ("nearest training images", DATA, neighbours.flatten(0, 1), columns),
     ):
-        wide = inches * count
-        place = (at / width, MARGIN / height, wide / width, rows * inches / height)
-        draw_images(figure.add_axes(place), images, count, "auto")
-        figure.text(at / width, above, title, color=color, size=9)
+        wide = IMAGE * count
+        draw_images(place_axes(figure, (at, MARGIN), (wide, high)), images, count, "auto")
+        write_at(figure, at, above, title, 9, color)
         at += wide + gap
-    figure.text(at / width, above, "distances", color=MUTED, size=9)
+    write_at(figure, at, above, "distances", 9)
     for row, text in enumerate(notes):
-        y = (MARGIN + (rows - row - 0.5) * inches) / height
-        figure.text(at / width, y, text, color=MUTED, size=7.5, va="center")
+        write_at(figure, at, MARGIN + high - (row + 0.5) * IMAGE, text, 7.5, va="center")
     return figure
 
 
@@ -631,7 +661,6 @@ def dots_figure(
     title: str,
     *,
     levels: Mapping[str, float] | None = None,
-    width: float = 7.2,
 ) -> Figure:
     """Positive values on a logarithmic axis, a row for each name: distances of models, say.
 
@@ -639,7 +668,6 @@ def dots_figure(
         rows: name -> values, one for each seed; those that are not positive are left out.
         title: what the values are.
         levels: named vertical lines, such as the distance of data or of noise.
-        width: inches.
 
     Raises:
         ConfigError: for nothing to draw.
@@ -649,14 +677,12 @@ def dots_figure(
     every = [v for values in shown.values() for v in values] + list(marks.values())
     if not every:
         raise ConfigError("there is nothing to draw: give at least one positive value.")
-    row, top, bottom = 0.3, 0.62, 0.36
+    row, top, bottom, width = 0.3, 0.62, 0.36, 7.2
     height = top + row * len(shown) + bottom
     figure = new_figure(width, height)
     left = 0.2 + 0.075 * max(map(len, shown))
     inner = width - left - 0.35
-    axes = figure.add_axes(
-        (left / width, bottom / height, inner / width, row * len(shown) / height)
-    )
+    axes = place_axes(figure, (left, bottom), (inner, row * len(shown)))
     axes.set_facecolor("none")
     axes.set_xscale("log")
     low, high = math.log10(min(every)), math.log10(max(every))
@@ -664,13 +690,13 @@ def dots_figure(
     axes.set_xlim(10 ** (low - margin), 10 ** (high + margin))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     for place, values in enumerate(shown.values()):
-        color = SERIES[place % len(SERIES)]
         axes.plot(axes.get_xlim(), [place, place], color=HAIRLINE, linewidth=0.7, zorder=1)
-        axes.plot(values, [place] * len(values), "o", color=color, markersize=6, alpha=0.75)
+        dots = {"color": series(place), "markersize": 6, "alpha": 0.75}
+        axes.plot(values, [place] * len(values), "o", **dots)
     places = [(math.log10(v) - low + margin) / (high - low + 2 * margin) for v in marks.values()]
     apart = _apart(places, 1.0 / inner)
     for (name, value), x in zip(marks.items(), apart, strict=True):
-        axes.axvline(value, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2.4)), zorder=1)
+        axes.axvline(value, zorder=1, **_DOTTED)
         y = 1 + 0.07 / (row * len(shown))
         side = "left" if x < 0.06 else "right" if x > 0.94 else "center"
         axes.text(x, y, name, transform=axes.transAxes, color=MUTED, size=8.5, ha=side)
@@ -682,7 +708,7 @@ def dots_figure(
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    figure.text(0.2 / width, 1 - 0.24 / height, title, color=INK, size=10)
+    write_at(figure, 0.2, height - 0.24, title, 10, INK)
     return figure
 
 
@@ -692,9 +718,6 @@ def bars_figure(
     title: str,
     *,
     level: tuple[str, float] | None = None,
-    inches: float = 0.95,
-    columns: int = 3,
-    side: float = 2.5,
 ) -> Figure:
     """Bars of several groups, a small panel for each, on one scale: histograms over classes, say.
 
@@ -705,24 +728,19 @@ def bars_figure(
         labels: under the bars.
         title: what the values are.
         level: a named horizontal line in every panel.
-        inches: height of the bars' panels.
-        columns: panels side by side.
-        side: width of a panel.
     """
-    columns = min(columns, len(groups))
+    columns, side, inches = min(3, len(groups)), 2.5, 0.95
     rows = math.ceil(len(groups) / columns)
     head, gap, name, foot = 0.36, 0.22, 0.24, 0.2
-    width = columns * (side + gap) + gap
     height = head + rows * (name + inches + foot) + 0.06
-    figure = new_figure(width, height)
+    figure = new_figure(columns * (side + gap) + gap, height)
     title += f" (dotted: {level[0]})" if level else ""
-    figure.text(gap / width, 1 - 0.22 / height, title, color=INK, size=10)
+    write_at(figure, gap, height - 0.22, title, 10, INK)
     top = 1.06 * max([v for values in groups.values() for v in values] + [level[1] if level else 0])
     for place, (group, values) in enumerate(groups.items()):
         row, column = divmod(place, columns)
-        left = gap + column * (side + gap)
         bottom = height - head - (row + 1) * (name + inches + foot) + foot
-        axes = figure.add_axes((left / width, bottom / height, side / width, inches / height))
+        axes = place_axes(figure, (gap + column * (side + gap), bottom), (side, inches))
         color = DATA if group == "data" else GENERATED
         axes.bar(range(len(values)), list(values), color=color, width=0.72)
         axes.set_ylim(0, top or 1)
@@ -732,36 +750,32 @@ def bars_figure(
         _quiet(axes, 8, pad=2)
         axes.set_title(group, loc="left", color=INK, size=9, pad=4)
         if level is not None:
-            axes.axhline(level[1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2.4)))
+            axes.axhline(level[1], **_DOTTED)
     return figure
 
 
 def strips_figure(
-    strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], *, inches: float = 0.62
+    strips: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]], *, inches: float = IMAGE
 ) -> Figure:
     """Images as they come into being, from left to right; below each other, for several models.
 
     Args:
         strips: name -> (rows, columns, C, H, W) in [-1, 1], all of as many columns.
-        captions: name -> what moment each column is.
+        captions: name -> what moment each column is, or nothing.
         inches: width of an image.
     """
     columns = max(strip.shape[1] for strip in strips.values())
-    width = columns * inches + 2 * MARGIN
-    head, foot = 0.42, 0.14
-    height = sum(strip.shape[0] * inches + head + foot for strip in strips.values())
-    figure = new_figure(width, height)
-    top = height
+    head, foot = (0.42, 0.14) if any(captions.values()) else (0.27, 0.05)
+    top = sum(strip.shape[0] * inches + head + foot for strip in strips.values())
+    figure = new_figure(columns * inches + 2 * MARGIN, top)
     for name, strip in strips.items():
-        high = strip.shape[0] * inches
+        high, wide = strip.shape[0] * inches, strip.shape[1] * inches
         bottom = top - head - high
-        wide = strip.shape[1] * inches
-        axes = figure.add_axes((MARGIN / width, bottom / height, wide / width, high / height))
+        axes = place_axes(figure, (MARGIN, bottom), (wide, high))
         draw_images(axes, strip.flatten(0, 1), strip.shape[1], "auto")
-        figure.text(MARGIN / width, (top - 0.17) / height, name, color=INK, size=9.5)
+        write_at(figure, MARGIN, top - 0.17, name, 9.5, INK)
         for column, caption in enumerate(captions[name]):
-            x = (MARGIN + (column + 0.48) * inches) / width
-            y = (top - head + 0.06) / height
-            figure.text(x, y, caption, color=MUTED, size=7.5, ha="center")
+            x = MARGIN + (column + 0.48) * inches
+            write_at(figure, x, top - head + 0.06, caption, 7.5, ha="center")
         top = bottom - foot
     return figure

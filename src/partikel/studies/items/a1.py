@@ -26,7 +26,7 @@ from partikel.studies.item import Item, Outcome, Table, spread
 from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
 from partikel.studies.panel import Panel, measured, seeds_figure
-from partikel.studies.theory import exact_targets, matched_trial
+from partikel.studies.theory import GAUSSIAN, MIXTURE, matched_trial
 from partikel.targets import Gaussian
 
 SOURCE = "GPM §A.1"
@@ -119,11 +119,10 @@ def _flow(gamma: float) -> DiffFlow:
 
 
 def _particles(plan: Plan, lab: Lab) -> Outcome:
-    mixture, gaussian = exact_targets(2)
     n = plan.particles
 
     def ended(gamma: float) -> list[float]:
-        trial = matched_trial(f"γ = {gamma:g}", 2, PATH, 1 + gamma, 1.0)
+        trial = matched_trial(f"γ = {gamma:g}", MIXTURE, PATH, 1 + gamma, 1.0)
         draws = [trial.end(n, lab.generator(seed, "reference", gamma)) for seed in plan.runs]
         return [
             energy_distance(trial.run(n, seed).x, data)
@@ -131,10 +130,10 @@ def _particles(plan: Plan, lab: Lab) -> Outcome:
         ]
 
     def work() -> dict[str, Any]:
-        cloud = mixture.sample(1000, generator=lab.generator(0, "cloud"))
+        cloud = MIXTURE.sample(1000, generator=lab.generator(0, "cloud"))
         level = 1 - (1 - LEVEL) / len(plan.shares)
         kept, lost = (
-            {f"{gamma:g}": _moved(gamma, gaussian, noise=noise) for gamma in plan.shares}
+            {f"{gamma:g}": _moved(gamma, GAUSSIAN, noise=noise) for gamma in plan.shares}
             for noise in (True, False)
         )
         return {

@@ -19,13 +19,12 @@ from typing import Any
 
 from PIL import Image
 
-from partikel.app.runs import Run
 from partikel.data import DataSettings, open_dataset
 from partikel.studies.benches import BENCHES, EDM, Bench, Scale, Training, on
 from partikel.studies.item import Item, Outcome, Table, Value, log_ratios, spread
 from partikel.studies.judgement import LOG, Claim, Finding
 from partikel.studies.lab import Lab
-from partikel.studies.plane import draw_map, learned_fields
+from partikel.studies.plane import draw_map, draw_map_of
 
 REACHED = 0.005
 """Energy distance up to which exact fields are said to end in the data: two draws of the data are up to .001
@@ -103,41 +102,44 @@ def _plan(scale: Scale, **options: Any) -> Plan:
 
 def measure(plan: Plan, lab: Lab) -> Outcome:
     """Draw both maps of each seed, and compare where particles end."""
-    bench = plan.bench
-    data = DataSettings("unequal")
-    draw = partial(draw_map, dataset=open_dataset(data), points=plan.points, samples=plan.samples)
-    exact = [
-        lab.folder(f"exact-seed-{seed}", partial(draw, steps=plan.steps, seed=seed))
-        for seed in bench.seeds
-    ]
-    learned = [
-        lab.folder(
-            f"learned-seed-{seed}", partial(_draw_learned, lab.run(plan.model, seed), plan, seed)
-        )
-        for seed in bench.seeds
-    ]
-    lab.draw(_small(exact[0]), "The plane with exact fields; seed 0.", "exact")
-    lab.draw(
-        _small(learned[0]),
-        "The plane with a learned score and a learned discriminator, where these reach; seed 0.",
-        "learned",
-    )
-    found = {"exact": _read(exact), "learned": _read(learned)}
-    clouds = {
-        "exact": (open_dataset(data), plan.samples),
-        "learned": (lab.run(plan.model, bench.seeds[0]).dataset, plan.learned_samples),
+    bench, data = plan.bench, open_dataset(DataSettings("unequal"))
+    runs = [lab.run(plan.model, seed) for seed in bench.seeds]
+    exact = partial(draw_map, dataset=data, samples=plan.samples, steps=plan.steps)
+    reached = {"samples": plan.learned_samples, "steps": plan.learned_steps}
+    kinds = {
+        "exact": (
+            "five unequal Gaussians, exact fields",
+            "The plane with exact fields; seed 0.",
+            (data, plan.samples),
+            [exact for _ in runs],
+        ),
+        "learned": (
+            f"{bench.data}, learned fields",
+            "The plane with a learned score and a learned discriminator, where these reach; seed 0.",
+            (runs[0].dataset, plan.learned_samples),
+            [partial(draw_map_of, run, **reached) for run in runs],
+        ),
     }
-    where = {
-        "exact": on("five unequal Gaussians, exact fields", bench.seeds),
-        "learned": on(f"{bench.data}, learned fields", bench.seeds),
-    }
-    findings, floors = [], {}
-    for kind, maps in found.items():
-        floor, largest = (lab.floor(*clouds[kind], among=n) for n in (1, pairs(maps[0])))
-        floors[kind] = {"of two draws": floor, "of the largest of all pairs": largest}
-        findings += reach_findings(kind, where[kind], maps, floor)
-        findings.append(same_finding(kind, where[kind], maps, largest))
-    tables = [_table(where[kind], maps) for kind, maps in found.items()]
+    findings: list[Finding] = []
+    tables: list[Table] = []
+    values: dict[str, Any] = {"floors": {}, "between": {}}
+    protocols: dict[str, Mapping[str, Any]] = {}
+    for kind, (of, caption, cloud, draws) in kinds.items():
+        where = on(of, bench.seeds)
+        folders = [
+            lab.folder(f"{kind}-seed-{seed}", partial(draw, points=plan.points, seed=seed))
+            for seed, draw in zip(bench.seeds, draws, strict=True)
+        ]
+        lab.draw(_small(folders[0]), caption, kind)
+        maps = [json.loads((each / "map.json").read_text(encoding="utf-8")) for each in folders]
+        floor, largest = (lab.floor(*cloud, among=n) for n in (1, pairs(maps[0])))
+        findings += reach_findings(kind, where, maps, floor)
+        findings.append(same_finding(kind, where, maps, largest))
+        tables.append(_table(where, maps))
+        values[kind] = [each["points"] for each in maps]
+        values["floors"][kind] = {"of two draws": floor, "of the largest of all pairs": largest}
+        values["between"][kind] = [each["between_g2"] for each in maps]
+        protocols[kind] = maps[0]["protocol"]
     notes = (
         "Particles of all points start from the same cloud and are driven by one Brownian motion, so that "
         "points are nearer to each other than independent draws of their laws. Where λ² > 0, β matches "
@@ -149,30 +151,12 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
         f"The limit of {REACHED:g} for exact fields was set after a first run, whose farthest point, SLCD "
         f"(3, 0), ended within .0025 on every seed: by {FIRST:g}, the first guess, it would be undecided.",
     )
-    values = {"floors": floors, **{k: [m["points"] for m in maps] for k, maps in found.items()}}
-    values["between"] = {k: [m["between_g2"] for m in maps] for k, maps in found.items()}
     protocol = {
         "samples": f"{plan.samples} at a point (learned fields {plan.learned_samples})",
-        "solver": f"stochastic Heun, {found['exact'][0]['protocol']['steps']} steps (learned fields "
-        f"{found['learned'][0]['protocol']['steps']})",
+        "solver": f"stochastic Heun, {protocols['exact']['steps']} steps (learned fields "
+        f"{protocols['learned']['steps']})",
     }
     return Outcome(findings, tables, values, protocol, notes)
-
-
-def _draw_learned(run: Run, plan: Plan, seed: int, folder: Path) -> None:
-    score, critic, schedule = learned_fields(run.model)
-    draw_map(
-        folder,
-        dataset=run.dataset,
-        score=score,
-        critic=critic,
-        schedule=schedule,
-        points=plan.points,
-        samples=plan.learned_samples,
-        steps=plan.learned_steps,
-        seed=seed,
-        label=f"Learned: score and discriminator of '{run.preset}', iteration {run.step}",
-    )
 
 
 def _small(folder: Path) -> Image.Image:
@@ -181,10 +165,6 @@ def _small(folder: Path) -> Image.Image:
         half = (image.width // 2, image.height // 2)
         small = image.convert("RGB").resize(half, Image.Resampling.LANCZOS)
         return small.quantize(256, method=Image.Quantize.FASTOCTREE)  # which keeps rare hues
-
-
-def _read(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    return [json.loads((folder / "map.json").read_text(encoding="utf-8")) for folder in folders]
 
 
 def pairs(found: Mapping[str, Any]) -> int:

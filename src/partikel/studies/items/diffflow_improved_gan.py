@@ -58,23 +58,20 @@ COMPARED = {
 }
 """Claims about final samples: whose, and what they are compared with."""
 REPLACED = {"follows, first": "good samples do not say how particles came to them"}
+
+
+def _ratio(text: str, effect: str, replaced: str = "") -> Claim:
+    return Claim(text, SOURCE, f"log of {effect}", QUARTER, LOG, replaced=replaced)
+
+
 CLAIMS = {
     **{
-        key: Claim(
-            text,
-            SOURCE,
-            f"log of the early field of '{name}' over that of '{VANILLA}'",
-            QUARTER,
-            LOG,
-        )
+        key: _ratio(text, f"the early field of '{name}' over that of '{VANILLA}'")
         for key, (text, name) in EARLY.items()
     },
-    "smoother": Claim(
+    "smoother": _ratio(
         "Annealing makes the training of a GAN smoother.",
-        SOURCE,
-        f"log of the worst energy distance of the last third of training, of '{VANILLA}' over '{ANNEALED}'",
-        QUARTER,
-        LOG,
+        f"the worst energy distance of the last third of training, of '{VANILLA}' over '{ANNEALED}'",
     ),
     "follows": Claim(
         FOLLOWS,
@@ -85,13 +82,10 @@ CLAIMS = {
         "cosine",
     ),
     **{
-        key: Claim(
+        key: _ratio(
             text,
-            SOURCE,
-            f"log of the final energy distance of '{than}' over that of '{name}'",
-            QUARTER,
-            LOG,
-            replaced=REPLACED.get(key, ""),
+            f"the final energy distance of '{than}' over that of '{name}'",
+            REPLACED.get(key, ""),
         )
         for key, (text, name, than) in COMPARED.items()
     },
@@ -102,10 +96,8 @@ def variants(**changes: Any) -> dict[str, Training]:
     """The vanilla GAN, the three improvements in all combinations, and the non-saturating loss."""
     gan = Training("gan-gaussians", {"iterations": 3000, "ema": None, "penalties": [], **changes})
     timed = {"iterations": 1500, "ema": None, **changes}
-    flow, ode = (
-        Training("discriminator-flow-gaussians", timed),
-        Training("diffode-gan-gaussians", timed),
-    )
+    flow = Training("discriminator-flow-gaussians", timed)
+    ode = Training("diffode-gan-gaussians", timed)
     noise = {"sigma_max": 2.0}
     return {
         VANILLA: gan.but("vanilla", objective="saturating"),

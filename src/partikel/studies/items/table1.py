@@ -39,6 +39,7 @@ from partikel.studies.catalogue import (
     CarrierName,
     Cell,
     modes_of,
+    pairs,
     run_matrix,
 )
 from partikel.studies.item import Item, Outcome, Table, spread
@@ -237,17 +238,17 @@ def _taxonomy_finding(cells: Sequence[Cell], modes: int, floor: float) -> Findin
 
 def _catalogue_findings(cells: Sequence[Cell], modes: int, floor: float) -> tuple[Finding, Finding]:
     """Whether every field goes into both carriers, and reaches the data in both."""
-    pairs = _pairs(cells)
-    ran = sum(all(cell.energy is not None for cell in those) for those in pairs.values())
-    names = {name for name, _ in pairs}
+    found = pairs(cells)
+    ran = sum(all(cell.energy is not None for cell in those) for those in found.values())
+    names = {name for name, _ in found}
     first = CLAIMS["decoupled"].found(
         _on(cells),
-        f"{ran} of {len(pairs)} pairs ({len(names)} fields, two carriers) are composed, trained where they "
+        f"{ran} of {len(found)} pairs ({len(names)} fields, two carriers) are composed, trained where they "
         "learn, and sampled by the same code.",
-        [0.5 - (len(pairs) - ran)],
+        [0.5 - (len(found) - ran)],
     )
     missed: dict[tuple[CarrierName, str], list[str]] = {}
-    for (name, carrier), those in pairs.items():
+    for (name, carrier), those in found.items():
         if not all(cell.reaches(modes) for cell in those):
             why = those[0].reason or f"above {LIMIT:g}, or a mode is missing, on some seed"
             missed.setdefault((carrier, why), []).append(name)
@@ -265,19 +266,11 @@ def _catalogue_findings(cells: Sequence[Cell], modes: int, floor: float) -> tupl
     return first, second
 
 
-def _pairs(cells: Sequence[Cell]) -> dict[tuple[str, CarrierName], list[Cell]]:
-    """The cells of each field and carrier, seed by seed."""
-    pairs: dict[tuple[str, CarrierName], list[Cell]] = {}
-    for cell in cells:
-        pairs.setdefault((cell.row, cell.carrier), []).append(cell)
-    return pairs
-
-
 # --- tables
 
 
 def _taxonomy(cells: Sequence[Cell]) -> Table:
-    pairs = _pairs(cells)
+    found = pairs(cells)
 
     def formula(entry: Entry) -> str:
         if entry.recipe is not None:
@@ -292,7 +285,7 @@ def _taxonomy(cells: Sequence[Cell]) -> Table:
         return ", ".join(own)
 
     def energies(entry: Entry) -> str:
-        return "; ".join(f"`{name}` {_energies(pairs[name, entry.carrier])}" for name in entry.rows)
+        return "; ".join(f"`{name}` {_energies(found[name, entry.carrier])}" for name in entry.rows)
 
     return Table.of(
         "The taxonomy",
@@ -341,10 +334,10 @@ def _recipes() -> Table:
 
 
 def _catalogue(cells: Sequence[Cell]) -> Table:
-    pairs = _pairs(cells)
+    found = pairs(cells)
 
     def why(name: str) -> str:
-        known = ((carrier, pairs[name, carrier][0].reason) for carrier in CARRIERS)
+        known = ((carrier, found[name, carrier][0].reason) for carrier in CARRIERS)
         return "; ".join(f"{carrier}: {reason}" for carrier, reason in known if reason)
 
     return Table.of(
@@ -355,8 +348,8 @@ def _catalogue(cells: Sequence[Cell]) -> Table:
             "∇h": lambda name: CATALOGUE[name].formula,
             "source": lambda name: CATALOGUE[name].paper,
             "learns": lambda name: CATALOGUE[name].learns,
-            "✗ free particles": lambda name: _figures(pairs[name, "particles"]),
-            "✓ generator": lambda name: _figures(pairs[name, "generator"]),
+            "✗ free particles": lambda name: _figures(found[name, "particles"]),
+            "✓ generator": lambda name: _figures(found[name, "generator"]),
             "where it cannot": why,
         },
     )

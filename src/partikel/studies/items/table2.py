@@ -21,7 +21,6 @@ from torch import Tensor
 from partikel.app.show import plots
 from partikel.divergences import get_divergence
 from partikel.fields import (
-    At,
     Context,
     DensityRatioField,
     ExactScoreField,
@@ -36,15 +35,12 @@ from partikel.priors import GaussianPrior
 from partikel.schedules import TimeGrid
 from partikel.solvers import Heun
 from partikel.studies.item import Item, Outcome, Table, spread
+from partikel.studies.items.findings6_7 import HERE, START, TARGET
 from partikel.studies.judgement import Claim, Finding
 from partikel.studies.lab import Lab
-from partikel.targets import Gaussian, GaussianMixture
+from partikel.targets import Gaussian
 
-TARGET = GaussianMixture(
-    [[1.3, 0.8], [-1.0, 0.9], [0.3, -1.2]], std=[0.7, 0.9, 0.8], weights=[0.4, 0.35, 0.25]
-)
-START = Gaussian([-0.5, -0.4], std=0.8)
-"""With tails much like p's, so that every objective of the table, and its slope, is finite."""
+# TARGET and START have tails alike, so that every objective of the table, and its slope, is finite
 HALF = 6.0
 """The grid covers [-6, 6]², all but a billionth of p."""
 STEP = 1e-6
@@ -122,10 +118,6 @@ class Flow:
     field: Callable[[Law, Tensor], Field]
     integrand: Callable[[Tensor, Tensor], Tensor] | None = None
     kernel: Kernel | None = None
-
-
-HERE = At(torch.zeros((), dtype=torch.float64))
-"""These fields do not depend on time."""
 
 
 def _divergence_field(name: str, own: Law, real: Tensor) -> Field:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from partikel.app.show import plots
 from partikel.data import Dataset
+from partikel.errors import mend_of
 from partikel.metrics.evaluation import evaluate
 from partikel.metrics.measures import FRECHET
-from partikel.metrics.pretrained import PACKAGES, available
+from partikel.metrics.pretrained import EXTRAS, PACKAGES, available
 from partikel.studies.benches import EDM, FLOW, FOUR, GAN, Bench, benches
 from partikel.studies.item import Item, Outcome, log_ratios, spread
 from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
@@ -97,8 +98,8 @@ def measure(plan: Plan, lab: Lab) -> Outcome:
             if not available(features):
                 brought = " and ".join(PACKAGES[features])
                 notes.append(
-                    f"'{features}' features are left out where {brought} is not installed: pip install "
-                    f"partikel[{features}] brings the paper's protocol."
+                    f"'{features}' features are left out where {brought} is not installed: "
+                    f"{mend_of(EXTRAS[features])} brings the paper's protocol."
                 )
             elif own.values["measure"] == FRECHET.key:
                 parts[f"{bench.key}-{features}"] = _column(lab, bench, plan, features)

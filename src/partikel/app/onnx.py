@@ -1,0 +1,110 @@
+"""Generators as ONNX files, which need neither Partikel nor PyTorch to run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from partikel.errors import ConfigError, NumericsError, optional
+from partikel.models import Carrier
+from partikel.streams import seeded
+
+OPSET = 18
+TOLERANCE = 1e-3
+"""Most that outputs may differ from PyTorch's, of the largest of them."""
+
+
+class _Called(nn.Module):
+    """g(z) or g(z, label) with its arguments by place, as an exporter asks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.network(z, None, label)
+
+
+def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
+    """Write the network of a carrier that makes samples in one call, for batches of any size.
+
+    Args:
+        model: the carrier; its network is ``sampled``.
+        path: of the file, which takes ``z`` (B, latent) in float32, and ``label`` (B,) in int64 of a
+            conditional model, and gives ``x``.
+
+    Returns:
+        What the file is: "opset", "inputs", and "difference", the largest absolute one of outputs between
+        onnxruntime and PyTorch, over batches of 1, 2 and 7.
+
+    Raises:
+        ConfigError: if the packages are not installed, or a layer has no ONNX.
+        NumericsError: if the outputs are not PyTorch's.
+    """
+    _, _, runtime = (
+        optional(each, "onnx", f"ONNX needs the package {each}")
+        for each in ("onnx", "onnxscript", "onnxruntime")
+    )
+    network = _Called(model.sampled)
+    batch = torch.export.Dim("batch")
+    names = ["z"] if model.label_weights is None else ["z", "label"]
+    with warnings.catch_warnings(), _silent("torch.onnx"):  # of what it does not have to export
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                network,
+                _inputs(model, 3),
+                str(path),
+                input_names=names,
+                output_names=["x"],
+                dynamic_shapes={name: {0: batch} for name in names},
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many kinds
+            reason = " ".join(str(error).split()).split(". ")[0]
+            raise ConfigError(
+                f"this generator cannot be written as ONNX ({reason[:200]}): export it as partikel's."
+            ) from error
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference, size = 0.0, 0.0
+    for count in (1, 2, 7):
+        given = _inputs(model, count)
+        with torch.no_grad():
+            expected = network(*given)
+        fed = {name: each.numpy() for name, each in zip(names, given, strict=True)}
+        (x,) = session.run(None, fed)
+        difference = max(difference, float((torch.from_numpy(x) - expected).abs().max()))
+        size = max(size, float(expected.abs().max()))
+    if not difference <= TOLERANCE * max(size, 1.0):
+        raise NumericsError(
+            f"the ONNX file gives other samples than PyTorch (they differ by {difference:.2g}): export it "
+            "as partikel's."
+        )
+    return {"opset": OPSET, "inputs": names, "difference": difference}
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _inputs(model: Carrier, n: int) -> tuple[Tensor, ...]:
+    generator = seeded(n, "onnx")
+    z, labels = model.start(n, generator).float(), model.labels(n, generator=generator)
+    return (z,) if labels is None else (z, labels)
