@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version as installed
 from pathlib import Path
+
+import partikel
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -18,7 +19,7 @@ sys.path.insert(0, str(HERE))
 project = "Partikel"
 author = "the authors of Partikel"
 copyright = "the authors of Partikel, Apache-2.0"
-version = release = installed("partikel")
+version = release = partikel.__version__
 
 extensions = [
     "myst_nb",
