@@ -94,7 +94,6 @@ def weights(model: Carrier) -> dict[str, Tensor]:
         Items(lambda i: X[i]),
         Items(lambda i: (X[i].numpy(), int(Y[i]))),
     ],
-    ids=str,
 )
 def test_what_one_has_trains_alike(data: Any) -> None:
     model, same = flow(), flow()
