@@ -165,6 +165,8 @@ def test_few_pictures_have_small_batches_and_are_augmented() -> None:
     few, many = (choose("gan", replace(PHOTOS, count=n), {}).settings for n in (10, 5000))
     assert few["batch"] == 9
     assert many["batch"] == 64
+    lost = replace(PHOTOS, count=10, unreadable=dict.fromkeys("abcd", "why"))
+    assert choose("gan", lost, {}).settings["batch"] == 4
     assert few["augment"] is not None
     assert many["augment"] is None
 
@@ -178,6 +180,7 @@ def test_what_is_given_stays_and_the_rest_follows() -> None:
     assert choice.settings["conditional"] is True
     assert choice.settings["evaluate_every"] == 10
     assert not any(reason.startswith(("size", "channels")) for reason in choice.reasons)
+    assert "network, batch 64: what suits edm at 16x16 on a CPU" in choice.reasons
 
 
 def test_unreadable_pictures_are_left_out_and_said() -> None:

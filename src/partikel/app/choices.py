@@ -100,7 +100,8 @@ def choose(recipe: str, seen: Seen, given: Mapping[str, Any], *, cuda: bool = Fa
             reasons.append(f"validation {held:g}: {why}")
     held = data.get("validation", 0.1)
     held = float(held) if isinstance(held, (int, float)) else 0.1
-    count = max(1, round(seen.count * 0.9 * (1 - held)))
+    usable = round(seen.count * len(seen.sides) / (len(seen.sides) + len(bad)))
+    count = max(1, round(0.9 * usable * (1 - held)))
     case = _Case(side if isinstance(side, int) else 32, cuda, min(count, 64), count < FEW)
     rule = RULES.get(recipe)
     if rule is not None:
@@ -112,10 +113,11 @@ def choose(recipe: str, seen: Seen, given: Mapping[str, Any], *, cuda: bool = Fa
             settings["checkpoint_every"] = max(1, length // 10)
         settings["evaluate_samples"] = 1000 if cuda else 256
         device = "a GPU" if cuda else "a CPU"
+        said = {"batch": "batch {}", "iterations": "{} iterations"}
+        free = [text.format(chosen[key]) for key, text in said.items() if key not in given]
+        more = ", augmented, as there are few" if chosen.get("augment") is not None else ""
         reasons.append(
-            f"network, batch {chosen['batch']} and {chosen['iterations']} iterations: what suits "
-            f"{recipe} at {side}x{side} on {device}"
-            + (", augmented, as there are few" if chosen.get("augment") else "")
+            f"{', '.join(['network', *free])}: what suits {recipe} at {side}x{side} on {device}{more}"
         )
     if not data.get("flip"):
         reasons.append("not mirrored: --data.flip true where left and right are alike")
@@ -126,7 +128,8 @@ def _described(seen: Seen) -> str:
     small, large = seen.sides[0], seen.sides[-1]
     edges = f"{small}" if small == large else f"{small} to {large}"
     kinds = f" in {len(seen.classes)} classes" if seen.classes else ""
-    return f"{seen.count:,} pictures{kinds}, {edges} pixels on the shorter side"
+    pictures = "1 picture" if seen.count == 1 else f"{seen.count:,} pictures"
+    return f"{pictures}{kinds}, {edges} pixels on the shorter side"
 
 
 def _side(seen: Seen, cuda: bool) -> tuple[int, str]:
