@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # loadfile: the tests of a file share what they train
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test check lint types imports benchmark clean
+.PHONY: demo test check docs lint types imports benchmark clean
 
 demo: .venv/ready
 	$(BIN)/partikel demo --out demo
@@ -16,8 +16,12 @@ test: .venv/ready lint types imports
 	$(PYTEST) -m "not slow"
 
 # what is long by nature: simulations in many dimensions, processes that are killed, compilers
-check: .venv/ready
+check: .venv/ready docs
 	$(PYTEST) -m slow
+
+# the site in build/docs, without a network: tutorials run anew, warnings are errors
+docs: .venv/ready
+	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs
 
 lint: .venv/ready
 	$(BIN)/ruff check .

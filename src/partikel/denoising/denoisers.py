@@ -14,6 +14,7 @@ from partikel.errors.checks import Level, checked
 from partikel.tensors import expand_like
 
 Weighting = Literal["edm", "none", "likelihood"]
+"""Weights of the levels of noise in denoising score matching, see :func:`dsm_loss`."""
 
 
 def score_from_denoiser(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class ClassifierFeatures(nn.Module, ABC):
         """Features of images.
 
         Args:
-            images: (B, 1, side, side) in [-1, 1], or larger ones of :attr:`sides`.
+            images: (B, 1, side, side) in [-1, 1], or larger ones of ``sides``.
 
         Returns:
             (B, dimension), in the dtype of the images.

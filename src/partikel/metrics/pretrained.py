@@ -53,7 +53,7 @@ class PhotographFeatures(nn.Module):
     """A network for photographs, asked for the features of images of any size.
 
     Args:
-        name: of the network; :attr:`name` says more.
+        name: of the network; ``name`` says more.
         network: from images (B, 3, side, side) to features (B, dimension); frozen here, and put
             into evaluation mode.
         dimension: number of features.

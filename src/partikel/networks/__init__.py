@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 Role = Literal["logit", "denoiser", "generator"]
+"""What a network is for: a discriminator's d, a denoiser's F, or a generator."""
 
 Roles: TypeAlias = Mapping[Role, Callable[..., nn.Module]]
 

@@ -18,6 +18,7 @@ from partikel.solvers.noise import Brownian, brownian_increments
 from partikel.tensors import expand_like
 
 Drift = Callable[[Tensor, Tensor], Tensor]
+"""(x, t) -> dx/dt, shaped like x."""
 
 
 @checked
