@@ -41,10 +41,14 @@ myst_dmath_double_inline = True
 
 # every tutorial runs at every build: what it shows is what today's code does
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # what they write is left nowhere
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_merge_streams = True
 nb_output_stderr = "remove"
+suppress_warnings = [
+    "misc.highlighting_failure"
+]  # commands of tutorials (`!partikel`) are no Python
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `partikel`
 os.environ["TTY_COMPATIBLE"] = "0"  # kernels say that they are terminals: no bars in pages
 os.environ["OMP_NUM_THREADS"] = "1"  # pictures do not depend on the machine

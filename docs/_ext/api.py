@@ -173,6 +173,13 @@ def _no_type(app: Sphinx, what: str, name: str, value: Any, options: Any, lines:
         lines[:] = meant
 
 
+def _defaults(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, said: Any, to: Any
+) -> Any:
+    """A default that is made anew each time is shown as what Python can read."""
+    return said and said.replace("<factory>", "..."), to
+
+
 def _said_above(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> Any:
     """Leave out the fields of a named tuple, which say nothing: its docstring has them."""
     return True if str(getattr(value, "__doc__", "")).startswith("Alias for field") else None
@@ -220,11 +227,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Write the pages before Sphinx looks for them."""
     for name in modules():
         module = importlib.import_module(name)
+        _plain_types(module)
         for each in public(module):
             _plain_types(getattr(module, each))
     app.connect("config-inited", lambda app, config: write(Path(app.srcdir) / "api"))
     app.connect("autodoc-process-docstring", _as_text, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _no_type, priority=600)  # after it
+    app.connect("autodoc-process-signature", _defaults)
     app.connect("autodoc-skip-member", _said_above)
     app.connect("missing-reference", _found)
     app.connect("env-check-consistency", _complete)
