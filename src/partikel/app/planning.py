@@ -107,7 +107,7 @@ def source_of(data: str) -> dict[str, Any]:
         DataError: for what is none of these.
     """
     name = data.removeprefix("hub:")
-    if data in DATASETS and not DATASETS[data].needs_path:
+    if data in DATASETS.others() or data in DATASETS and not DATASETS[data].needs_path:
         return {"name": data}
     if name != data:
         return {"name": "hub", "path": name}
