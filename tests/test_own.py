@@ -180,7 +180,6 @@ NAN[3, 1] = torch.nan
         (TensorDataset(X, Y), Y, TypeError, "leave out labels"),
         (in_memory(X), Y, TypeError, "leave out labels"),
     ],
-    ids=lambda value: str(value)[:24],
 )
 def test_what_is_no_data_is_a_sentence(data: Any, labels: Any, error: Any, match: str) -> None:
     with pytest.raises(error, match=match) as refused:
