@@ -196,7 +196,7 @@ BAD: dict[str, Callable[[], object]] = {
     "batches(0)": lambda: DATA.batches(0, generator=seeded()),
     "batches of no split": lambda: DATA.batches(2, "trian", generator=seeded()),
     "take out of range": lambda: FINITE.take(torch.tensor([10])),
-    "points that are no bytes": lambda: FiniteDataset("x", {s: points(3, 2) for s in BYTES}),
+    "points that are no bytes": lambda: FiniteDataset("x", {s: points(3, 2).long() for s in BYTES}),
     "points of one split": lambda: FiniteDataset("x", {"train": BYTES["train"]}),
     "labels of other data": lambda: FiniteDataset("x", BYTES, {s: torch.zeros(3) for s in BYTES}),
     "fit(iterations=-1)": lambda: fit(EDM, DATA, PHASES, iterations=-1),

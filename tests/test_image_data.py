@@ -931,7 +931,7 @@ def test_cifar_downloads_nothing_damaged(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_hub_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install 'partikel\[datasets\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "partikel\[datasets\]"'):
         mapped("hub", path="nobody/nothing")
 
 

@@ -199,7 +199,7 @@ def test_the_ode_of_a_coarse_flow_is_marked(
     most.
     """
 
-    def linear(folder: str) -> Run:
+    def linear(folder: str, *allowed: object) -> Run:
         run = load(folder)
         run.model.field = LinearField(torch.eye(2).double(), torch.zeros(2).double())
         return run

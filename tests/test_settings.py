@@ -56,7 +56,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
-RESULTS = ("Run",)
+RESULTS = ("Run", "Exported")
 """Not settings, though checked."""
 
 
@@ -87,6 +87,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "KarrasGrid": {"schedule": EDMSchedule()},
     "GeometricGrid": {"schedule": EDMSchedule()},
     "Leaving": {"solver": Heun(), "after": 1},
+    "Initial": {"run": "runs/edm"},
+    "Origin": {"run": "runs/edm"},
 }
 """What must be given."""
 
