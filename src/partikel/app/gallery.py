@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import dump_config, read_configuration, settings_of
+from partikel.app.config import dump_config, make_recipe, read_configuration, settings_of
 from partikel.app.continuing import origin_of, with_its_score
 from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
