@@ -405,7 +405,8 @@ def test_networks_have_forward_derivatives_in_training(
 ) -> None:
     """In (x, s, t), then backward through a plain forward; or a sentence."""
     try:
-        extra: dict[str, Any] = {"attention_resolutions": (8,)} if kind == "unet" else {}
+        extra: dict[str, Any] = {"init": "he"}  # others begin with an output of 0
+        extra |= {"attention_resolutions": (8,)} if kind == "unet" else {}
         network = build_network(
             NetworkSettings(kind, norm=norm, **extra),
             role,
@@ -434,7 +435,7 @@ def test_networks_have_forward_derivatives_in_training(
     network.eval()  # power iterations stand still
     value, found = model.derivative(asked, direction, 1.0, 0.5)
     after, before = (model.average(Points(x + k * direction, s + k, t + 0.5 * k)) for k in (h, -h))
-    assert_close(found, (after - before) / (2 * h), rtol=1e-4, atol=1e-6)
+    assert_close(found, (after - before) / (2 * h), rtol=1e-3, atol=1e-4)
     assert found.shape == value.shape
 
 

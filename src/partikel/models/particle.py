@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from partikel.errors import ConfigError
 from partikel.errors.checks import Count, NotNegative, checked
-from partikel.fields import AlongPath, At, Context, Field, Guided
+from partikel.fields import AlongPath, At, Context, Field, Guided, PathScore
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
 from partikel.fields.velocity import velocity_in
@@ -185,13 +185,15 @@ class ParticleModel(Carrier):
             )
         assert self.schedule is not None
         field = self.field if self.eta == 1 else self.eta * self.field
+        field = AlongPath(field, self.schedule, path)
         finite = math.isfinite(path.sigma_max)
         return ParticleModel(
-            AlongPath(field, self.schedule, path),
+            field,
             GaussianPrior(self.prior.shape, path.prior_std),
             steps=steps or self.steps,
             schedule=path,
             grid=KarrasGrid(path, max(0.002, path.sigma_end)) if finite else None,
+            score=PathScore(field, path),
             conditional=self.conditional,
             label_weights=self.label_weights,
         )

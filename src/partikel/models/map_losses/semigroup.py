@@ -46,8 +46,8 @@ class Semigroup(MapLoss):
         draws = torch.rand(3, n, generator=generator, device=generator.device, dtype=like.dtype)
         nodes, last = nodes.to(like), len(nodes) - 1
         first = (draws[0] * last).long() if s is None else _places(nodes, s)
-        further = first + 1 + (draws[1] * (last - first)).long().clamp(max=last - 1)
-        further = torch.where(draws[2] < self.diagonal, first + 1, further.clamp(max=last))
+        further = first + 1 + (draws[1] * (last - first)).long()
+        further = torch.where(draws[2] < self.diagonal, first + 1, further)
         return nodes[first], nodes[further]
 
     def target(self, model: LearnedMap, points: Points) -> Tensor:
