@@ -218,11 +218,11 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
         more = _with_named_score(more)
         check_keys(kind, more)
         merged = _merge(merged, more)
-    for inner in types_of(kind).keys() & {"score", "teacher"}:
-        # one data set, with or without labels, serves both
-        if dataclasses.is_dataclass(_default(kind.__dataclass_fields__[inner])):
-            shared = {key: merged[key] for key in ("data", "conditional") if key in merged}
-            merged[inner] = shared | dict(merged.get(inner, {}))
+    shared = {key: merged[key] for key in ("data", "conditional") if key in merged}
+    for f in dataclasses.fields(kind):  # one data set, with or without labels, serves both
+        inner = merged.get(f.name, {})
+        if isinstance(_default(f), Recipe) and isinstance(inner, Mapping):
+            merged[f.name] = shared | dict(inner)
     return built(kind, merged)
 
 

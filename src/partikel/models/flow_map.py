@@ -347,7 +347,8 @@ class FlowMapModel(Carrier):
 
         A map that jumps to the end only shows the straight paths to there.
         """
-        options = {"steps": SHOWN} | options if sampling is None else options
+        if sampling is None and options.get("grid") is None:
+            options["steps"] = options.get("steps") or SHOWN
         sampling = Sampling.of(sampling, **options)
         x, weight = self._begun(x), self._weight(x, sampling.guidance)
         nodes, zero = self._jumps(sampling), x.new_zeros(())

@@ -159,7 +159,7 @@ class Distillation(Recipe):
     symbol: ClassVar[str] = "the teacher's"
 
     run: str | None = None
-    teacher: Recipe = field(default_factory=EDM)
+    teacher: EDM | Recipe = field(default_factory=EDM)
     network: NetworkSettings | None = None
     path: Literal["linear", "trigonometric"] = "linear"
     loss: Learned | None = None
