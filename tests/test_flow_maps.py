@@ -515,6 +515,8 @@ def test_options_of_other_carriers_are_refused() -> None:
     model = distilled(Lagrangian())
     with pytest.raises(ConfigError, match="solver"):
         model.sample(2, generator=seeded(), solver=Heun())
+    with pytest.raises(ConfigError, match="forward in time"):
+        model.jump(randn(2, 2), tensor(0.5), tensor(0.4))
     with pytest.raises(ConfigError, match="simulate"):
         from_data(MeanFlow(simulated=True))
     assert isinstance(model.field, Field)

@@ -172,7 +172,13 @@ class FlowMapModel(Carrier):
         cond: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """X_{s→t}(x): points (B, ...), times () or (B,), s <= t."""
+        """X_{s→t}(x): points (B, ...), times () or (B,), s <= t.
+
+        Raises:
+            ConfigError: for a jump back.
+        """
+        if (s > t).any():
+            raise ConfigError("a flow map jumps forward in time only: give times s <= t.")
         points = Points(x, s, t, None, cond, weight)
         return x + expand_like(t - s, x) * self._asked(self.network, points)
 
