@@ -19,9 +19,10 @@ import partikel.fields
 import partikel.schedules
 from conftest import GAUSSIAN, OTHER, LinearField, randn, seeded, tensor
 from partikel.data import SPLITS, Dataset, FiniteDataset, SyntheticDataset, open_dataset
-from partikel.denoising import EDMDenoiser
+from partikel.denoising import EDMDenoiser, VelocityDenoiser
 from partikel.errors import ConfigError
 from partikel.fields import (
+    AlongPath,
     At,
     AtScale,
     Context,
@@ -38,11 +39,13 @@ from partikel.fields import (
     Linear,
     LogRatioField,
     MMDField,
+    PathScore,
     Perturbed,
     ScoreField,
     SinkhornField,
     SlicedWassersteinField,
     SteinField,
+    VelocityField,
     WhiteNoise,
 )
 from partikel.kernels import (
@@ -61,11 +64,15 @@ from partikel.recipes import EDM, RECIPES, Recipe, System
 from partikel.recipes.score_gan import ScoreDifference
 from partikel.schedules import (
     ConstantSchedule,
+    EDMSchedule,
+    Interpolant,
     KarrasLaw,
+    LinearSchedule,
     NoiseLaw,
     Schedule,
     TimeGrid,
     UniformGrid,
+    UniformTimeLaw,
     VESchedule,
     VPSchedule,
 )
@@ -91,10 +98,16 @@ def score(shape: tuple[int, ...]) -> Field:
     return ScoreField(EDMDenoiser(network(shape, "denoiser", 1)), KarrasLaw())
 
 
+def velocity(shape: tuple[int, ...]) -> VelocityField:
+    denoiser = VelocityDenoiser(network(shape, "denoiser", 1), LinearSchedule())
+    return VelocityField(denoiser, UniformTimeLaw())
+
+
 # --- fields ---
 
 # Class -> fields of it for data of a shape.
 FIELDS: dict[str, Callable[[tuple[int, ...]], list[Field]]] = {
+    "AlongPath": lambda shape: [AlongPath(velocity(shape), LinearSchedule(), EDMSchedule(2.0))],
     "AtScale": lambda shape: [AtScale(score(shape), VPSchedule(0.1, 2.0))],
     "DeepMMDField": lambda shape: [
         DeepMMDField(network(shape, "denoiser", 1), KarrasLaw()),
@@ -134,6 +147,7 @@ FIELDS: dict[str, Callable[[tuple[int, ...]], list[Field]]] = {
         MMDField(NTKKernel(network(shape, "logit"))),
         MMDField(RBFKernel(1.0), noise=torch.sqrt),
     ],
+    "PathScore": lambda shape: [PathScore(velocity(shape), EDMSchedule(2.0))],
     "Perturbed": lambda shape: [Perturbed(score(shape), KarrasLaw())],
     "Scaled": lambda shape: [2 * critic(shape), torch.exp * score(shape)],
     "ScoreField": lambda shape: [score(shape)],
@@ -143,6 +157,7 @@ FIELDS: dict[str, Callable[[tuple[int, ...]], list[Field]]] = {
         SteinField(score(shape), kernel) for kernel in (RBFKernel(), LaplaceKernel(1.0))
     ],
     "Sum": lambda shape: [critic(shape) - torch.exp * score(shape)],
+    "VelocityField": lambda shape: [velocity(shape)],
     "WhiteNoise": lambda shape: [WhiteNoise(0.5), WhiteNoise(torch.sqrt)],
 }
 
@@ -270,7 +285,9 @@ def public(base: type) -> list[type]:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "cls",
-    [c for c in public(Schedule) if c is not ConstantSchedule],  # which has no inverse
+    [
+        c for c in public(Schedule) if c not in (ConstantSchedule, Interpolant)
+    ],  # without an inverse, or a path
     ids=lambda c: c.__name__,
 )
 def test_schedule(cls: type[Schedule], device: str) -> None:

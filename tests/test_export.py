@@ -22,14 +22,15 @@ from partikel.app import cli
 from partikel.app.config import make_recipe
 from partikel.app.export import KIND, export_run, load_generator
 from partikel.app.runs import Run, load, train_run
+from partikel.denoising import VelocityDenoiser
 from partikel.denoising.diffusers import DDPMDenoiser, load_diffusers
 from partikel.errors import CheckpointError, ConfigError, DataError
-from partikel.fields import ScoreField
+from partikel.fields import ScoreField, VelocityField
 from partikel.files import sealed
 from partikel.models import ParticleModel
-from partikel.networks.foreign import CHAINS, EDM, VE
+from partikel.networks.foreign import CHAINS, EDM, FLOW, VE
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, TimeGrid
+from partikel.schedules import EDMSchedule, LinearSchedule, Nodes, TimeGrid
 from partikel.solvers import Euler
 from partikel.tensors import expand_like
 
@@ -372,6 +373,32 @@ def test_a_network_of_ve_is_its_scheduler_s_score(
     assert_close(shared[1], denoised[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_flow_matching_network_samples_as_its_scheduler_does(
+    diffusers: Any, tmp_path: Path
+) -> None:
+    """Euler's steps at its levels, and its x_1; both along EDM's path too."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    network = unet(diffusers)
+    denoiser = load_diffusers(folder_of(diffusers, tmp_path, scheduler, network), (1, 8, 8))
+    assert isinstance(denoiser, VelocityDenoiser)
+    scheduler.set_timesteps(6)
+    start = shown = randn(3, 1, 8, 8).float()
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        with torch.no_grad():
+            out = network(shown, t.expand(3)).sample
+            clean = denoiser(shown / (1 - sigma).clamp(min=1e-4), sigma / (1 - sigma))
+        if sigma < 0.999:
+            assert_close(clean, shown - sigma * out, rtol=1e-3, atol=1e-3)
+        shown = scheduler.step(out, t, shown).prev_sample
+    path = LinearSchedule()
+    model = ParticleModel(
+        VelocityField(denoiser), GaussianPrior((1, 8, 8)), steps=6, schedule=path, solver=Euler()
+    )
+    grid = Nodes(times=tuple((1 - scheduler.sigmas.double()).tolist()))
+    ours = model.sample(3, generator=seeded(), start=start, grid=grid)
+    assert_close(ours, shown, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
     "kind", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "PNDMScheduler"]
@@ -400,9 +427,9 @@ def test_every_chain_is_its_scheduler_s_own_prediction(
 
 
 def test_schedulers_that_are_not_known_are_refused_by_name(diffusers: Any, tmp_path: Path) -> None:
-    known = (*CHAINS, *EDM, *VE)
+    known = (*CHAINS, *EDM, *VE, *FLOW)
     others = {name for name in dir(diffusers) if name.endswith("Scheduler")} - set(known)
-    assert {"FlowMatchEulerDiscreteScheduler", "CMStochasticIterativeScheduler"} <= others
+    assert {"FlowMatchLCMScheduler", "CMStochasticIterativeScheduler"} <= others
     path = folder_of(diffusers, tmp_path, diffusers.DDPMScheduler())
     load_diffusers(path, (1, 8, 8))
     file = path / "scheduler_config.json"

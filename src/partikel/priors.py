@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,48 @@ from partikel.streams import normal
 from partikel.tensors import flat_sum
 
 
-class GaussianPrior(Checked):
+class Prior(Checked, ABC):
+    """A law that points can be drawn from.
+
+    Attributes:
+        shape: of one sample, without the batch.
+        std: standard deviation of all entries.
+    """
+
+    shape: tuple[int, ...]
+    std: float
+
+    @abstractmethod
+    def sample(
+        self,
+        n: Natural,
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw ``n`` independent samples.
+
+        Args:
+            n: number of samples.
+            generator: source of randomness; the numbers are drawn on its device.
+            dtype: torch's default where None.
+            device: where the result goes; the generator's device where None.
+
+        Returns:
+            (n, *shape).
+        """
+
+    @abstractmethod
+    def log_density(self, x: Tensor) -> Tensor:
+        """Natural logarithm of the density: (B, *shape) -> (B,).
+
+        Raises:
+            ConfigError: for a law that has none.
+        """
+
+
+class GaussianPrior(Prior):
     """N(0, std² I): the particle prior π, or the latent law p_z.
 
     Args:
@@ -36,17 +78,7 @@ class GaussianPrior(Checked):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw ``n`` independent samples.
-
-        Args:
-            n: number of samples.
-            generator: source of randomness; the numbers are drawn on its device.
-            dtype: torch's default where None.
-            device: where the result goes; the generator's device where None.
-
-        Returns:
-            (n, *shape).
-        """
+        """See :meth:`Prior.sample`."""
         noise = normal(n, *self.shape, generator=generator, dtype=dtype)
         return (noise if self.std == 1 else noise.mul_(self.std)).to(device or generator.device)
 

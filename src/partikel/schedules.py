@@ -1,4 +1,4 @@
-"""Noise along generation: the path σ(t), the law of σ in training, and the grid of a sampler.
+"""Noise along generation: the path σ(t), the law of σ or t in training, and the grid of a sampler.
 
 They are three things (Karras et al. 2022 chose each separately). Generation time t runs forward from
 0, the prior, to ``horizon``, the sample; this is the only room that converts between t and σ.
@@ -40,7 +40,9 @@ class Schedule(Checked, ABC):
     """A path of noise levels σ(t), falling with generation time, and scales u(t).
 
     Particles at t are compared with (x + σε)/u, the data as the path shows them: u X ~ p_σ. The path is
-    that of a forward SDE dX = -a X dτ + g_s dW (τ runs against t), whose a and g_s² it knows.
+    that of a forward SDE dX = -a X dτ + g_s dW (τ runs against t), whose a and g_s² it knows. It is an
+    interpolant too, X = a x + b ε: a = 1/u is its :meth:`scale`, b = σ/u its :meth:`spread` (framework
+    §10).
 
     Attributes:
         horizon: T, the generation time of a sample.
@@ -66,13 +68,28 @@ class Schedule(Checked, ABC):
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the Gaussian prior at t = 0: σ(0)/u(0), pure noise."""
-        start = torch.zeros(1, dtype=torch.float64)
-        return float(self.sigma(start) / self.u(start))
+        """Standard deviation of the Gaussian prior at t = 0: b(0) = σ(0)/u(0), pure noise."""
+        return float(self.spread(torch.zeros(1, dtype=torch.float64)))
 
     def u(self, t: Tensor) -> Tensor:
         """The data score is evaluated at (u x, σ) (DiffFlow eq. 4); 1 unless overridden."""
         return torch.ones_like(t)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """a(t) = 1/u, how much of the data there is at t; shaped like ``t``."""
+        return 1 / self.u(t)
+
+    def spread(self, t: Tensor) -> Tensor:
+        """b(t) = σ/u, how much noise there is at t; shaped like ``t``."""
+        return self.sigma(t) / self.u(t)
+
+    def scale_rate(self, t: Tensor) -> Tensor:
+        """da/dt, shaped like ``t``."""
+        return -self.u_rate(t) / self.u(t) ** 2
+
+    def spread_rate(self, t: Tensor) -> Tensor:
+        """db/dt, shaped like ``t``."""
+        return (self.sigma_rate(t) + self.sigma(t) * self.drift_rate(t)) / self.u(t)
 
     def noised(self, x: Tensor, t: Tensor, *, generator: torch.Generator) -> Tensor:
         """(x + σ(t)ε)/u(t), fresh ε: what data are at generation time t (framework §6).
@@ -335,6 +352,184 @@ class SubVPSchedule(VPSchedule):
         return -self.beta_vp(t) * torch.expm1(-2 * self._exponent(t))
 
 
+class Interpolant(Schedule):
+    """X = a(t) x + b(t) ε, a rising to 1 and b falling to 0 (framework §10); a subclass says a and b.
+
+    Where a(0) = 0, as of the paths of flow matching, particles start at ε itself: a, b, their rates, the
+    velocity and the score are finite there; σ = b/a, u = 1/a and what is made of them are not.
+
+    Source: Albergo et al. 2023, "Stochastic interpolants"; Liu et al. 2022; Lipman et al. 2022.
+    """
+
+    horizon: float = 1.0
+    sigma_end: float = 0.0
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """σ(0); infinite where a(0) = 0."""
+        return float(self.sigma(torch.zeros((), dtype=torch.float64)))
+
+    def scale_rate(self, t: Tensor) -> Tensor:
+        """The rate a', by forward differentiation."""
+        return torch.func.jvp(self.scale, (t,), (torch.ones_like(t),))[1]
+
+    def spread_rate(self, t: Tensor) -> Tensor:
+        """b', likewise."""
+        return torch.func.jvp(self.spread, (t,), (torch.ones_like(t),))[1]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """b/a."""
+        return self.spread(t) / self.scale(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """(ab' - a'b)/a²."""
+        a, b = self.scale(t), self.spread(t)
+        return (a * self.spread_rate(t) - b * self.scale_rate(t)) / a**2
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Where b/a = σ, by bisection."""
+        low, high = torch.zeros_like(sigma), torch.full_like(sigma, self.horizon)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self.spread(middle) > sigma * self.scale(middle)
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return high
+
+    def u(self, t: Tensor) -> Tensor:
+        """1/a."""
+        return 1 / self.scale(t)
+
+    def u_rate(self, t: Tensor) -> Tensor:
+        """-a'/a²."""
+        return -self.scale_rate(t) / self.scale(t) ** 2
+
+    def noised(self, x: Tensor, t: Tensor, *, generator: torch.Generator) -> Tensor:
+        """See :meth:`Schedule.noised`; at t = 0, too."""
+        noise = expand_like(self.spread(t), x) * normal_like(x, generator)
+        return expand_like(self.scale(t), x) * x + noise
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Interpolant):
+    """a = t, b = 1 - t on [0, 1]: rectified flow (Liu et al. 2022), flow matching (Lipman et al. 2022)."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """A = t."""
+        return t
+
+    def spread(self, t: Tensor) -> Tensor:
+        """B = 1 - t."""
+        return 1 - t
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """1/(1 + σ)."""
+        return 1 / (1 + sigma)
+
+
+@dataclass(frozen=True)
+class TrigonometricSchedule(Interpolant):
+    """a = sin(πt/2), b = cos(πt/2) on [0, 1] (Albergo et al. 2023): a² + b² = 1."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """sin(πt/2)."""
+        return (t * (math.pi / 2)).sin()
+
+    def spread(self, t: Tensor) -> Tensor:
+        """cos(πt/2), exact where it vanishes."""
+        return ((1 - t) * (math.pi / 2)).sin()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """2/π arccot σ."""
+        return torch.atan2(torch.ones_like(sigma), sigma) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class InterpolantSchedule(Interpolant):
+    """Any a and b.
+
+    Args:
+        a: of times, shaped like them, differentiable.
+        b: likewise; b/a falls to 0.
+        horizon: T, where a = 1 and b = 0.
+    """
+
+    a: Callable[[Tensor], Tensor] = torch.clone
+    b: Callable[[Tensor], Tensor] = lambda t: 1 - t
+    horizon: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        """Check that a and b lead from noise to data."""
+        super().__post_init__()
+        t = torch.linspace(0.0, self.horizon, 257, dtype=torch.float64)
+        a, b = self.scale(t), self.spread(t)
+        ends = torch.stack([a[-1] - 1, b[-1]]).abs().max()
+        turning = self.scale_rate(t) * b - a * self.spread_rate(
+            t
+        )  # what D is divided by, at t = 0 too
+        if not (ends < 1e-6 and (a[1:] > 0).all() and (turning > 1e-6 / self.horizon).all()):
+            raise ConfigError(
+                "an interpolant a(t) x + b(t) ε ends at a = 1 and b = 0, and b/a falls all along (a'b > "
+                "ab', at both ends too): choose other functions, or another horizon."
+            )
+
+    def scale(self, t: Tensor) -> Tensor:
+        """The function a."""
+        return self.a(t)
+
+    def spread(self, t: Tensor) -> Tensor:
+        """The function b."""
+        return self.b(t)
+
+
+PATHS: dict[str, Callable[[], Schedule]] = {
+    "linear": LinearSchedule,
+    "trigonometric": TrigonometricSchedule,
+    "vp": VPSchedule,
+    "karras": EDMSchedule,
+}
+"""Paths along which a velocity can be learned, or a data score carry particles, by name."""
+
+
+class TimeLaw(Checked, ABC):
+    """A law of generation times in [0, T] to train on."""
+
+    @abstractmethod
+    def sample(
+        self, n: Natural, horizon: float = 1.0, *, generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """(n,) independent times up to ``horizon`` on the generator's device."""
+
+
+@dataclass(frozen=True)
+class UniformTimeLaw(TimeLaw):
+    """T uniform."""
+
+    def sample(
+        self, n: Natural, horizon: float = 1.0, *, generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """(n,) independent times."""
+        return horizon * torch.rand(n, generator=generator, dtype=dtype, device=generator.device)
+
+
+@dataclass(frozen=True)
+class LogitNormalTimeLaw(TimeLaw):
+    """T = sigmoid of N(mean, std²), times the horizon: Esser et al. 2024 (SD3).
+
+    On the linear path this is ln σ ~ N(-mean, std²). MeanFlow's (-0.4, 1) is in noise time: here its mean
+    is 0.4.
+    """
+
+    mean: LogLevel = 0.0
+    std: LogSpread = 1.0
+
+    def sample(
+        self, n: Natural, horizon: float = 1.0, *, generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """(n,) independent times."""
+        place = self.mean + self.std * normal(n, generator=generator, dtype=dtype)
+        return horizon * place.sigmoid()
+
+
 class NoiseLaw(Checked, ABC):
     """A law of noise levels σ > 0 to train on."""
 
@@ -546,6 +741,11 @@ def _check_levels(sigma_min: float, sigma_max: float) -> None:
 
 
 def _check_lowest(schedule: Schedule, sigma_min: float) -> None:
+    if not math.isfinite(schedule.sigma_max):
+        raise ConfigError(
+            f"a {type(schedule).__name__} begins at σ = ∞, where no levels can be spaced: place its nodes "
+            "in t (a UniformGrid)."
+        )
     if not schedule.sigma_end <= sigma_min < schedule.sigma_max:
         raise ConfigError(
             f"the grid's sigma_min {sigma_min} must lie between the schedule's end "

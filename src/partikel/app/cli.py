@@ -54,6 +54,8 @@ class Drawn:
         solver: another solver.
         guidance: weight of the labels: 0 ignores them, 1 takes them as trained, more makes samples more
             typical of their class.
+        path: follow the probability flow of a model of noised data along another path, on as many even
+            steps of its time.
     """
 
     steps: Count | None = None
@@ -61,17 +63,19 @@ class Drawn:
     stop: Annotated[int, Range(0, 10**5)] | None = None
     solver: SolverName | None = None
     guidance: float | None = None
+    path: Literal["linear", "trigonometric", "vp"] | None = None
 
     def by(self, run: Run) -> Sampling:
         """The record for a run."""
         from partikel.models import Sampling, nodes_at
+        from partikel.schedules import PATHS
         from partikel.solvers import SOLVERS
 
         solver = None if self.solver is None else SOLVERS[self.solver]()
         grid = None if self.levels is None else nodes_at(run.model, self.levels)
-        return Sampling.of(
-            steps=self.steps, grid=grid, stop=self.stop, solver=solver, guidance=self.guidance
-        )
+        path = None if self.path is None else PATHS[self.path]()
+        options = {"stop": self.stop, "solver": solver, "guidance": self.guidance, "path": path}
+        return Sampling.of(steps=self.steps, grid=grid, **options)
 
 
 _AS_TRAINED = Drawn()
@@ -121,7 +125,26 @@ def train(
     if dry_run:
         print(gallery.plan_preset(*line), end="")
         return
-    trained = gallery.train_preset(*line, _console())
+    _say_trained(gallery.train_preset(*line, _console()))
+
+
+def distil(run: str, /, out: str | None = None, **settings: Any) -> None:
+    """Learn where the particles of a run end up: a flow map, which makes samples in one call.
+
+    Any run of free particles can be distilled: a diffusion or flow matching, a point of the plane (its
+    probability flow), a Discriminator Flow (its own N steps). The same command resumes.
+
+    Args:
+        run: folder of the run to distil.
+        out: the new run's folder; RUN-distilled unless given.
+        settings: those of the recipe 'distillation': --iterations 4000, --network.width 512.
+    """
+    from partikel.app import gallery
+
+    _say_trained(gallery.distil_run(_load(run), settings, out, _console()))
+
+
+def _say_trained(trained: tuple[Run, Path] | None) -> None:
     if trained is not None:
         run, page = trained
         spent = f"{run.cpu_seconds:.0f} CPU seconds"
@@ -638,7 +661,7 @@ def reproduce(
 
 
 _COMMANDS = (
-    *(train, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
+    *(train, distil, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
     *(export, push),
     *(presets, verify, draw_map, draw_matrix, reproduce, demo),
 )
@@ -700,9 +723,8 @@ def _run(tokens: list[str]) -> None:
             COMMANDS[name](*places, **values)
         return
     more = [Option("allow", str | None, None, ALLOW)]
-    if name == "train":
-        with naming(packages, _words(rest)):
-            more += _settings(rest)
+    with naming(packages, _words(rest)):
+        more += _settings(name, rest)
     print_help(name, COMMANDS[name], more)
     sys.exit(0)
 
@@ -743,10 +765,16 @@ def _words(given: Any) -> set[str]:
     return set(re.findall(r"[^\s,:=\[\]{}]+", str(given)))
 
 
-def _settings(tokens: list[str]) -> list[Option]:
+def _settings(command: str, tokens: list[str]) -> list[Option]:
     """The settings of the preset that a line of 'train' names, with the values that it gives them."""
     from partikel.app.arguments import options_in, parse
 
+    if command == "distil":
+        from partikel.recipes import Distillation
+
+        return options_in(Distillation, group="Settings of the recipe 'distillation'")
+    if command != "train":
+        return []
     places, values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
     own = {option.key: values.pop(option.key, None) for option in options_in(train, told=False)}
     if not places and own["from_"] is None:
@@ -762,8 +790,10 @@ def _settings(tokens: list[str]) -> list[Option]:
 
 def _overview() -> None:
     print("usage: partikel COMMAND [options]\n")
-    print("A generative model is a field and something that carries it: free particles, or a")
-    print("generator. Partikel trains, samples, measures and shows such models.\n\ncommands:")
+    print(
+        "A generative model is a field and something that carries it: free particles, a generator,"
+    )
+    print("or a flow map. Partikel trains, samples, measures and shows such models.\n\ncommands:")
     for name, command in COMMANDS.items():
         said = textwrap.wrap(_summary(command).split("\n\n")[0], 65)
         print(f"  {name:<12} " + f"\n{' ' * 15}".join(said))

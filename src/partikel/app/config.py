@@ -31,6 +31,7 @@ from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import check, fits, settings_in, types_of, words_of
 from partikel.files import read_text
 from partikel.recipes import RECIPES, Recipe
+from partikel.recipes.base import ScoreModel
 
 T = TypeVar("T")
 
@@ -217,9 +218,11 @@ def make_recipe(recipe: str, *settings: Mapping[str, Any]) -> Recipe:
         more = _with_named_score(more)
         check_keys(kind, more)
         merged = _merge(merged, more)
-    if "score" in kind.__dataclass_fields__:  # one data set, with or without labels, serves both
-        shared = {key: merged[key] for key in ("data", "conditional") if key in merged}
-        merged = _merge({"score": shared}, merged)
+    shared = {key: merged[key] for key in ("data", "conditional") if key in merged}
+    for f in dataclasses.fields(kind):  # one data set, with or without labels, serves both
+        inner = merged.get(f.name, {})
+        if isinstance(_default(f), Recipe) and isinstance(inner, Mapping):
+            merged[f.name] = shared | dict(inner)
     return built(kind, merged)
 
 
@@ -229,6 +232,7 @@ def built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix: 
     Raises:
         ConfigError: for a value of another type or out of range, with its path.
     """
+    kind, settings = _named(kind, settings)
     check_keys(kind, settings, prefix)
     if base is not None and typed(settings.get("kind", MISSING), str) not in (
         MISSING,
@@ -247,7 +251,8 @@ def built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix: 
             def build(
                 inner: type, more: Mapping[str, Any], default: Any = default, path: str = path
             ) -> Any:
-                return built(inner, more, default if type(default) is inner else None, f"{path}.")
+                same = type(default) is _named(inner, more)[0]
+                return built(inner, more, default if same else None, f"{path}.")
 
             value = typed(settings[f.name], hints[f.name], build)
             if not fits(value, hints[f.name]):
@@ -265,6 +270,14 @@ def built(kind: type[T], settings: Mapping[str, Any], base: Any = None, prefix: 
     return kind(**given)
 
 
+def _named(kind: type, settings: Mapping[str, Any]) -> tuple[type, Mapping[str, Any]]:
+    """The recipe that settings of a recipe name, where another than the usual one may stand."""
+    name = typed(settings.get("recipe"), str) if isinstance(settings, Mapping) else None
+    if name is None or not issubclass(kind, Recipe):
+        return kind, settings
+    return RECIPES.find(name), {key: value for key, value in settings.items() if key != "recipe"}
+
+
 def _with_named_score(
     settings: Any, folder: Path = Path(), extended: tuple[str, ...] = ()
 ) -> Mapping[str, Any]:
@@ -275,16 +288,25 @@ def _with_named_score(
     if not isinstance(named, str):
         return settings
     preset = load_preset(_beside(named, folder), extended)
-    if preset.recipe != "edm":
+    if not issubclass(RECIPES.find(preset.recipe), ScoreModel):
         raise ConfigError(
-            f"score names the preset '{named}' of the recipe '{preset.recipe}': name one of 'edm'."
+            f"score names the preset '{named}' of the recipe '{preset.recipe}', which has no score of the "
+            "data: name one of 'edm' or 'flow-matching'."
         )
-    return {**settings, "score": {k: v for k, v in preset.settings.items() if k != "data"}}
+    score = {k: v for k, v in preset.settings.items() if k != "data"}
+    other = {} if preset.recipe == "edm" else {"recipe": preset.recipe}
+    return {**settings, "score": other | score}
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """All settings of a recipe as plain values, for YAML and JSON."""
-    return _plain(dataclasses.asdict(recipe))
+    """All settings of a recipe as plain values; recipes within it say their names, if not the usual ones."""
+    plain = _plain(dataclasses.asdict(recipe))
+    for f in dataclasses.fields(recipe):
+        inner = getattr(recipe, f.name)
+        if isinstance(inner, Recipe):
+            usual = type(inner) is type(_default(f))
+            plain[f.name] = ({} if usual else {"recipe": inner.name}) | settings_of(inner)
+    return plain
 
 
 def dump_config(recipe: Recipe, preset: str, more: Mapping[str, Any] | None = None) -> str:
@@ -320,7 +342,7 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
         inner = settings_in(hints[key])
         required = dataclasses.is_dataclass(hints[key])
         if inner is not None and (required or isinstance(value, Mapping)):
-            check_keys(inner, value, f"{prefix}{key}.")
+            check_keys(*_named(inner, value), f"{prefix}{key}.")
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -328,12 +350,12 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def _merge(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """``more`` over ``base``; settings of another ``kind`` replace the old kind's as a whole."""
+    """``more`` over ``base``; settings of another ``kind`` or ``recipe`` replace the old one's as a whole."""
     merged = dict(base)
     for key, value in more.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            other_kind = value.get("kind", old.get("kind")) != old.get("kind")
+            other_kind = any(value.get(k, old.get(k)) != old.get(k) for k in ("kind", "recipe"))
             merged[key] = dict(value) if other_kind else _merge(old, value)
         else:
             merged[key] = value

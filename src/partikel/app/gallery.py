@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from partikel.app.config import dump_config, read_configuration, settings_of
+from partikel.app.config import dump_config, make_recipe, read_configuration, settings_of
 from partikel.app.continuing import origin_of, with_its_score
 from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
@@ -61,6 +61,7 @@ from partikel.metrics.evaluation import (
 from partikel.metrics.measures import main_measure
 from partikel.metrics.own import add_own
 from partikel.models import Sampling
+from partikel.recipes import Recipe
 from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
@@ -127,25 +128,54 @@ def train_preset(
     Returns:
         The run and its page; None in all processes but the main one.
     """
-    main_process = processes().is_main_process
-    try:
+    with _said_by_main():
         plan = plan_training(preset, settings, data, out, initial)
-        if console is not None and main_process:
+        if console is not None and processes().is_main_process:
             _tell(plan, console)
-        run = train_run(
-            plan.recipe,
-            plan.folder,
-            preset=plan.label,
-            console=console,
-            given=plan.given,
-            initial=plan.initial,
-        )
-    except PartikelError as error:
-        if main_process or isinstance(error, DataError):  # data may be missing on one node only
-            raise
-        sys.exit(getattr(error, "exit_code", 2))  # the main process says why
+    named = {"preset": plan.label, "given": plan.given, "initial": plan.initial}
+    return _train(plan.recipe, plan.folder, console=console, **named)
+
+
+def distil_run(
+    run: Run, settings: Mapping[str, Any], out: str | None, console: Console | None
+) -> tuple[Run, Path] | None:
+    """Train a flow map of a run of free particles, or go on where that stopped, and write its page.
+
+    Args:
+        run: the teacher's.
+        settings: those of the recipe 'distillation' that were given.
+        out: the new run's folder; RUN-distilled unless given.
+        console: where progress is shown.
+
+    Returns:
+        The map's run and its page; None in all processes but the main one.
+    """
+    taken: dict[str, Any] = {"run": str(run.path), "conditional": run.recipe.conditional}
+    taken["data"] = settings_of(run.recipe)["data"]
+    taken["teacher"] = {"recipe": run.recipe.name, **settings_of(run.recipe)}
+    recipe, name = make_recipe("distillation", taken, settings), f"{run.preset}-distilled"
+    folder = Path(out or f"{run.path}-distilled")
+    return _train(recipe, folder, preset=name, console=console, given=(settings,))
+
+
+def _train(recipe: Recipe, folder: Path, **options: Any) -> tuple[Run, Path] | None:
+    """Train a run and write its page."""
+    with _said_by_main():
+        run = train_run(recipe, folder, **options)
     all_done()
-    return (run, write_run_page(run)) if main_process else None
+    return (run, write_run_page(run)) if processes().is_main_process else None
+
+
+@contextlib.contextmanager
+def _said_by_main() -> Iterator[None]:
+    """A block of all processes, of whose failures the main one says why."""
+    try:
+        yield
+    except PartikelError as error:
+        # data may be missing on one node only
+        if processes().is_main_process or isinstance(error, DataError):
+            raise
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def _tell(plan: Plan, console: Console) -> None:

@@ -66,7 +66,8 @@ from partikel.files import (
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
 from partikel.models import Carrier, Sampling
 from partikel.networks.weights import read_tensors, write_tensors
-from partikel.recipes import Recipe, System
+from partikel.recipes import Distillation, Recipe, System
+from partikel.recipes.base import ScoreModel
 from partikel.streams import seeded
 from partikel.tensors import check_memory
 from partikel.training import Engine, Initial, fit, latest_checkpoint
@@ -556,11 +557,12 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
     """The recipe with the settings of the trained model it names, and that model's folder."""
     if recipe.required is None:
         return recipe, None
-    named = getattr(recipe, "data_score", None)
+    distils = isinstance(recipe, Distillation)
+    named = recipe.run if distils else getattr(recipe, "data_score", None)
     if named is None:
         return recipe, out / "required"
     other = load(named)
-    if not isinstance(other.recipe, type(recipe.required)):
+    if not (distils or isinstance(other.recipe, ScoreModel)):
         raise ConfigError(
             f"data_score names a run of '{other.recipe.name}', but a run of "
             f"'{recipe.required.name}' is needed."
@@ -569,7 +571,8 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
         raise ConfigError(
             f"the run {named} is of other data ({other.recipe.data}): train on the same data."
         )
-    return dataclasses.replace(recipe, score=other.recipe), Path(named)  # type: ignore[call-arg]
+    part = "teacher" if distils else "score"
+    return dataclasses.replace(recipe, **{part: other.recipe}), Path(named)
 
 
 def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrier) -> None:
@@ -603,7 +606,7 @@ def _seal(settings: Mapping[str, Any]) -> str:
 
     def kept(settings: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
         places = ("root", "cache", "path", "download")
-        free = places if inside == "data" else ("engine", "data_score")
+        free = places if inside == "data" else ("engine", "data_score", "run")
         chosen = {k: v for k, v in settings.items() if k not in free}
         return {k: kept(v, k) if isinstance(v, Mapping) else v for k, v in chosen.items()}
 

@@ -31,6 +31,7 @@ from partikel.data.hub import hub
 from partikel.data.idx import FASHION_MNIST, MNIST, SIZES, IdxSource, idx_images
 from partikel.data.own import in_memory
 from partikel.data.prepared import MappedDataset, Source, prepare
+from partikel.data.prior import DataPrior, one_class
 from partikel.data.settings import DataSettings
 from partikel.errors import ConfigError
 from partikel.errors.checks import checked
@@ -41,6 +42,7 @@ __all__ = [
     "SPLITS",
     "Batch",
     "BatchStream",
+    "DataPrior",
     "DataSettings",
     "Dataset",
     "Entry",
@@ -48,6 +50,7 @@ __all__ = [
     "MappedDataset",
     "SyntheticDataset",
     "in_memory",
+    "one_class",
     "open_dataset",
 ]
 

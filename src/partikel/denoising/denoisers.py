@@ -1,6 +1,8 @@
-"""Denoisers: preconditioning, conversions to scores, denoising score matching.
+"""Denoisers: preconditioning, conversions to scores and velocities, denoising score matching.
 
-Source: Karras et al. 2022 (EDM); GPM eqs. 23-24; framework §4.
+A network in four clothes: D = E[x | X], noise, score, and the velocity of a path (framework §10).
+
+Source: Karras et al. 2022 (EDM); GPM eqs. 23-24; framework §4, §10.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors.checks import Level, checked
+from partikel.schedules import Schedule
 from partikel.tensors import expand_like
 
 Weighting = Literal["edm", "none", "likelihood"]
@@ -30,6 +33,59 @@ def denoiser_from_score(score: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 def noise_from_denoiser(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     """ε(x, σ) = (x - D(x; σ))/σ: the noise that a denoiser sees in ``x``."""
     return (x - denoised) / expand_like(sigma, x)
+
+
+def velocity_from_denoiser(denoised: Tensor, x: Tensor, path: Schedule, t: Tensor) -> Tensor:
+    """v(X, t) = a'D + b'(X - aD)/b: how particles of a path move; finite at t = 0, not where b = 0.
+
+    Args:
+        denoised: (B, ...) D = E[x | X].
+        x: (B, ...) particles X = a x + b ε, on the path.
+        path: a and b.
+        t: generation times, () or (B,).
+    """
+    a, b, a_rate, b_rate = _coefficients(path, t, x)
+    return a_rate * denoised + b_rate * (x - a * denoised) / b
+
+
+def denoiser_from_velocity(velocity: Tensor, x: Tensor, path: Schedule, t: Tensor) -> Tensor:
+    """D = (b v - b'X)/(a'b - ab'), the inverse of :func:`velocity_from_denoiser`; finite where b = 0 too.
+
+    It holds of any coupling: D is then E[x_1 | X].
+    """
+    a, b, a_rate, b_rate = _coefficients(path, t, x)
+    return (b * velocity - b_rate * x) / (a_rate * b - a * b_rate)
+
+
+def path_score(denoised: Tensor, x: Tensor, path: Schedule, t: Tensor) -> Tensor:
+    """∇log ρ_t(X) = (aD - X)/b², at t = 0 too, where no u s_p(uX, σ) is; of a Gaussian source only."""
+    a, b, *_ = _coefficients(path, t, x)
+    return (a * denoised - x) / b**2
+
+
+def onto_path(path: Schedule, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Points a x + b ε of another path as points of this one, at the same level b/a of noise.
+
+    Beyond the path's own levels it is asked at its ends: in the same direction ε at the highest one, where
+    D hardly depends on the level, and at the same x at the lowest.
+
+    Args:
+        path: this one.
+        x: (B, ...) points.
+        a: how much of the data is in them, () or (B,).
+        b: how much noise, likewise; not both 0.
+
+    Returns:
+        (B, ...) points, and their generation times, () or (B,).
+    """
+    t = path.time((b / a).clamp(path.sigma_end, path.sigma_max))
+    ratios = torch.stack([path.scale(t) / a, path.spread(t) / b])  # equal within the path's levels
+    return expand_like(ratios.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(0), x) * x, t
+
+
+def _coefficients(path: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    each = (path.scale, path.spread, path.scale_rate, path.spread_rate)
+    return tuple(expand_like(coefficient(t), x) for coefficient in each)
 
 
 class EDMDenoiser(nn.Module):
@@ -83,6 +139,31 @@ class EDMDenoiser(nn.Module):
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """(σ² + σ_d²)/(σ σ_d)², (B,): evens the gradient over noise levels."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
+class VelocityDenoiser(EDMDenoiser):
+    """D(x; σ) of a network of the velocity itself, v(X, t) along a path (flow matching).
+
+    Args:
+        network: v, called as ``network(X, t, cond)`` with t (B, 1) or (1, 1).
+        path: along which it has been, or will be, trained.
+    """
+
+    def __init__(self, network: nn.Module, path: Schedule) -> None:
+        super().__init__(network, sigma_data=1.0)
+        self.path = path
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """V(X, t): points of the path (B, ...), generation times () or (B,)."""
+        return self.network(x, torch.atleast_1d(t).to(x.dtype)[:, None], cond)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, t: Tensor | None = None, cond: Tensor | None = None
+    ) -> Tensor:
+        """Denoise; see :meth:`EDMDenoiser.forward`."""
+        point, time = onto_path(self.path, x, torch.ones_like(sigma), sigma)
+        velocity = self.velocity(point, time, cond)
+        return denoiser_from_velocity(velocity, point, self.path, time)
 
 
 class PreconditionedLogit(nn.Module):

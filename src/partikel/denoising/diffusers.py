@@ -1,4 +1,4 @@
-"""Networks of other libraries as denoisers: DDPM's, EDM's and VE's, read from a folder of diffusers.
+"""Networks of other libraries as denoisers: DDPM's, EDM's, VE's, flow matching's, from diffusers' folders.
 
 EDMs of ours go the other way, into the folder of a pipeline (:func:`save_diffusers`).
 
@@ -6,7 +6,8 @@ A network of a variance-preserving chain sees x̃ = √ᾱ_t x₀ + √(1-ᾱ_t)
 or v = √ᾱ ε - √(1-ᾱ) x₀. As x = x̃/√ᾱ_t has noise of level σ_t = √((1-ᾱ_t)/ᾱ_t) and √ᾱ_t =
 1/√(1+σ_t²), it is a preconditioned denoiser D(x; σ) with σ_d = 1 (Karras et al. 2022, Table 1). What
 else a network is asked and predicts is written in the class of its scheduler: EDM's preconditioning with
-its σ_d, or the score of a VE process. Each is a D(x; σ) too; classes that are not known are refused.
+its σ_d, the score of a VE process, or the velocity of the linear path. Each is a D(x; σ) too; classes that
+are not known are refused.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from partikel.denoising import EDMDenoiser, denoiser_from_score
+from partikel.denoising import EDMDenoiser, VelocityDenoiser, denoiser_from_score
 from partikel.errors import ConfigError
-from partikel.networks.foreign import EDM, VE, as_unet2d, read_diffusers, the_package
+from partikel.networks.foreign import EDM, FLOW, VE, as_unet2d, read_diffusers, the_package
+from partikel.schedules import LinearSchedule
 from partikel.tensors import expand_like
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -108,6 +110,18 @@ class _Negated(nn.Module):
         return -self.network(x, c, cond)
 
 
+class _FromDataToNoise(nn.Module):
+    """v(x, t) of a network of d(x)/dσ on (1-σ) x_1 + σ ε, which is told σ in steps of its training."""
+
+    def __init__(self, network: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        return -self.network(x, (1 - c) * self.steps, cond)
+
+
 def load_diffusers(
     path: Path | str, shape: tuple[int, ...], classes: int | None = None
 ) -> EDMDenoiser:
@@ -134,6 +148,9 @@ def load_diffusers(
     network, kind, prediction, scheduler = read_diffusers(path, shape, classes)
     if kind in VE:
         return VEDenoiser(network).eval()
+    if kind in FLOW:
+        steps = int(scheduler.config.num_train_timesteps)
+        return VelocityDenoiser(_FromDataToNoise(network, steps), LinearSchedule()).eval()
     if kind in EDM:
         network = network if prediction == "epsilon" else _Negated(network)
         return EDMDenoiser(network, float(scheduler.config.sigma_data)).eval()

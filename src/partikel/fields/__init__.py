@@ -9,6 +9,7 @@ from partikel.fields.base import (
     Sum,
     TrainingBatch,
 )
+from partikel.fields.couplings import Coupling, Independent, OptimalTransport, Pairs
 from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.guidance import Guided, LabelDropout
 from partikel.fields.particles import At, Particles
@@ -21,11 +22,14 @@ from partikel.fields.samples.stein import SteinField
 from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
 from partikel.fields.score import ExactScoreField, ScoreField
 from partikel.fields.terms import AtScale, Linear, LogRatioField
+from partikel.fields.velocity import AlongPath, PathScore, VelocityField
 
 __all__ = [
+    "AlongPath",
     "At",
     "AtScale",
     "Context",
+    "Coupling",
     "DeepMMDField",
     "DensityRatioField",
     "DiscriminatorField",
@@ -34,6 +38,7 @@ __all__ = [
     "FDivergenceField",
     "Field",
     "Guided",
+    "Independent",
     "KernelScoreField",
     "LabelDropout",
     "Linear",
@@ -41,7 +46,10 @@ __all__ = [
     "Loss",
     "LossValue",
     "MMDField",
+    "OptimalTransport",
+    "Pairs",
     "Particles",
+    "PathScore",
     "Perturbed",
     "Scaled",
     "ScoreField",
@@ -50,5 +58,6 @@ __all__ = [
     "SteinField",
     "Sum",
     "TrainingBatch",
+    "VelocityField",
     "WhiteNoise",
 ]

@@ -249,6 +249,12 @@ class Field(Checked, nn.Module, ABC):
         """Whether it, or a field inside of it, draws random numbers wherever it is asked."""
         return "generator" in self.requires or any(inner.draws for inner in self._inner())
 
+    @property
+    def defined_at_end(self) -> bool:
+        """Whether it has a velocity at σ = 0, which scores have not; where all fields inside of it have."""
+        inner = [field.defined_at_end for field in self._inner()]
+        return bool(inner) and all(inner)
+
     def bind(self, context: Context) -> Self:
         """The same field with its context fixed; a field that requires none of it returns itself.
 

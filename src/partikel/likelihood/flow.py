@@ -57,7 +57,8 @@ class ProbabilityFlow:
         prior: the law at t = 0.
         end: generation time of the samples, before T where the path reaches σ = 0.
         shape: of one particle.
-        schedule: the path, whose log σ is then the clock of integration; None for t itself.
+        schedule: the path, whose log σ is then the clock of integration; None for t itself, as for a path
+            that begins at σ = ∞.
     """
 
     velocity: Velocity
@@ -155,6 +156,10 @@ def probability_flow(
     )
     if schedule is None or not falls:
         return flow
+    if not math.isfinite(schedule.sigma_max):
+        flow = replace(flow, schedule=None)
+        if field.defined_at_end and sigma_min is None:
+            return flow
     return replace(
         flow, end=sample_time(schedule, sigma_min, getattr(model.grid, "sigma_min", None))
     )

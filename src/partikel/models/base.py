@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,9 +16,9 @@ from partikel.errors.checks import Checked, Natural, checked
 from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
-from partikel.priors import GaussianPrior
-from partikel.schedules import Nodes
-from partikel.solvers import Solver
+from partikel.priors import Prior
+from partikel.schedules import Nodes, Schedule
+from partikel.solvers import Solver, State
 from partikel.streams import Streams
 
 
@@ -32,12 +33,15 @@ class Sampling:
         solver: instead of the model's own.
         guidance: weight of the labels, see :class:`~partikel.fields.Guided`; one evaluation of a guided
             field is two of its network's.
+        path: along which a probability flow is followed instead of its own path, see
+            :meth:`~partikel.models.ParticleModel.along`.
     """
 
     grid: Nodes | None = None
     stop: Natural | None = None
     solver: Solver | None = None
     guidance: Weight | None = None
+    path: Schedule | None = None
 
     @classmethod
     def of(
@@ -71,6 +75,7 @@ class Sampling:
             "stop": self.stop,
             "solver": None if solver is None else type(solver).__name__,
             "guidance": self.guidance,
+            "path": None if self.path is None else type(self.path).__name__,
         }
         return {key: value for key, value in named.items() if value is not None}
 
@@ -81,10 +86,11 @@ class Carrier(Checked, nn.Module, ABC):
     Nothing outside of this folder asks which class a carrier is: it asks for what it needs.
 
     Attributes:
-        kind: "particles" or "generator", for what is shown to people.
+        kind: "particles", "generator" or "flow map", for what is shown to people.
         field: the field.
         prior: where it starts: the law of particles at t = 0, or of a generator's latents.
         horizon: T, the generation time of a sample.
+        schedule: the path of noise levels, of particles on one.
         shape: of one sample, where it is known from the start on; None for a generator.
         steps: how many steps sampling takes unless asked for another number; None where it is one call,
             and the samples move in training time.
@@ -104,6 +110,7 @@ class Carrier(Checked, nn.Module, ABC):
 
     kind: ClassVar[str]
     horizon: float
+    schedule: Schedule | None = None
     shape: tuple[int, ...] | None = None
     steps: int | None = None
     stage_of_training: int = 0
@@ -113,7 +120,7 @@ class Carrier(Checked, nn.Module, ABC):
     def __init__(
         self,
         field: Field,
-        prior: GaussianPrior,
+        prior: Prior,
         conditional: bool = False,
         label_weights: Tensor | None = None,
     ) -> None:
@@ -186,7 +193,8 @@ class Carrier(Checked, nn.Module, ABC):
             cond: (n, ...) labels, for a conditional model; drawn by ``label_weights`` unless given.
             real: samples of the data, for a field that compares with them.
             sampling: how they are drawn; as the model says unless given.
-            options: or what of it departs: ``steps``, ``grid``, ``stop``, ``solver``, ``guidance``.
+            options: or what of it departs: ``steps``, ``grid``, ``stop``, ``solver``, ``guidance``,
+                ``path``.
 
         Returns:
             (n, ...) samples.
@@ -211,6 +219,23 @@ class Carrier(Checked, nn.Module, ABC):
         self, start: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
     ) -> Tensor:
         """Samples from where they start, in a context of real samples and a generator."""
+
+    def stream(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ) -> Iterator[State]:
+        """Move given starts (B, ...) to samples, handing out what is on the way; arguments as of sampling.
+
+        Raises:
+            ConfigError: for a model with nothing on the way.
+        """
+        raise ConfigError(f"samples of a {self.kind} model do not move while they are generated.")
 
     def evaluations(
         self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any

@@ -15,7 +15,7 @@ from partikel.fields import At, Context, Field, Loss, LossValue, TrainingBatch
 from partikel.fields.base import unique_losses
 from partikel.fields.particles import Particles
 from partikel.models.base import Carrier, Sampling
-from partikel.priors import GaussianPrior
+from partikel.priors import Prior
 from partikel.streams import Streams
 from partikel.tensors import Asking, flat_sum
 
@@ -74,7 +74,7 @@ class GeneratorModel(Carrier):
         self,
         field: Field,
         generator: nn.Module,
-        prior: GaussianPrior,
+        prior: Prior,
         *,
         horizon: NotNegative = 1.0,
         eta: Positive | None = None,

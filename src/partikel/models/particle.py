@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from partikel.errors import ConfigError
 from partikel.errors.checks import Count, NotNegative, checked
-from partikel.fields import At, Context, Field, Guided
+from partikel.fields import AlongPath, At, Context, Field, Guided, PathScore
 from partikel.fields.base import Weight
 from partikel.fields.particles import Particles
+from partikel.fields.velocity import velocity_in
 from partikel.models.base import Carrier, Sampling
-from partikel.priors import GaussianPrior
-from partikel.schedules import Nodes, Schedule, TimeGrid, UniformGrid
+from partikel.priors import GaussianPrior, Prior
+from partikel.schedules import KarrasGrid, Nodes, Schedule, TimeGrid, UniformGrid
 from partikel.solvers import (
     Dynamics,
     Euler,
@@ -43,7 +45,8 @@ class ParticleModel(Carrier):
         temperature: τ >= 0, weight of an entropy regulariser: noise √(2τη) dW, except in the last
             step (GPM Algorithm 3).
         diffusion: a noise scale of t instead, shaped like it.
-        score: ∇log ρ_t, or what stands for it, for solvers with a corrector.
+        score: ∇log ρ_t, or what stands for it, for solvers with a corrector. A model that gives one on a
+            path is one of noised data.
         times_per_path: how many training particles are taken from each simulated path, at different
             times; 1 is the paper's Algorithm 3.
         truncate: simulate each training particle only up to its own time. The law is the same;
@@ -58,7 +61,7 @@ class ParticleModel(Carrier):
     def __init__(
         self,
         field: Field,
-        prior: GaussianPrior,
+        prior: Prior,
         *,
         steps: Count,
         eta: float = 1.0,
@@ -148,8 +151,51 @@ class ParticleModel(Carrier):
             lambda x, t: self.velocity(x, t, of_rest(x), field),
             self.diffusion,
             self.schedule,
-            defined_at_end=self.schedule is None or self.schedule.sigma_end > 0,
+            defined_at_end=self.schedule is None
+            or self.schedule.sigma_end > 0
+            or (self.field if field is None else field).defined_at_end,
             score=None if score is None else log_gradient,
+        )
+
+    @property
+    def follows_path(self) -> bool:
+        """Whether its velocity is known all along a path of noised data, not at trained nodes only."""
+        return self.schedule is not None and (
+            self._score[0] is not None or velocity_in(self.field) is not None
+        )
+
+    def along(self, path: Schedule, steps: Count | None = None) -> ParticleModel:
+        """The same probability flow along another path: an EDM's along a linear one, and the other way round.
+
+        Args:
+            path: the other path.
+            steps: even ones in its time, or Karras's where it begins at a finite level of noise; as many as
+                this model's unless given.
+
+        Raises:
+            ConfigError: for particles on no path of noised data, or that move with noise.
+        """
+        velocity = velocity_in(self.field)
+        if velocity is not None:
+            velocity.score  # noqa: B018  refused where the source is no noise, which a path needs
+        if not self.follows_path or self.diffusion is not None:
+            raise ConfigError(
+                "only the probability flow of noised data runs along other paths (an EDM, flow matching, an "
+                "ODE of the plane): this model's particles are on no such path, or move with noise."
+            )
+        assert self.schedule is not None
+        field = self.field if self.eta == 1 else self.eta * self.field
+        field = AlongPath(field, self.schedule, path)
+        finite = math.isfinite(path.sigma_max)
+        return ParticleModel(
+            field,
+            GaussianPrior(self.prior.shape, path.prior_std),
+            steps=steps or self.steps,
+            schedule=path,
+            grid=KarrasGrid(path, max(0.002, path.sigma_end)) if finite else None,
+            score=PathScore(field, path),
+            conditional=self.conditional,
+            label_weights=self.label_weights,
         )
 
     def stream(
@@ -186,6 +232,11 @@ class ParticleModel(Carrier):
     def _states(
         self, x: Tensor, cond: Tensor | None, context: Context, sampling: Sampling
     ) -> Iterator[State]:
+        if sampling.path is not None:
+            other = self.along(sampling.path)
+            x = x * (other.prior.std / self.prior.std)
+            yield from other._states(x, cond, context, replace(sampling, path=None))
+            return
         field, guidance = self.field, sampling.guidance
         if guidance is not None:
             if not self.conditional:
@@ -328,7 +379,8 @@ def nodes_at(model: Carrier, levels: Sequence[float]) -> Nodes:
     Raises:
         ConfigError: for a model without such a path, or levels that do not fall along it.
     """
-    schedule = free_particles(model, "a generator has no noise levels: leave out levels.").schedule
+    otherwise = "only free particles pass through noise levels: leave out levels."
+    schedule = free_particles(model, otherwise).schedule
     if schedule is None or schedule.sigma_max == schedule.sigma_end:
         raise ConfigError(
             "this model's particles are on no path of noise levels: leave out levels."

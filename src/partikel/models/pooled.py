@@ -13,7 +13,7 @@ from partikel.fields import Context, Field
 from partikel.fields.particles import Particles
 from partikel.models.particle import depends_on_cloud
 from partikel.models.staged import PoolOfParticles
-from partikel.priors import GaussianPrior
+from partikel.priors import Prior
 from partikel.solvers import Euler, EulerMaruyama
 from partikel.streams import Streams
 from partikel.tensors import expand_like
@@ -38,7 +38,7 @@ class PooledParticleModel(PoolOfParticles):
     nodes: Tensor
     turn: Tensor
 
-    def __init__(self, field: Field, prior: GaussianPrior, *, pool: Size, **options: Any) -> None:
+    def __init__(self, field: Field, prior: Prior, *, pool: Size, **options: Any) -> None:
         super().__init__(field, prior, pool=pool, **options)
         if depends_on_cloud(field) or not isinstance(self.solver, Euler | EulerMaruyama):
             raise ConfigError(

@@ -12,7 +12,7 @@ from partikel.errors.checks import Range, Size
 from partikel.fields import Context, Field
 from partikel.fields.particles import Particles
 from partikel.models.particle import ParticleModel
-from partikel.priors import GaussianPrior
+from partikel.priors import Prior
 from partikel.streams import Streams
 
 
@@ -33,7 +33,7 @@ class PoolOfParticles(ParticleModel):
     pool: Tensor
     pool_labels: Tensor | None
 
-    def __init__(self, field: Field, prior: GaussianPrior, *, pool: Size, **options: Any) -> None:
+    def __init__(self, field: Field, prior: Prior, *, pool: Size, **options: Any) -> None:
         super().__init__(field, prior, **options)
         if self.conditional and self.label_weights is None:
             raise ConfigError("a pool of labelled particles needs the shares of the classes.")
@@ -77,7 +77,7 @@ class StagedParticleModel(PoolOfParticles):
     def __init__(
         self,
         field: Field,
-        prior: GaussianPrior,
+        prior: Prior,
         *,
         pool: Size,
         stage_draws: Annotated[int, Range(least=1)],

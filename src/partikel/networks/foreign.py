@@ -27,12 +27,16 @@ VE = ("ScoreSdeVeScheduler",)
 """Those of scores of a VE process."""
 
 
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+"""Those of velocities of the linear path, from data to noise."""
+
+
 class Foreign(NamedTuple):
     """A network, and what its scheduler says of it.
 
     Attributes:
         network: called as ``network(x, c, cond)``, c (B, 1) or (1, 1) being the time that it is told.
-        kind: class of its scheduler, of :data:`CHAINS`, :data:`EDM` or :data:`VE`.
+        kind: class of its scheduler, of :data:`CHAINS`, :data:`EDM`, :data:`VE` or :data:`FLOW`.
         prediction: what it predicts, as diffusers calls it.
         scheduler: the scheduler.
     """
@@ -210,13 +214,12 @@ def _known(chain: dict[str, Any], place: Path) -> str:
         ConfigError: naming the class, or the setting that makes it another one.
     """
     kind = chain.get("_class_name", "DDPMScheduler")
-    if kind not in (*CHAINS, *EDM, *VE):
-        flow = "FlowMatch" in str(kind)
-        reason = "flow matching is not adapted" if flow else "what it predicts is not known here"
+    if kind not in (*CHAINS, *EDM, *VE, *FLOW):
         raise ConfigError(
-            f"the network in {place.parent} is of a {kind} ({place.name}, _class_name), and {reason}: "
-            "only networks of DDPM's chains (DDPMScheduler and its like), of EDM (EDMEulerScheduler) "
-            "and of VE (ScoreSdeVeScheduler) can give the data's score."
+            f"the network in {place.parent} is of a {kind} ({place.name}, _class_name), and what it predicts "
+            "is not known here: only networks of DDPM's chains (DDPMScheduler and its like), of EDM "
+            "(EDMEulerScheduler), of VE (ScoreSdeVeScheduler) and of flow matching "
+            "(FlowMatchEulerDiscreteScheduler) can give the data's score."
         )
     continuous = chain.get("timestep_type", "discrete") != "discrete"
     if kind in CHAINS and (continuous or chain.get("use_flow_sigmas")):

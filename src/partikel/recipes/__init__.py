@@ -8,6 +8,8 @@ from partikel.recipes.base import Recipe, System
 from partikel.recipes.diffflow import DiffFlowGAN, DiffODEGAN, PlanePoint
 from partikel.recipes.discriminator_flow import DiscriminatorFlow
 from partikel.recipes.edm import EDM
+from partikel.recipes.flow_map import ConsistencyMap, Distillation, MeanFlowMap
+from partikel.recipes.flow_matching import FlowMatching
 from partikel.recipes.gan import GAN
 from partikel.recipes.score_gan import ScoreFlow, ScoreGAN
 
@@ -15,6 +17,9 @@ _OURS: dict[str, type[Recipe]] = {
     recipe.name: recipe
     for recipe in (
         EDM,
+        FlowMatching,
+        MeanFlowMap,
+        ConsistencyMap,
         GAN,
         ScoreGAN,
         ScoreFlow,
@@ -22,6 +27,7 @@ _OURS: dict[str, type[Recipe]] = {
         PlanePoint,
         DiffODEGAN,
         DiffFlowGAN,
+        Distillation,
     )
 }
 
@@ -46,10 +52,14 @@ RECIPES: Registry[type[Recipe]] = Registry("recipe", "recipes", _OURS, _recipe)
 __all__ = [
     "EDM",
     "GAN",
+    "ConsistencyMap",
     "DiffFlowGAN",
     "DiffODEGAN",
     "RECIPES",
     "DiscriminatorFlow",
+    "Distillation",
+    "FlowMatching",
+    "MeanFlowMap",
     "PlanePoint",
     "Recipe",
     "ScoreFlow",

@@ -18,6 +18,7 @@ from partikel.data.known import KnownData
 from partikel.errors import ConfigError
 from partikel.errors.checks import MAY_DIFFER, Checked, Range, Seed, Size
 from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
+from partikel.fields.velocity import velocity_in
 from partikel.models import Carrier
 from partikel.networks import NetworkSettings
 from partikel.objectives import objective_name
@@ -149,8 +150,19 @@ class Recipe(Checked, ABC):
         return seeded(self.seed, "init", part)
 
 
+class ScoreModel(Recipe):
+    """A recipe whose model gives the data's score, for others to build on."""
+
+
 def score_in(flow: Field) -> Field:
-    """s_p of an EDM's field |σ'|σ s_p, its weight along the path taken off."""
+    """s_p of an EDM's field |σ'|σ s_p, its weight along the path taken off, or of a learned velocity.
+
+    Raises:
+        ConfigError: for a velocity without a score.
+    """
+    velocity = velocity_in(flow)
+    if velocity is not None:
+        return velocity.score.freeze() if velocity.frozen else velocity.score
     return flow.field if isinstance(flow, Scaled) else flow
 
 

@@ -30,6 +30,7 @@ from partikel.recipes.base import (
     score_in,
 )
 from partikel.recipes.edm import EDM
+from partikel.recipes.flow_matching import FlowMatching
 from partikel.recipes.gan import GAN
 from partikel.schedules import (
     EDMSchedule,
@@ -63,8 +64,9 @@ class PlanePoint(Recipe):
         lambda2: λ²/β > 0: from Langevin (towards 0) over the SDE (1) to the ODE (2).
         steps: N, of training and sampling.
         solver: of both; null is Euler-Maruyama, or Euler where there is no noise.
-        data_score: the run folder of a trained EDM to take s_p from; null trains ``score``.
-        score: the EDM recipe of s_p (its network, law, optimiser, batch).
+        data_score: the run folder of a trained EDM, or of flow matching, to take s_p from; null trains
+            ``score``.
+        score: the recipe of s_p (its network, law, optimiser, batch), an EDM or flow matching.
         joint: train s_p together with the discriminator, instead of before it.
         objective: "adversarial" (denoising score matching, and a discriminator against particles) or
             "elbo": the drift as a whole by the bound of DiffFlow's Theorem 3, on data only; the score
@@ -94,7 +96,7 @@ class PlanePoint(Recipe):
         | None
     ) = None
     data_score: str | None = None
-    score: EDM = field(default_factory=EDM)
+    score: EDM | FlowMatching = field(default_factory=EDM)
     joint: bool = False
     objective: Literal["adversarial", "elbo"] = "adversarial"
     label_dropout: Part = 0.1
@@ -109,6 +111,10 @@ class PlanePoint(Recipe):
         same_data(self, self.score)
         if self.joint and self.data_score is not None:
             raise ConfigError("a joint score is not loaded: leave out data_score, or joint.")
+        if self.joint and isinstance(self.score, FlowMatching):
+            raise ConfigError(
+                "only an EDM's score is trained together with the discriminator: leave out joint."
+            )
 
     @property
     def unused(self) -> frozenset[str]:

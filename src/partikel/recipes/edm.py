@@ -17,7 +17,7 @@ from partikel.fields import ScoreField
 from partikel.models import Carrier, ParticleModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
-from partikel.recipes.base import MLP, Recipe, System, hiding_labels
+from partikel.recipes.base import MLP, ScoreModel, System, hiding_labels
 from partikel.schedules import (
     EDMSchedule,
     KarrasGrid,
@@ -31,7 +31,7 @@ from partikel.training import AdamSettings, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDM(Recipe):
+class EDM(ScoreModel):
     """A denoising diffusion model (Karras et al. 2022).
 
     Attributes:

@@ -36,6 +36,7 @@ from partikel.recipes.base import (
     score_in,
 )
 from partikel.recipes.edm import EDM
+from partikel.recipes.flow_matching import FlowMatching
 from partikel.schedules import KarrasLaw
 from partikel.training import AdamSettings, Phase
 
@@ -48,9 +49,9 @@ class ScoreDifference(Recipe):
     """What Score GAN and Score Flow share.
 
     Attributes:
-        data_score: the run folder of a trained EDM to take s_p from, or "diffusers:FOLDER" for a
-            UNet2DModel and its scheduler; null trains ``score`` first.
-        score: the EDM recipe of s_p.
+        data_score: the run folder of a trained EDM, or of flow matching, to take s_p from, or
+            "diffusers:FOLDER" for a UNet2DModel and its scheduler; null trains ``score`` first.
+        score: the recipe of s_p, an EDM or flow matching.
         alpha: α, weight of the data's score.
         guidance: w of the data's score in training, of conditional models: s_p(x, ∅) +
             w (s_p(x, c) - s_p(x, ∅)), so that samples need no guidance; 1 is the label's score.
@@ -70,7 +71,7 @@ class ScoreDifference(Recipe):
     """
 
     data_score: str | None = None
-    score: EDM = field(default_factory=EDM)
+    score: EDM | FlowMatching = field(default_factory=EDM)
     alpha: float = 1.0
     guidance: float = 1.0
     beta_own: NotNegative = 1.0

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from partikel.denoising import denoiser_from_velocity
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.errors.checks import NotNegative, Positive, checked
 from partikel.schedules import Schedule
@@ -125,7 +126,7 @@ class RK4(_ODESolver):
 
 
 class _Exponential(_ODESolver):
-    """Exact in the linear part of dy/dσ = (y - D)/σ, y = u x.
+    """Exact in the linear part of dy/dσ = (y - D)/σ, y = u x; from the infinite level of an interpolant, too.
 
     Every probability flow has this form, VE, VP and sub-VP alike, with D the denoiser's output: the
     steps then depend on the levels σ alone, not on the schedule. Any other drift defines a D by it.
@@ -142,21 +143,15 @@ class _Exponential(_ODESolver):
 
     @staticmethod
     def _denoised(dynamics: Dynamics, schedule: Schedule, x: Tensor, t: float) -> Tensor:
-        """D = y - σ (dy/dt)/σ', from dy/dt = u'x + u v; at the t that the drift is asked at."""
-        time = x.new_tensor(t)
-        u = schedule.u(time)
-        rate = schedule.u_rate(time) * x + u * dynamics.velocity(x, t)
-        return u * x - schedule.sigma(time) / schedule.sigma_rate(time) * rate
+        """The D that the drift defines, at the t that it is asked at."""
+        return denoiser_from_velocity(dynamics.velocity(x, t), x, schedule, x.new_tensor(t))
 
     @staticmethod
     def _moved(schedule: Schedule, x: Tensor, denoised: Tensor, step: Step) -> Tensor:
-        """The solution where D is constant: y + (1 - σ_next/σ)(D - y)."""
+        """The solution where D is constant: a_next D + b_next/b (x - aD)."""
         nodes = torch.tensor([step.t, step.t_next], dtype=torch.float64)
-        (sigma, sigma_next), (u, u_next) = (
-            schedule.sigma(nodes).tolist(),
-            schedule.u(nodes).tolist(),
-        )
-        return (denoised + sigma_next / sigma * (u * x - denoised)) / u_next
+        (a, a_next), (b, b_next) = schedule.scale(nodes).tolist(), schedule.spread(nodes).tolist()
+        return a_next * denoised + b_next / b * (x - a * denoised)
 
 
 @dataclass(frozen=True)
@@ -192,7 +187,7 @@ class DPMSolver2M(_Exponential):
 
     def advance(
         self, dynamics: Dynamics, x: Tensor, step: Step, memory: tuple[float, Tensor] | None
-    ) -> tuple[Tensor, tuple[float, Tensor]]:
+    ) -> tuple[Tensor, tuple[float, Tensor] | None]:
         """One step of DPM-Solver++(2M), which remembers log σ and D."""
         schedule = self._schedule(dynamics)
         denoised = self._denoised(dynamics, schedule, x, step.t)
@@ -203,7 +198,8 @@ class DPMSolver2M(_Exponential):
             level_past, denoised_past = memory
             slope = (denoised - denoised_past[: len(x)]) / (level - level_past)
             ahead = denoised + (level_next - level) / 2 * slope
-        return self._moved(schedule, x, ahead, step), (level, denoised)
+        kept = (level, denoised) if math.isfinite(level) else None  # of σ = ∞ there is no slope
+        return self._moved(schedule, x, ahead, step), kept
 
 
 @dataclass(frozen=True)

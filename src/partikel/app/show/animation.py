@@ -45,7 +45,7 @@ from partikel.fields import (
     Sum,
 )
 from partikel.files import plain_file, replacing
-from partikel.models import Carrier, ParticleModel, free_particles
+from partikel.models import Carrier
 from partikel.solvers import State
 
 GRID = 64
@@ -116,7 +116,6 @@ def generation_frames(
     Raises:
         ConfigError: if the particles are neither points of the plane nor images.
     """
-    model = free_particles(model, "only free particles move while they are generated.")
     images = len(model.prior.shape) == 3
     if not images and model.prior.shape != (2,):
         raise ConfigError(
@@ -398,7 +397,7 @@ def visible(x: Tensor) -> Tensor:
 class _Path:
     """Sampling that frames are taken of; ``view`` is None for images."""
 
-    model: ParticleModel
+    model: Carrier
     generator: torch.Generator
     frames: int
     view: Extent | None
@@ -415,7 +414,7 @@ class _Path:
     def moments(self, n: int | None) -> Iterator[tuple[str, State, At]]:
         """The chosen nodes: what to call them, the particles, and where on the path."""
         nodes, schedule = self.even_nodes(), self.model.schedule
-        total = self.model.steps if self.steps is None else self.steps
+        total = max(nodes)
         count = n or (36 if self.view is None else 400)
         for state in self.states(count, self.generator, self.cond):
             if state.step not in nodes:
