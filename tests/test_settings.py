@@ -56,7 +56,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
-RESULTS = ("Run", "Exported")
+RESULTS = ("Run", "Exported", "Origin")
 """Not settings, though checked."""
 
 
@@ -87,8 +87,9 @@ GIVEN: dict[str, dict[str, Any]] = {
     "KarrasGrid": {"schedule": EDMSchedule()},
     "GeometricGrid": {"schedule": EDMSchedule()},
     "Leaving": {"solver": Heun(), "after": 1},
+    "Independent": {"source": GaussianPrior((2,))},
+    "OptimalTransport": {"source": GaussianPrior((2,))},
     "Initial": {"run": "runs/edm"},
-    "Origin": {"run": "runs/edm"},
 }
 """What must be given."""
 
