@@ -74,4 +74,4 @@ def one_class(dataset: Dataset, label: int) -> Dataset:
         points[split] = rows[labels == label]
     if not len(points["train"]):
         raise ConfigError(f"'{dataset.name}' has classes 0 to {dataset.classes - 1}, not {label}.")
-    return FiniteDataset(f"{dataset.name} {label}", points, top=dataset.top)
+    return FiniteDataset(f"{dataset.name} {label}", points, top=dataset.top or 255)
