@@ -135,7 +135,8 @@ class Distillation(Recipe):
 
     A model of noised data (EDM, flow matching, a point of the plane, whose probability flow it is) is taken
     along ``path`` and learned by the Lagrangian equation; a flow of N trained steps (Discriminator Flow,
-    Score Flow, DiffODE-GAN) at its own nodes, by the semigroup.
+    DiffODE-GAN) at its own nodes, by the semigroup. A Score Flow's field draws noise wherever it is asked,
+    so that it has no map.
 
     Attributes:
         run: folder of the teacher's run; null trains ``teacher`` first.
@@ -187,6 +188,7 @@ class Distillation(Recipe):
         flow = deterministic(required, self.batch)
         if flow.follows_path and _has_score(flow.field) and flow.schedule != PATHS[self.path]():
             flow = flow.along(PATHS[self.path]())
+            flow.field.freeze()
         network = build_network(
             self.network or _like(self.teacher),
             "denoiser",
