@@ -772,7 +772,8 @@ def _settings(command: str, tokens: list[str]) -> list[Option]:
     if command == "distil":
         from partikel.recipes import Distillation
 
-        return options_in(Distillation, group="Settings of the recipe 'distillation'")
+        every = options_in(Distillation, group="Settings of the recipe 'distillation'")
+        return [option for option in every if option.key.split(".")[0] not in ("run", "teacher")]
     if command != "train":
         return []
     places, values = parse("train", train, [t for t in tokens if t not in ("-h", "--help")])
