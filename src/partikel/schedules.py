@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
@@ -453,8 +453,8 @@ class InterpolantSchedule(Interpolant):
         horizon: T, where a = 1 and b = 0.
     """
 
-    a: Callable[[Tensor], Tensor] = torch.clone
-    b: Callable[[Tensor], Tensor] = lambda t: 1 - t
+    a: Callable[[Tensor], Tensor] = field(default_factory=lambda: torch.clone)
+    b: Callable[[Tensor], Tensor] = field(default_factory=lambda: lambda t: 1 - t)
     horizon: Positive = 1.0
 
     def __post_init__(self) -> None:
@@ -463,9 +463,8 @@ class InterpolantSchedule(Interpolant):
         t = torch.linspace(0.0, self.horizon, 257, dtype=torch.float64)
         a, b = self.scale(t), self.spread(t)
         ends = torch.stack([a[-1] - 1, b[-1]]).abs().max()
-        turning = self.scale_rate(t) * b - a * self.spread_rate(
-            t
-        )  # what D is divided by, at t = 0 too
+        # what D is divided by, at t = 0 too
+        turning = self.scale_rate(t) * b - a * self.spread_rate(t)
         if not (ends < 1e-6 and (a[1:] > 0).all() and (turning > 1e-6 / self.horizon).all()):
             raise ConfigError(
                 "an interpolant a(t) x + b(t) ε ends at a = 1 and b = 0, and b/a falls all along (a'b > "
