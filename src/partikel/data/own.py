@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from partikel.data.base import FiniteDataset, split_indices
 from partikel.errors import DataError
-from partikel.errors.checks import Part, Range, checked
+from partikel.errors.checks import Part, SplitSeed, checked
 from partikel.tensors import MOST
 
 if TYPE_CHECKING:  # what is no data is refused here, with what to pass instead
@@ -37,7 +37,7 @@ def in_memory(
     name: str = "own data",
     validation: Part = 0.0,
     test: Part = 0.0,
-    split_seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
+    split_seed: SplitSeed = 0,
 ) -> FiniteDataset:
     """A data set of what one has: points as they are, or bytes, which become numbers in [-1, 1].
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from partikel.data.files import LIMITS, Limits
-from partikel.errors.checks import MAY_DIFFER, Checked, Range, Width
+from partikel.errors.checks import MAY_DIFFER, Checked, Range, SplitSeed, Width
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DataSettings(Checked):
     size: Width | None = None
     download: bool = field(default=False, metadata=MAY_DIFFER)
     validation: Annotated[float, Range(least=0, most=0.9)] = 0.1
-    split_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    split_seed: SplitSeed = 0
     path: str | None = None
     channels: Literal[1, 3] = 3
     flip: bool = False

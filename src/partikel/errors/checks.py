@@ -83,6 +83,7 @@ Width = Annotated[int, Range(1, 2**16)]
 """Of a network's layer."""
 Depth = Annotated[int, Range(1, 1000)]
 Seed = Annotated[int, Range(-(2**63), 2**63 - 1)]
+SplitSeed = Annotated[int, Range(0, 2**32 - 1)]
 
 # single precision is infinite beyond 3.4e38, and 0 below 1.2e-38
 _LIMITS = {int: Range(-(2**63), 2**63 - 1), float: Range(-3.4e38, 3.4e38)}
