@@ -74,7 +74,15 @@ def test_wrong_types_are_refused(made: Callable[..., Any]) -> None:
         unchecked = name == "self" or parameter.annotation in ("Any", "object")
         if unchecked or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        loose = ("T", "Integrated", "Law", "FeatureNetwork", "HasLogDensity", "Law | None")
+        loose = (
+            "T",
+            "LearnedMap",
+            "Integrated",
+            "Law",
+            "FeatureNetwork",
+            "HasLogDensity",
+            "Law | None",
+        )
         if parameter.annotation in loose or "Labels" in str(parameter.annotation):
             continue
         if (made.__qualname__, name) in (("fit", "dataset"), ("in_memory", "points")):

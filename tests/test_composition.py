@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import Recorder, randn, seeded, tensor
-from partikel.data import DataSettings, open_dataset
+from partikel.data import DataPrior, DataSettings, open_dataset
 from partikel.denoising import PreconditionedLogit
 from partikel.errors import ConfigError
 from partikel.fields import (
@@ -20,15 +20,23 @@ from partikel.fields import (
     AtScale,
     Context,
     DiscriminatorField,
+    Independent,
+    OptimalTransport,
     Particles,
     Perturbed,
     ScoreField,
+    VelocityField,
     WhiteNoise,
 )
 from partikel.models import (
     Carrier,
+    Consistency,
+    FlowMapModel,
     GeneratorModel,
+    Lagrangian,
+    MeanFlow,
     ParticleModel,
+    Semigroup,
     StagedParticleModel,
     free_particles,
 )
@@ -39,15 +47,21 @@ from partikel.recipes import RECIPES, System
 from partikel.recipes.diffflow import DiffFlowGAN, DiffODEGAN, PlanePoint
 from partikel.recipes.discriminator_flow import DiscriminatorFlow
 from partikel.recipes.edm import EDM
+from partikel.recipes.flow_map import ConsistencyMap, Distillation, MeanFlowMap
+from partikel.recipes.flow_matching import FlowMatching
 from partikel.recipes.gan import GAN
 from partikel.recipes.score_gan import ScoreFlow, ScoreGAN
 from partikel.schedules import (
     EDMSchedule,
     KarrasGrid,
     KarrasLaw,
+    LinearSchedule,
+    LogitNormalTimeLaw,
     LogNormalLaw,
     LogUniformLaw,
+    TrigonometricSchedule,
     UniformGrid,
+    UniformTimeLaw,
     VESchedule,
     karras_level,
 )
@@ -56,6 +70,7 @@ from partikel.streams import Streams
 from partikel.training import AdamSettings, Phase, Trainer, fit
 
 TINY = NetworkSettings(kind="mlp", width=8, depth=1)
+SMOOTH = NetworkSettings(kind="mlp", width=8, depth=1, activation="silu", fourier_scale=1.0)
 DATA = open_dataset(DataSettings("gaussians"))
 PENALTIES = (GradientPenalty(0.3, centre=1.0, at="real"), GradientPenalty(0.7, at="fake"))
 SLOW, FAST = AdamSettings(lr=1e-3, beta1=0.3), AdamSettings(lr=5e-3, beta2=0.9)
@@ -378,9 +393,109 @@ def test_a_staged_diffode_gan_moves_on_after_its_share_of_iterations() -> None:
     assert particle(whole.compose(DATA)).times_per_path == 2
 
 
+@pytest.mark.parametrize("weighting", ["velocity", "denoiser"])
+@pytest.mark.parametrize("path", ["linear", "trigonometric"])
+def test_flow_matching(path: Any, weighting: Any) -> None:
+    recipe = FlowMatching(
+        network=TINY,
+        path=path,
+        weighting=weighting,
+        law="logit-normal",
+        law_mean=0.3,
+        law_std=0.7,
+        solver="midpoint",
+        steps=9,
+        batch=17,
+        optimizer=SLOW,
+    )
+    system = recipe.compose(DATA)
+    model = particle(system)
+    (velocity,) = (part for part in model.field.modules() if isinstance(part, VelocityField))
+    assert velocity.law == LogitNormalTimeLaw(0.3, 0.7)
+    assert velocity.weighting == weighting
+    assert (
+        model.schedule
+        == velocity.denoiser.path
+        == {
+            "linear": LinearSchedule(),
+            "trigonometric": TrigonometricSchedule(),
+        }[path]
+    )
+    assert velocity.coupling == Independent(model.prior)
+    assert type(model.solver) is SOLVERS["midpoint"]
+    assert (model.steps, model.prior.std, model.shape) == (9, 1.0, (2,))
+    assert system.phases == (Phase("velocity", SLOW, 17),)
+
+
+def test_flow_matching_from_data_and_by_transport() -> None:
+    moons = FlowMatching(network=TINY, source=DataSettings("moons"), coupling="transport", blur=0.2)
+    model = particle(moons.compose(DATA))
+    (velocity,) = (part for part in model.field.modules() if isinstance(part, VelocityField))
+    assert isinstance(model.prior, DataPrior)
+    assert model.prior.dataset.name == "moons"
+    assert velocity.coupling == OptimalTransport(model.prior, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        (MeanFlowMap, MeanFlow(LogitNormalTimeLaw(0.4, 0.8), 0.3, 0.5)),
+        (ConsistencyMap, Consistency(UniformTimeLaw(), 0.3, 0.5, intervals=7)),
+    ],
+)
+def test_maps_from_data(kind: Any, loss: Any) -> None:
+    recipe = kind(
+        network=SMOOTH, diagonal=0.3, power=0.5, intervals=7, average=0.9, steps=3, law_std=0.8
+    )
+    system = recipe.compose(DATA)
+    model = system.model
+    assert isinstance(model, FlowMapModel)
+    assert model.loss == loss
+    assert (model.steps, model.decay, model.guidance) == (3, 0.9, 1.0)
+    assert model.learns_itself
+    assert model.schedule == LinearSchedule()
+    assert [phase.loss for phase in system.phases] == ["map"]
+
+
+def test_distillation() -> None:
+    teacher = EDM(network=TINY, steps=5, sigma_max=30.0)
+    required = teacher.compose(DATA).model
+    recipe = Distillation(
+        teacher=teacher,
+        network=SMOOTH,
+        path="trigonometric",
+        diagonal=0.4,
+        average=0.8,
+        simulated=True,
+        batch=15,
+        optimizer=FAST,
+    )
+    system = recipe.compose(DATA, required)
+    model = system.model
+    assert isinstance(model, FlowMapModel)
+    assert model.loss == Lagrangian(UniformTimeLaw(), 0.4, simulated=True)
+    assert model.schedule == TrigonometricSchedule()
+    assert (model.decay, model.flow.steps, model.flow.times_per_path) == (0.8, 5, 5)
+    assert not any(weight.requires_grad for weight in model.field.parameters())
+    assert system.phases == (Phase("map", FAST, 15),)
+    flow = DiscriminatorFlow(network=TINY, steps=4, eta=2.0)
+    own = replace(recipe, teacher=flow, simulated=False, average=None)
+    nodes = own.compose(DATA, flow.compose(DATA).model).model
+    assert isinstance(nodes, FlowMapModel)
+    assert isinstance(nodes.loss, Semigroup)
+    assert nodes.nodes is not None
+    assert len(nodes.nodes) == 5
+    with pytest.raises(ConfigError, match="the teacher knows no labels"):
+        replace(recipe, conditional=True).compose(DATA, required)
+
+
 def test_every_recipe_is_composed_here() -> None:
     assert {kind.__name__ for kind in RECIPES.values()} == {
         "EDM",
+        "FlowMatching",
+        "MeanFlowMap",
+        "ConsistencyMap",
+        "Distillation",
         "GAN",
         "ScoreGAN",
         "ScoreFlow",

@@ -290,6 +290,7 @@ SMALL: dict[str, Any] = {
     "network": TINY, "discriminator": TINY, "generator": TINY, "own_score": TINY, "batch": 16,
     "latent": 4, "steps": 4, "score_steps": 2, "discriminator_steps": 2, "ema": 0.9,
     "iterations": 12, "conditional": True, "score": EDM(conditional=True, network=TINY),
+    "teacher": EDM(conditional=True, network=TINY),
 }  # fmt: skip
 
 
@@ -384,9 +385,8 @@ def test_hidden_labels_teach_the_field_without_them() -> None:
 
 def test_unconditional_models_know_nothing_of_labels() -> None:
     for name in RECIPES:
-        recipe = small(name, conditional=False, **(
-            {"score": EDM(network=TINY)} if "score" in RECIPES[name].__dataclass_fields__ else {}
-        ))  # fmt: skip
+        built_on = {"score", "teacher"} & {*RECIPES[name].__dataclass_fields__}
+        recipe = small(name, conditional=False, **dict.fromkeys(built_on, EDM(network=TINY)))
         model = composed(recipe)[0].model
         assert not model.conditional
         assert not any(isinstance(module, LabelDropout) for module in model.modules())

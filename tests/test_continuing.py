@@ -28,8 +28,8 @@ QUIET = {"evaluate_every": None, "evaluate_samples": 50}
 
 def quick(name: str, **settings: object) -> Recipe:
     """A small recipe that evaluates nothing, nor does the model that it builds on."""
-    if "score" in RECIPES[name].__dataclass_fields__:
-        settings = {"score": {**QUIET, "iterations": 2}, **settings}
+    for built_on in {"score", "teacher"} & {*RECIPES[name].__dataclass_fields__}:
+        settings = {built_on: {**QUIET, "iterations": 2}, **settings}
     return small(name, **{**QUIET, **settings})
 
 

@@ -17,6 +17,7 @@ import torch
 
 import partikel
 from partikel import CheckpointError, ConfigError
+from partikel.app import arguments
 from partikel.app.cli import main
 from partikel.extensions import VARIABLE, naming
 from partikel.recipes import RECIPES
@@ -93,6 +94,7 @@ def test_its_field_is_a_row_of_the_matrix(capsys: pytest.CaptureFixture[str]) ->
     "line", ["presets", "train --help", "train edm-digits --help", "presets own"]
 )
 def test_lists_name_it_without_importing_it(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments._about.cache_clear()  # the package came when the process had begun
     with contextlib.suppress(SystemExit):
         main(line.split())
     shown = capsys.readouterr().out

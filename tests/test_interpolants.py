@@ -221,14 +221,14 @@ def test_likelihood_and_noise_from_the_infinite_level() -> None:
     noisy = ParticleModel(
         field + (rate**2 / 2) * PathScore(field, path),
         GaussianPrior((2,)),
-        steps=200,
+        steps=400,
         schedule=path,
         diffusion=lambda t: torch.full_like(t, rate),
         solver=EulerMaruyama(),
         score=PathScore(field, path),
     ).double()
     start = randn(20_000, 2)
-    drawn = noisy.sample(20_000, generator=seeded(), start=start, stop=190)
+    drawn = noisy.sample(20_000, generator=seeded(), start=start, stop=380)
     t = tensor(0.95)  # close to the end, where the law is known too
     expected = GAUSSIAN.covariance * t**2 + (1 - t) ** 2 * torch.eye(2, dtype=torch.float64)
     assert_moments(drawn, t * GAUSSIAN.mean, expected, errors=6)

@@ -41,8 +41,17 @@ from partikel.training.ema import averaged_model, decay_rule, power_of_width, sw
 from partikel.training.engine import networks_of
 
 TINY = {"kind": "mlp", "width": 8, "depth": 2, "embedding_features": 4}
+SMOOTH = {**TINY, "activation": "silu", "fourier_scale": 1.0}
 SETTINGS: dict[str, dict] = {
     "edm": {"network": TINY, "data": {"name": "digits"}},
+    "flow-matching": {"network": TINY, "steps": 4, "source": {"name": "moons"}},
+    "mean-flow": {"network": SMOOTH},
+    "consistency": {"network": SMOOTH},
+    "distillation": {
+        "network": SMOOTH,
+        "teacher": {"network": TINY},
+        "optimizer": {"decay": "constant"},
+    },
     "gan": {
         "discriminator": TINY,
         "generator": TINY,

@@ -791,10 +791,9 @@ def _settings(command: str, tokens: list[str]) -> list[Option]:
 
 def _overview() -> None:
     print("usage: partikel COMMAND [options]\n")
-    print(
-        "A generative model is a field and something that carries it: free particles, a generator,"
-    )
-    print("or a flow map. Partikel trains, samples, measures and shows such models.\n\ncommands:")
+    print("A generative model is a field and something that carries it: free particles,")
+    print("a generator, or a flow map. Partikel trains, samples, measures and shows such")
+    print("models.\n\ncommands:")
     for name, command in COMMANDS.items():
         said = textwrap.wrap(_summary(command).split("\n\n")[0], 65)
         print(f"  {name:<12} " + f"\n{' ' * 15}".join(said))

@@ -157,23 +157,25 @@ def with_its_score(recipe: Recipe, origin: Origin, out: Path) -> Recipe:
         return recipe
     config = load_preset(file)
     theirs = make_recipe(config.recipe, config.settings)
+    place, part = recipe.builds_on
+    option = f"--{place.replace('_', '-')}"
     if type(theirs) is type(recipe.required):
         raise ConfigError(
             f"{origin.run} is a run of '{theirs.name}', which '{recipe.name}' builds on: give it as "
-            f"--data-score {origin.run} instead of --from."
+            f"{option} {origin.run} instead of --from."
         )
     if theirs.required is None:
         return recipe
-    named: str | None = theirs.data_score  # type: ignore[attr-defined]
-    asked: str | None = recipe.data_score  # type: ignore[attr-defined]
+    named: str | None = getattr(theirs, theirs.builds_on[0])
+    asked: str | None = getattr(recipe, place)
     if asked not in (None, named):
         raise ConfigError(
-            f"the data score comes with the weights of {origin.run}: leave out --data-score {asked}."
+            f"the model that it builds on comes with the weights of {origin.run}: leave out {option} {asked}."
         )
     score = dataclasses.replace(theirs.required, data=recipe.data)  # which must be of the same data
     if theirs.data.name != recipe.data.name:
         score = theirs.required
-    return dataclasses.replace(recipe, data_score=named, score=score)  # type: ignore[call-arg]
+    return dataclasses.replace(recipe, **{place: named, part: score})
 
 
 def started(

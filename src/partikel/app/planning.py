@@ -221,7 +221,7 @@ def estimate(recipe: Recipe) -> str:
     required: Carrier | None = None
     if first is not None:
         required = first.system(dataset).model
-        if getattr(recipe, "data_score", None) is None:
+        if getattr(recipe, recipe.builds_on[0], None) is None:
             parts.append((f"{first.title} first", _seconds(first, dataset, None)))
     parts.append(("" if not parts else "then itself", _seconds(recipe, dataset, required)))
     total = sum(each for _, (train, more, _) in parts for each in (train, more))

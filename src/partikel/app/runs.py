@@ -66,7 +66,7 @@ from partikel.files import (
 from partikel.metrics.evaluation import chunk_size, quick_evaluation
 from partikel.models import Carrier, Sampling
 from partikel.networks.weights import read_tensors, write_tensors
-from partikel.recipes import Distillation, Recipe, System
+from partikel.recipes import Recipe, System
 from partikel.recipes.base import ScoreModel
 from partikel.streams import seeded
 from partikel.tensors import check_memory
@@ -557,12 +557,12 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
     """The recipe with the settings of the trained model it names, and that model's folder."""
     if recipe.required is None:
         return recipe, None
-    distils = isinstance(recipe, Distillation)
-    named = recipe.run if distils else getattr(recipe, "data_score", None)
+    place, part = recipe.builds_on
+    named = getattr(recipe, place, None)
     if named is None:
         return recipe, out / "required"
     other = load(named)
-    if not (distils or isinstance(other.recipe, ScoreModel)):
+    if part == "score" and not isinstance(other.recipe, ScoreModel):
         raise ConfigError(
             f"data_score names a run of '{other.recipe.name}', but a run of "
             f"'{recipe.required.name}' is needed."
@@ -571,7 +571,6 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
         raise ConfigError(
             f"the run {named} is of other data ({other.recipe.data}): train on the same data."
         )
-    part = "teacher" if distils else "score"
     return dataclasses.replace(recipe, **{part: other.recipe}), Path(named)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from partikel.data.base import SPLITS, Dataset, FiniteDataset
 from partikel.errors import ConfigError
-from partikel.errors.checks import Natural
+from partikel.errors.checks import Natural, checked
 from partikel.priors import Prior
 
 
@@ -53,6 +53,7 @@ class DataPrior(Prior):
         )
 
 
+@checked
 def one_class(dataset: Dataset, label: int) -> Dataset:
     """The points of one class, without labels.
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from partikel.denoising import VelocityDenoiser
 from partikel.errors import ConfigError
-from partikel.errors.checks import Count, Part, Range
+from partikel.errors.checks import Count, Part, Range, checked
 from partikel.fields import (
     Context,
     Coupling,
@@ -478,6 +478,7 @@ def _check_flow(flow: ParticleModel) -> None:
         )
 
 
+@checked
 def own_flow(
     network: nn.Module,
     prior: Prior,

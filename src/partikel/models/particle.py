@@ -194,6 +194,7 @@ class ParticleModel(Carrier):
             schedule=path,
             grid=KarrasGrid(path, max(0.002, path.sigma_end)) if finite else None,
             score=PathScore(field, path),
+            times_per_path=self.times_per_path if steps is None else 1,
             conditional=self.conditional,
             label_weights=self.label_weights,
         )

@@ -55,6 +55,7 @@ class Recipe(Checked, ABC):
         name: what configurations call the recipe.
         title: what people call it.
         symbol: its field as a formula; recipes with the same field have the same.
+        builds_on: the settings that name the run of what is trained first, and its recipe.
         data: which data, and how they are split.
         conditional: train on the data's labels, so that a class can be asked for.
         seed: of initial weights and all random streams.
@@ -70,6 +71,7 @@ class Recipe(Checked, ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     symbol: ClassVar[str]
+    builds_on: ClassVar[tuple[str, str]] = ("data_score", "score")
 
     data: DataSettings = field(default_factory=DataSettings)
     conditional: bool = False

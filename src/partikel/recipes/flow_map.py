@@ -37,7 +37,8 @@ from partikel.recipes.base import Recipe, System
 from partikel.recipes.edm import EDM
 from partikel.recipes.flow_matching import Interpolants
 from partikel.schedules import PATHS, TimeLaw, UniformTimeLaw
-from partikel.training import AdamSettings, Phase
+from partikel.training import EMA, AdamSettings, Phase
+from partikel.training.ema import Decay
 
 Learned: TypeAlias = Literal[
     "mean-flow", "improved-mean-flow", "lagrangian", "semigroup", "consistency"
@@ -158,6 +159,7 @@ class Distillation(Recipe):
     name: ClassVar[str] = "distillation"
     title: ClassVar[str] = "Distilled"
     symbol: ClassVar[str] = "the teacher's"
+    builds_on: ClassVar[tuple[str, str]] = ("run", "teacher")
 
     run: str | None = None
     teacher: EDM | Recipe = field(default_factory=EDM)
@@ -173,7 +175,7 @@ class Distillation(Recipe):
     label_dropout: Part = 0.1
     batch: Size = 256
     iterations: int = 8000
-    ema: float | None = 0.999
+    ema: Decay | EMA | None = 0.999
     optimizer: AdamSettings = field(default_factory=lambda: AdamSettings(lr=1e-3, decay="cosine"))
 
     @property
@@ -185,6 +187,9 @@ class Distillation(Recipe):
         """A map of the teacher's flow, one phase."""
         if required is None:
             raise ConfigError("a distillation builds on a trained model: train or load it first.")
+        if required.conditional is not self.conditional:
+            knows = "knows labels" if required.conditional else "knows no labels"
+            raise ConfigError(f"the teacher {knows}: its map is conditional just as it is.")
         flow = deterministic(required, self.batch)
         if flow.follows_path and _has_score(flow.field) and flow.schedule != PATHS[self.path]():
             flow = flow.along(PATHS[self.path]())
