@@ -281,7 +281,11 @@ def _taxonomy(cells: Sequence[Cell]) -> Table:
         own = [_link(field.__name__, field) for field in entry.fields]
         if entry.recipe is not None:
             recipe = RECIPES[entry.recipe]
-            own = [_link(f"recipe {recipe.name}", recipe), _preset(recipe.name), *own]
+            own = [
+                _link(f"recipe {recipe.name}", recipe),
+                _preset(_planar_presets()[recipe.name]),
+                *own,
+            ]
         return ", ".join(own)
 
     def energies(entry: Entry) -> str:
@@ -312,23 +316,24 @@ def _energies(cells: Sequence[Cell]) -> str:
 def _recipes() -> Table:
     """Every recipe with its carrier, which is found by composing it."""
     dataset = open_dataset(DataSettings(DATA))
+    presets = _planar_presets()
 
     def composed(name: str) -> Carrier:
-        preset = load_preset(_planar_preset(name))
+        preset = load_preset(presets[name])
         recipe = make_recipe(preset.recipe, preset.settings)
         return recipe.system(dataset).model
 
-    models = {name: composed(name) for name in RECIPES}
+    models = {name: composed(name) for name in RECIPES if name in presets}
     return Table.of(
         "Recipes, as they are composed",
-        RECIPES,
+        models,
         {
             "model": lambda name: RECIPES[name].title,
             "generator": lambda name: _tick(models[name].kind == "generator"),
             "∇h": lambda name: RECIPES[name].symbol,
             "losses": lambda name: ", ".join(loss.name for loss in models[name].losses()),
             "file": lambda name: _link(f"recipe {name}", RECIPES[name]),
-            "preset": _preset,
+            "preset": lambda name: _preset(presets[name]),
         },
     )
 
@@ -369,15 +374,14 @@ def _link(text: str, kind: type) -> str:
     return f"[{text}]({SOURCES}/{path.as_posix()})"
 
 
-def _preset(recipe: str) -> str:
-    name = _planar_preset(recipe)
+def _preset(name: str) -> str:
     return f"[{name}]({SOURCES}/recipes/presets/{name}.yaml)"
 
 
-def _planar_preset(recipe: str) -> str:
-    """The tuned preset of a recipe for the data that are measured."""
-    presets = (load_preset(name) for name in preset_names() if name.endswith(f"-{DATA}"))
-    return next(preset.name for preset in presets if preset.recipe == recipe)
+def _planar_presets() -> dict[str, str]:
+    """The first preset of each recipe for the data that are measured; a distillation goes by its teacher."""
+    presets = [load_preset(name) for name in preset_names() if name.endswith(f"-{DATA}")]
+    return {preset.recipe: preset.name for preset in reversed(presets)}
 
 
 ITEM = Item(
