@@ -146,10 +146,15 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def with_its_score(recipe: Recipe, origin: Origin, out: Path) -> Recipe:
-    """The recipe with the data score that comes with the weights it begins with, where it has one.
+    """The recipe with what it builds on (a data score, a teacher) as it comes with the weights of a run.
+
+    Args:
+        recipe: of the run that begins or goes on.
+        origin: the run whose weights it begins with.
+        out: its folder.
 
     Raises:
-        ConfigError: where another data score is asked for, or the run is itself what a data score is.
+        ConfigError: where another one is asked for, or the run is itself what the recipe builds on.
     """
     begun = latest_checkpoint(out / "checkpoints") is not None
     file = (out if begun else origin.folder) / "config.yaml"

@@ -403,8 +403,7 @@ def train_run(
     out = Path(out)
     if out.is_file():
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
-    if isinstance(initial, (Path, str)):
-        initial = Initial(str(initial))
+    initial = None if initial is None else Initial.of(initial)
     with holding(out):
         origin, required_path = on_main(partial(origin_of, initial, out)), None
         if origin is None:

@@ -42,8 +42,7 @@ from partikel.streams import Streams
 from partikel.tensors import Asking, expand_like
 
 GuidanceWeight = Annotated[float, Range(least=1.0, most=100.0)]
-
-
+"""Of the labels, 1 for what was learned from them alone."""
 SHOWN = 24
 """Times at which a map is shown on its way."""
 

@@ -68,6 +68,11 @@ class Initial(Checked):
     run: str
     optimizers: bool = False
 
+    @classmethod
+    def of(cls, run: Initial | Path | str) -> Initial:
+        """What is given, or the run in a folder, whose optimisers are left out."""
+        return run if isinstance(run, Initial) else cls(str(run))
+
     @property
     def checkpoint(self) -> Path:
         """The folder of the checkpoint.
@@ -294,7 +299,7 @@ def load_initial(trainer: Trainer, initial: Initial | Path | str) -> None:
     Raises:
         CheckpointError: if the other run has none, is damaged, or is of another model.
     """
-    initial = initial if isinstance(initial, Initial) else Initial(str(initial))
+    initial = Initial.of(initial)
     checkpoint = initial.checkpoint
     trainer.model.load_state_dict(initial.weights_for(trainer.model))
     if trainer.average is not None:
