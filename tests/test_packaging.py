@@ -133,7 +133,9 @@ SLOW_TO_IMPORT = {"matplotlib", "scipy", "sklearn", "rich", "jinja2", "cyclopts"
 )
 def test_nothing_slow_is_imported_before_it_is_used(what: str, absent: set[str]) -> None:
     """To load a run takes little longer than to import PyTorch, and lists do without it."""
-    script = f"import sys\ntry:\n    {what.replace('; ', chr(10) + '    ')}\nexcept SystemExit: pass\n"
+    script = (
+        f"import sys\ntry:\n    {what.replace('; ', chr(10) + '    ')}\nexcept SystemExit: pass\n"
+    )
     script += f"found = {absent!r} & sys.modules.keys()\nassert not found, found"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
