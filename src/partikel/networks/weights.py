@@ -43,7 +43,9 @@ def write_tensors(
     whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     found = checksum(whole, metadata or {})
     path.touch()
-    mode = path.stat().st_mode & 0o777  # save_file's files may be read by nobody else, whatever the umask
+    mode = (
+        path.stat().st_mode & 0o777
+    )  # save_file's files may be read by nobody else, whatever the umask
     try:
         save_file(whole, path, {**(metadata or {}), _CHECKSUM: found})
     except SafetensorError as fault:
