@@ -128,9 +128,8 @@ class WeightAverage(AveragedModel):
         )
         count = int(self.n_averaged)
         share = 1 - self._decay(count) if count else 1.0
-        torch._foreach_lerp_(
-            averages, values, share
-        )  # all at once: AveragedModel's own takes 5 times as long
+        # all at once: AveragedModel's own update takes longer to gather them than to average
+        torch._foreach_lerp_(averages, values, share)  # pyright: ignore
         self.n_averaged += 1
         for name in self._copied:
             self.module.get_buffer(name).copy_(model.get_buffer(name))
