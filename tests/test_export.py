@@ -777,7 +777,7 @@ def test_an_export_is_whole_or_not_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partikel.app.export.save_picture", full)
+    monkeypatch.setattr("partikel.app.show.plots.save_picture", full)
     with pytest.raises(CheckpointError, match="No space"):
         export_run(runs["points"], tmp_path / "second")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

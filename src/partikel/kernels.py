@@ -89,6 +89,10 @@ class Kernel(Checked, nn.Module, ABC):
         zeros = torch.zeros_like(x[0])
         return torch.stack([grad(total)(zeros, point) for point in x.detach()])
 
+    def stein(self, x: Tensor, y: Tensor, values: Tensor) -> Tensor:
+        """E_y[k(x, y) v(y) + ∇_y k(x, y)] at every x, values of the points' shape: (n, ...)."""
+        return self.mean(x, y, values) + self.repulsion(x, y)
+
     def fitted(self, *clouds: Tensor) -> Kernel:
         """This kernel with a bandwidth of "median" measured on these clouds (n, ...) together."""
         return self
@@ -209,6 +213,15 @@ class RBFKernel(ScaledKernel):
         """-k/h²."""
         h = self.length
         return squared.mul_(-0.5 / h**2).exp_().mul_(-1 / h**2)
+
+    def stein(self, x: Tensor, y: Tensor, values: Tensor) -> Tensor:
+        """E_y[k v + k (x - y)/h²], in one pass: its slope is k, but for a factor."""
+        (flat, others), rate = _centred(x, y), self.length**-2
+        pulls = torch.cat(
+            [values.flatten(1) - rate * others, rate * torch.ones_like(others[:, :1])], 1
+        )
+        total = self.mean(x, y, pulls)
+        return (total[:, :-1] + flat * total[:, -1:]).view_as(x)
 
 
 class MultiRBFKernel(ScaledKernel):

@@ -27,14 +27,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import yaml
-from jinja2 import Environment
 from torch import Tensor, nn
 
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
 from partikel.app.runs import Labels, Run, draw_samples, labels_of
-from partikel.app.show.plots import save_picture
 from partikel.data import open_dataset
 from partikel.data.known import KnownData
 from partikel.denoising import EDMDenoiser
@@ -185,6 +183,8 @@ def export_run(run: Run, out: Path | str, form: Format = "partikel") -> Path:
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: choose another --out.")
+    from partikel.app.show.plots import save_picture  # loading draws nothing
+
     with writing_to(out), replacing(out) as part:
         part.mkdir()
         config, sampling = _FORMS[form](run, part)
@@ -516,6 +516,8 @@ def _check_labels(classes: Any, shares: Any) -> None:
 
 def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     """The model card, in Markdown."""
+    from jinja2 import Environment
+
     shape, model = " x ".join(map(str, run.data.shape)), run.model
     environment = Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
