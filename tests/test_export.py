@@ -696,7 +696,10 @@ def test_a_map_goes_without_its_teacher(runs: dict[str, Run], tmp_path: Path) ->
     used = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["teacher"]
     assert "network" in used
     assert "engine" not in used
-    assert "start from moons" in (export_run(runs["of moons"], tmp_path / "m") / "README.md").read_text()
+    assert (
+        "start from moons"
+        in (export_run(runs["of moons"], tmp_path / "m") / "README.md").read_text()
+    )
 
 
 def test_data_that_samples_start_from_are_not_published(tmp_path: Path) -> None:
@@ -705,7 +708,11 @@ def test_data_that_samples_start_from_are_not_published(tmp_path: Path) -> None:
         Image.new("L", (16, 16), 6 * k).save(tmp_path / "pictures" / f"{k}.png")
     source = {"name": "folder", "path": str(tmp_path / "pictures"), "size": 16, "channels": 1}
     run = trained(
-        "flow-matching", tmp_path / "run", network=SMALL, data={**source, "labels": False}, source=source
+        "flow-matching",
+        tmp_path / "run",
+        network=SMALL,
+        data={**source, "labels": False},
+        source=source,
     )
     with pytest.raises(ConfigError, match="start from the data 'pictures'"):
         export_run(run, tmp_path / "out")

@@ -191,7 +191,9 @@ def export_run(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: choose another --out.")
     if steps is not None and form != "onnx":
-        raise ConfigError("how many steps samples take is said when they are drawn: leave out steps.")
+        raise ConfigError(
+            "how many steps samples take is said when they are drawn: leave out steps."
+        )
     with writing_to(out), replacing(out) as part:
         part.mkdir()
         config, sampling = _FORMS[form](run, part, steps)
@@ -559,7 +561,9 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
         calls=config.get("calls", nfe),
         weights=sum(p.numel() for p in model.sampled.parameters()),
         nfe=nfe,
-        prior=f"N(0, {model.prior.std:g}²)" if (source := _source(run.recipe)) is None else source.title,
+        prior=f"N(0, {model.prior.std:g}²)"
+        if (source := _source(run.recipe)) is None
+        else source.title,
         picture=PICTURE,
         settings=yaml.safe_dump(_used(run.recipe), sort_keys=False).strip()
         if _knows_settings(run)
