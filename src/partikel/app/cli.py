@@ -505,7 +505,7 @@ def draw_matrix(
     seeds: list[Seed] | None = None,
     cap: Count | None = None,
 ) -> None:
-    """Run every field with free particles and with a generator: pictures, measures, CPU seconds.
+    """Run every field with free particles, a generator and a flow map: pictures, measures, CPU seconds.
 
     The same command continues: cells that are in OUT/matrix.json already are not run again.
 

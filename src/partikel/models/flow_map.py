@@ -512,18 +512,33 @@ def _check_network(network: nn.Module) -> None:
         raise _no_derivative(network)
 
 
+NO_MAP = {"noise": "noise", "cloud": "the cloud", "samples": "samples", "draws": "random draws"}
+"""What stands between a flow and a map of (x, s, t): in a word, and as a sentence says it."""
+
+
+def no_map(flow: ParticleModel) -> str | None:
+    """Why a flow has no map, a word of :data:`NO_MAP`; None if it has one."""
+    if flow.diffusion is not None:
+        return "noise"
+    if depends_on_cloud(flow.field):
+        return "cloud"
+    needs = flow.field.needs
+    return "samples" if "real" in needs else "draws" if needs or flow.field.draws else None
+
+
 def _check_flow(flow: ParticleModel) -> None:
     """Refuse flows without a velocity of (x, t) alone."""
-    if flow.diffusion is not None:
+    why = no_map(flow)
+    if why == "noise":
         raise ConfigError(
             "particles that move with noise have no map from where they start to where they end: learn "
             "that of the probability flow, the same model without noise (of the plane lambda2 = g2; a "
             "temperature of 0)."
         )
-    if depends_on_cloud(flow.field) or flow.field.needs or flow.field.draws:
+    if why is not None:
         raise ConfigError(
-            "a flow map learns a velocity of (x, t), and this field also asks for the cloud, for samples or "
-            "for random draws: bind it to them, or choose another field."
+            f"a flow map learns a velocity of (x, t), and this field also asks for {NO_MAP[why]}: bind "
+            "it to them, or choose another field."
         )
 
 
