@@ -53,6 +53,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         "mlp": trained("edm", folder / "mlp", data=digits, network=MLP, steps=2),
         "points": trained("gan", folder / "points", **gan),
         "labels": trained("gan", folder / "labels", **gan, data=digits, conditional=True),
+        "map": trained(
+            "mean-flow", folder / "map", network=MLP, data=digits, conditional=True, steps=3
+        ),
+        "to the end": trained("consistency", folder / "to the end", network=MLP),
     }
 
 
@@ -197,8 +201,8 @@ def runtime() -> Any:
     return pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
 
-@pytest.mark.parametrize("name", ["points", "labels"])
-def test_onnx_gives_the_samples_of_the_generator(
+@pytest.mark.parametrize("name", ["points", "labels", "map", "to the end"])
+def test_onnx_gives_the_samples_of_the_run(
     name: str, runtime: Any, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs[name]
@@ -209,7 +213,7 @@ def test_onnx_gives_the_samples_of_the_generator(
     session = runtime.InferenceSession(str(out / "model.onnx"))
     for n in (1, 3, 50):
         z = run.model.start(n, seeded(n))
-        cond = torch.arange(n) % 10 if name == "labels" else None
+        cond = None if run.model.label_weights is None else torch.arange(n) % 10
         expected = run.model.sample(n, generator=seeded(), start=z, cond=cond)
         fed = {"z": z.numpy()} | ({} if cond is None else {"label": cond.numpy()})
         assert_close(torch.from_numpy(session.run(None, fed)[0]), expected, rtol=1e-4, atol=1e-5)
@@ -246,6 +250,12 @@ def test_onnx_is_refused_where_it_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match="step by step.*distil"):
         export_run(runs["mlp"], tmp_path / "out", "onnx")
+    with pytest.raises(ConfigError, match="one call: leave out steps"):
+        export_run(runs["points"], tmp_path / "out", "onnx", steps=2)
+    with pytest.raises(ConfigError, match="draws noise between its jumps"):
+        export_run(runs["to the end"], tmp_path / "out", "onnx", steps=2)
+    with pytest.raises(ConfigError, match="leave out steps"):
+        export_run(runs["map"], tmp_path / "out", steps=2)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, package, None)
