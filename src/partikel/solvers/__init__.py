@@ -42,7 +42,7 @@ from partikel.solvers.ode import (
 )
 from partikel.solvers.sde import SRA1, EulerMaruyama, PredictorCorrector, StochasticHeun
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
+SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": Euler,
     "heun": Heun,
     "midpoint": Midpoint,
