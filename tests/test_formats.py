@@ -17,7 +17,7 @@ import torch
 from torch.testing import assert_close
 
 import partikel
-from conftest import seeded
+from conftest import MIXTURE, randn, seeded, tensor
 from partikel.app import cli
 from partikel.app.config import make_recipe
 from partikel.app.export import export_run
@@ -26,11 +26,13 @@ from partikel.app.onnx import write_onnx
 from partikel.app.runs import Run, train_run
 from partikel.denoising.diffusers import load_diffusers
 from partikel.errors import CheckpointError, ConfigError, NumericsError
-from partikel.fields import Linear
+from partikel.fields import At, ExactScoreField, Linear
 from partikel.models import GeneratorModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.networks.foreign import as_unet2d
 from partikel.priors import GaussianPrior
+from partikel.schedules import EDMSchedule
+from partikel.solvers import DPMSolver2M, DPMSolver2MSDE, Dynamics, UniPC
 
 UNET = {"kind": "unet2d", "channels": 8, "multipliers": (1, 2), "attention_resolutions": (4,)}
 MLP = {"kind": "mlp", "width": 8, "depth": 1}
@@ -99,6 +101,58 @@ def test_a_unet2d_is_the_network_of_diffusers(
         assert_close(unet(x, c[:, 0]).sample, expected, rtol=1e-4, atol=1e-5)
         assert expected.abs().max() > 0.1
         assert not torch.allclose(network(x, c.flip(0)), expected, atol=1e-3)
+
+
+SAMPLERS = {
+    "UniPC-1": (UniPC(1), "UniPCMultistepScheduler", {"solver_order": 1}),
+    "UniPC-2": (UniPC(2), "UniPCMultistepScheduler", {"solver_order": 2}),
+    "UniPC-3": (UniPC(3), "UniPCMultistepScheduler", {"solver_order": 3}),
+    "UniP-3": (
+        UniPC(3, corrector=False),
+        "UniPCMultistepScheduler",
+        {"solver_order": 3, "disable_corrector": [*range(99)]},
+    ),
+    "2M": (DPMSolver2M(), "DPMSolverMultistepScheduler", {}),
+    "2M SDE": (
+        DPMSolver2MSDE(),
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++"},
+    ),
+}
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_are_those_of_diffusers(name: str, to_zero: bool, diffusers: Any) -> None:
+    """On one denoiser and one set of levels, through x̃ = x/√(1 + σ²)."""
+    solver, kind, options = SAMPLERS[name]
+    levels = tensor([9.0, 4.0, 2.1, 0.9, 0.35, 0.1, 0.0 if to_zero else 0.02])
+    steps = len(levels) - 1
+    scheduler = getattr(diffusers, kind)(
+        prediction_type="sample",
+        lower_order_final=to_zero,
+        final_sigmas_type="zero" if to_zero else "sigma_min",
+        **options,
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = levels
+    scheduler.set_begin_index(0)
+    start, noise = 9 * randn(20, 2), randn(steps, 20, 2, seed=1)
+    theirs = start / (1 + levels[0] ** 2).sqrt()
+    for i, t in enumerate(scheduler.timesteps):
+        denoised = MIXTURE.denoiser(theirs * (1 + levels[i] ** 2).sqrt(), levels[i].expand(20))
+        given = {"variance_noise": noise[i]} if name == "2M SDE" else {}
+        theirs = scheduler.step(denoised, t, theirs, **given).prev_sample
+    path = EDMSchedule(9.0, float(levels[-1]))
+    field = path.half_rate * ExactScoreField(MIXTURE)
+    dynamics = Dynamics(lambda x, t: field(x, At(t, path.sigma(t))), schedule=path)
+    times = path.time(levels)
+    drawn = {float(t): z for t, z in zip(times, noise, strict=False)}
+    ours = solver.solve(
+        dynamics, start, times, brownian=lambda x, t, t_next: drawn[t] * (t_next - t) ** 0.5
+    )
+    theirs = theirs * (1 + levels[-1] ** 2).sqrt()  # DPM-Solver's steps are in single precision there
+    assert_close(ours.x, theirs.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["heun", "euler"])
