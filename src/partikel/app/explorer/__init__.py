@@ -6,14 +6,20 @@ one inline script, as pages opened from a disk may not import files.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from partikel import __version__
+from partikel.app.runs import Run
 from partikel.app.show import pages, plots
+from partikel.errors import ConfigError
 from partikel.files import write_whole
 
 HERE = Path(__file__).parent
@@ -21,18 +27,39 @@ _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";\n', re.MULTILINE
 _EXPORT = re.compile(r"^export (?=(?:const|class|function) (\w+))", re.MULTILINE)
 
 
-def write_explorer(path: str | Path) -> Path:
+def write_explorer(path: str | Path, runs: Sequence[Run] = ()) -> Path:
     """Write the page, whole or not at all.
 
     Args:
         path: the .html file.
+        runs: to look at on it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: for another suffix, or a run that cannot be shown.
     """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"a page cannot be written to '{path.name}': use .html.")
     environment = Environment(autoescape=True, loader=FileSystemLoader(HERE))
     page = environment.get_template("page.html").render(
         version=__version__, style=Markup(_style()), script=Markup(joined_script())
     )
     write_whole(path, page)
-    return Path(path)
+    return path
+
+
+def opened(path: Path) -> bool:
+    """Open a page in the user's browser; whether there is a screen for one."""
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not any(map(os.environ.get, screens)):
+        return False  # browsers of the terminal would take it over
+    try:
+        return webbrowser.open(path.resolve().as_uri())
+    except webbrowser.Error:
+        return False
 
 
 def joined_script() -> str:

@@ -1,7 +1,7 @@
 // The page: state, loop, figures.
 
 import { Controls, element } from "./controls.js";
-import { fitted, HALF, palette, Stage } from "./draw.js";
+import { fitted, palette, Stage } from "./draw.js";
 import { FreeFlow } from "./flow.js";
 import { described, PlaneMap, rounded } from "./map.js";
 import { energyDistance, modesCovered, NullSpread } from "./measures.js";
@@ -18,7 +18,7 @@ const DURATION = 6000; // milliseconds of a run
 const REST = 2500; // until the next one
 const EVERY = 500; // milliseconds between figures
 const REFERENCE = 700; // diamonds
-const SPIRAL_HAND = Array.from({ length: 60 }, (_, k) => {
+const HEART = Array.from({ length: 60 }, (_, k) => {
   const angle = (k / 60) * 2 * Math.PI; // a heart, until something is drawn
   const x = 16 * Math.sin(angle) ** 3;
   const y = 13 * Math.cos(angle) - 5 * Math.cos(2 * angle) - 2 * Math.cos(3 * angle) - Math.cos(4 * angle);
@@ -41,6 +41,7 @@ export class Explorer {
     this.restedFor = 0;
     this.costs = new Float64Array(240); // milliseconds of the latest frames
     this.frames = 0;
+    this.firstMotion = Number.NaN; // milliseconds after the page was asked for
     this.energies = [];
     this.pastEnergies = [];
     this.tourStep = -1;
@@ -76,7 +77,7 @@ export class Explorer {
 
   openData() {
     const drawn = unpacked(this.state.hand);
-    this.target = openTarget(this.state.data, drawn.length ? drawn : SPIRAL_HAND);
+    this.target = openTarget(this.state.data, drawn.length ? drawn : HEART);
     const stream = new Stream(7);
     this.reference = this.target.sample(stream, MEASURED, new Float64Array(2 * MEASURED));
     this.stage.reference = this.target.sample(stream, REFERENCE, new Float64Array(2 * REFERENCE));
@@ -124,6 +125,7 @@ export class Explorer {
       this.dirty = false;
       this.stage.draw(this.simulation, this.part, this.state);
     }
+    if (moved && Number.isNaN(this.firstMotion)) this.firstMotion = performance.now();
     if (moved) this.costs[this.frames++ % this.costs.length] = performance.now() - begun;
     if (now - this.lastFigures > EVERY) {
       this.lastFigures = now;

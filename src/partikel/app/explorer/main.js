@@ -1,9 +1,10 @@
 // Starts the page. `explorer` is for the console and for tests: the numbers that the page computes.
 
 import { Explorer, tourState } from "./app.js";
+import { FreeFlow } from "./flow.js";
 import { energyDistance } from "./measures.js";
 import { kernelScore } from "./kernels.js";
-import { modelName, onPlane, Path, PlaneFlow } from "./plane.js";
+import { bandwidth, modelName, onPlane, Path, PlaneFlow } from "./plane.js";
 import { keyedNormals, Stream } from "./random.js";
 import { fromFragment, toFragment } from "./settings.js";
 import { SOLVERS, Workspace } from "./solvers.js";
@@ -12,7 +13,9 @@ import { TOUR } from "./tour.js";
 
 globalThis.explorer = {
   page: new Explorer(),
+  bandwidth,
   energyDistance,
+  FreeFlow,
   fromFragment,
   kernelScore,
   keyedNormals,
