@@ -26,6 +26,7 @@ docs: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/biome lint --error-on-warnings
 
 types: .venv/ready
 	$(BIN)/pyright --pythonpath $(BIN)/python

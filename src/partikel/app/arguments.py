@@ -86,7 +86,8 @@ class Option:
     @property
     def several(self) -> bool:
         """Whether several words are given by their place."""
-        return self.place and typing.get_origin(self.hint) is list
+        kinds = [typing.get_origin(each) for each in options_of(self.hint)]
+        return self.place and list in kinds
 
     def parameter(self, groups: Mapping[str, Group]) -> inspect.Parameter:
         """What cyclopts is told: texts, as they stand on the line, and flags."""
@@ -98,7 +99,8 @@ class Option:
             kind = kinds.KEYWORD_ONLY
         else:
             kind = kinds.VAR_POSITIONAL if self.several else kinds.POSITIONAL_ONLY
-        default = kinds.empty if self.value is kinds.empty else (False if self.flag else None)
+        must = self.value is kinds.empty or self.several  # several may be none
+        default = kinds.empty if must else (False if self.flag else None)
         annotation = Annotated[bool if self.flag else str, Parameter(**told)]
         key = self.key.replace(".", "__")
         return kinds(key, kind, default=default, annotation=annotation)

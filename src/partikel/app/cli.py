@@ -501,6 +501,23 @@ def draw_map(
         print(draw_map_of(loaded, Path(out) if out else loaded.made / "map", **options))
 
 
+def explore(runs: list[str] | None = None, /, out: str | None = None) -> None:
+    """Open a page on which particles move: the plane from GANs to diffusion, alive in a browser.
+
+    The page is one file, which needs no network and can be sent. Without a screen it is written only.
+
+    Args:
+        runs: folders of runs to look at on it.
+        out: .html file to write, and not to open; explorer.html, opened, unless given.
+    """
+    from partikel.app import explorer
+
+    path = explorer.write_explorer(out or "explorer.html", [_load(run) for run in runs or ()])
+    print(path)
+    if out is None and not explorer.opened(path):
+        print("open it in a browser: there is no screen to show it on.", file=sys.stderr)
+
+
 def draw_matrix(
     out: str = "matrix",
     target: str = "gaussians",
@@ -668,7 +685,7 @@ def reproduce(
 _COMMANDS = (
     *(train, distil, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
     *(export, push),
-    *(presets, verify, draw_map, draw_matrix, reproduce, demo),
+    *(presets, verify, draw_map, explore, draw_matrix, reproduce, demo),
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.removeprefix("draw_"): command for command in _COMMANDS

@@ -368,3 +368,9 @@ def _data_uri(path: Path, run: RunSummary) -> str:
 _SHEET = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _STYLE = _SHEET.split("\n", 1)[1]  # without the sheet's own remark
 _STYLE = _STYLE.replace("@data", plots.DATA).replace("@generated", plots.GENERATED)
+
+
+def colours() -> tuple[str, str]:
+    """The declarations of the page's colours, in light and in dark."""
+    light, dark = re.findall(r":root \{(.*?)\}", _STYLE, re.DOTALL)
+    return light.strip(), dark.strip()

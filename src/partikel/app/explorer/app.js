@@ -1,0 +1,412 @@
+// The page: state, loop, figures.
+
+import { Controls, element } from "./controls.js";
+import { fitted, palette, Stage } from "./draw.js";
+import { FreeFlow } from "./flow.js";
+import { described, PlaneMap, rounded } from "./map.js";
+import { energyDistance, modesCovered, NullSpread } from "./measures.js";
+import { modelName, onPlane, strength } from "./plane.js";
+import { Stream } from "./random.js";
+import { defaults, fromFragment, packed, toFragment, unpacked } from "./settings.js";
+import { SOLVERS } from "./solvers.js";
+import { openTarget } from "./targets.js";
+import { TOUR } from "./tour.js";
+
+const PARTICLES = 2000;
+const MEASURED = 500;
+const DURATION = 6000; // milliseconds of a run
+const REST = 2500; // until the next one
+const EVERY = 500; // milliseconds between figures
+const REFERENCE = 700; // diamonds
+const HEART = Array.from({ length: 60 }, (_, k) => {
+  const angle = (k / 60) * 2 * Math.PI; // a heart, until something is drawn
+  const x = 16 * Math.sin(angle) ** 3;
+  const y = 13 * Math.cos(angle) - 5 * Math.cos(2 * angle) - 2 * Math.cos(3 * angle) - Math.cos(4 * angle);
+  return [x * 0.22, y * 0.22 + 0.5];
+});
+
+const find = (id) => document.getElementById(id);
+
+export class Explorer {
+  constructor() {
+    this.state = settled(fromFragment(location.hash));
+    this.stage = new Stage(find("stage"));
+    this.map = new PlaneMap(find("map"), (g2, lambda2) => this.set({ g2, lambda2 }));
+    this.controls = new Controls(find("controls"), (key, value) => this.set({ [key]: value }));
+    this.still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.playing = !this.still;
+    this.part = 1;
+    this.lastFrame = Number.NaN;
+    this.lastFigures = Number.NEGATIVE_INFINITY;
+    this.restedFor = 0;
+    this.costs = new Float64Array(240); // milliseconds of the latest frames
+    this.frames = 0;
+    this.firstMotion = Number.NaN; // milliseconds after the page was asked for
+    this.energies = [];
+    this.pastEnergies = [];
+    this.tourStep = -1;
+    this.connect();
+    this.restyle();
+    this.openData();
+    this.begin();
+    requestAnimationFrame((now) => this.frame(now));
+  }
+
+  // --- state
+
+  /** Change settings; what moves begins anew where it depends on them. */
+  set(changes) {
+    const before = this.state;
+    this.state = settled({ ...before, ...changes }, changes);
+    const differs = (keys) => keys.some((key) => this.state[key] !== before[key]);
+    if (differs(["data", "hand"])) this.openData();
+    const shown = ["paths", "arrows", "shading"];
+    if (differs(Object.keys(this.state).filter((key) => !shown.includes(key)))) this.begin();
+    else this.paint();
+    this.tell();
+  }
+
+  /** Write the state where it can be seen and shared. */
+  tell() {
+    this.controls.show(this.state);
+    const fragment = toFragment(this.state);
+    const here = fragment ? `#${fragment}` : location.pathname + location.search;
+    if (location.hash.slice(1) !== fragment) history.replaceState(null, "", here);
+    this.showPlace();
+  }
+
+  openData() {
+    const drawn = unpacked(this.state.hand);
+    this.target = openTarget(this.state.data, drawn.length ? drawn : HEART);
+    const stream = new Stream(7);
+    this.reference = this.target.sample(stream, MEASURED, new Float64Array(2 * MEASURED));
+    this.stage.reference = this.target.sample(stream, REFERENCE, new Float64Array(2 * REFERENCE));
+    this.spread = new NullSpread(this.target, MEASURED, new Stream(11));
+    find("modes").hidden = !this.target.modal;
+    find("erase").hidden = this.state.data !== "hand";
+    document.body.classList.toggle("drawing", this.state.data === "hand");
+    this.pastEnergies = [];
+  }
+
+  /** A new run of the same noise. */
+  begin() {
+    this.simulation = new FreeFlow(this.state, this.target, PARTICLES);
+    this.restart();
+    this.tell();
+  }
+
+  restart() {
+    this.simulation.reset(this.state.seed);
+    this.part = 1;
+    this.restedFor = 0;
+    this.energies = [];
+    this.stage.shadedAt = Number.NaN;
+    if (this.still && !this.playing) this.hurrying = true;
+    this.paint();
+  }
+
+  play(on) {
+    this.playing = on;
+    this.hurrying = false;
+    if (on && this.simulation.finished) this.restart();
+    find("play").textContent = on ? "Pause" : "Play";
+    find("play").setAttribute("aria-pressed", String(on));
+  }
+
+  // --- the loop
+
+  frame(now) {
+    const begun = performance.now();
+    const passed = Math.min(now - this.lastFrame || 0, 60);
+    this.lastFrame = now;
+    const moved = this.playing && this.move(passed);
+    if (this.hurrying) this.hurry();
+    if (moved || this.dirty) {
+      this.dirty = false;
+      this.stage.draw(this.simulation, this.part, this.state);
+    }
+    if (moved && Number.isNaN(this.firstMotion)) this.firstMotion = performance.now();
+    if (moved) this.costs[this.frames++ % this.costs.length] = performance.now() - begun;
+    if (now - this.lastFigures > EVERY) {
+      this.lastFigures = now;
+      this.measure();
+    } else this.spread.advance();
+    requestAnimationFrame((next) => this.frame(next));
+  }
+
+  /** Move on by some milliseconds; whether anything moved. */
+  move(passed) {
+    const { simulation } = this;
+    if (simulation.finished && this.part >= 1) {
+      this.restedFor += passed;
+      if (this.restedFor > REST) {
+        if (this.energies.length) this.pastEnergies = this.energies;
+        this.restart();
+      }
+      return false;
+    }
+    this.part += (passed / DURATION) * simulation.steps;
+    while (this.part > 1 && !simulation.finished) {
+      simulation.step();
+      this.part -= 1;
+    }
+    this.part = Math.min(this.part, 1);
+    if (simulation.finished && this.part === 1) this.lastFigures = Number.NEGATIVE_INFINITY;
+    return true;
+  }
+
+  /** To the end, without showing the way: for those who want no motion. */
+  hurry() {
+    const until = performance.now() + 40;
+    while (!this.simulation.finished && performance.now() < until) this.simulation.step();
+    this.part = 1;
+    if (this.simulation.finished) {
+      this.hurrying = false;
+      this.lastFigures = Number.NEGATIVE_INFINITY;
+      this.dirty = true;
+    }
+  }
+
+  paint() {
+    this.dirty = true;
+  }
+
+  /** Median milliseconds of the latest frames. */
+  get cost() {
+    const known = this.costs.slice(0, Math.min(this.frames, this.costs.length)).sort();
+    return known.length ? known[known.length >> 1] : Number.NaN;
+  }
+
+  // --- figures
+
+  measure() {
+    const { simulation, target, reference, spread } = this;
+    const energy = energyDistance(simulation.x, MEASURED, reference, MEASURED);
+    this.energies.push([simulation.progress, energy]);
+    find("energy-value").textContent = energy.toFixed(4).replace("-", "−");
+    const { level } = spread;
+    let said = "measuring two draws of the data …";
+    if (!Number.isNaN(level)) {
+      const times = energy / level;
+      said =
+        times <= 1
+          ? "within what two draws of the data differ by"
+          : `${times < 10 ? times.toFixed(1) : Math.round(times)} times what two draws of the data differ by`;
+      find("energy").classList.toggle("good", times <= 1);
+      find("null-value").textContent = level.toFixed(4);
+    }
+    find("energy-said").textContent = said;
+    if (target.modal) {
+      find("modes-value").textContent =
+        `${modesCovered(target, simulation.x, simulation.n)} of ${target.count}`;
+    }
+    find("evaluations-value").textContent = `${simulation.evaluations}`;
+    const t = simulation.time(this.part);
+    find("sigma-value").textContent = simulation.path.sigma(t).toPrecision(2);
+    find("cost").textContent = `${this.cost.toFixed(1)} ms a frame`;
+    this.drawCurve(level);
+  }
+
+  /** The energy distance along the run, over what chance alone gives. */
+  drawCurve(level) {
+    const { context, width, height } = fitted(find("curve"));
+    const colors = palette();
+    context.clearRect(0, 0, width, height);
+    const low = Math.log(1e-4);
+    const high = Math.log(20);
+    const to = (progress, energy) => [
+      4 + progress * (width - 8),
+      height - 4 - ((Math.log(Math.max(energy, 1e-4)) - low) / (high - low)) * (height - 8),
+    ];
+    if (!Number.isNaN(level)) {
+      const [, y] = to(0, level);
+      context.fillStyle = colors.data;
+      context.globalAlpha = 0.16;
+      context.fillRect(0, y, width, height - y);
+      context.globalAlpha = 1;
+    }
+    const curve = (values, alpha) => {
+      context.globalAlpha = alpha;
+      context.beginPath();
+      for (const [progress, energy] of values) context.lineTo(...to(progress, energy));
+      context.stroke();
+      context.globalAlpha = 1;
+    };
+    context.strokeStyle = colors.generated;
+    context.lineWidth = 2;
+    context.lineJoin = "round";
+    curve(this.pastEnergies, 0.3);
+    curve(this.energies, 1);
+  }
+
+  /** Where the point is, and what its equation is there. */
+  showPlace() {
+    const { g2, lambda2 } = this.state;
+    this.map.draw(g2, lambda2);
+    find("place").textContent = modelName(g2, lambda2);
+    find("place-numbers").textContent = `(${rounded(g2)}, ${rounded(lambda2)})`.replaceAll("-", "−");
+    const beta = strength(lambda2);
+    const weights = { gan: 1 - g2 / 2, score: g2 / 2, noise: Math.sqrt(Math.max(0, g2 - lambda2)) };
+    for (const [key, value] of Object.entries(weights)) {
+      find(`weight-${key}`).textContent = signed(value);
+      find(`term-${key}`).classList.toggle("absent", Math.abs(value) < 1e-9);
+    }
+    find("beta-value").textContent = signed(beta);
+    find("law").textContent =
+      beta === STRONGEST && lambda2 < 1 / STRONGEST
+        ? "β = 8 g_s² here: no β matches the forward process, and laws follow p_σ with a lag."
+        : "β = g_s²/(λ²/β) matches the forward process: ρ_t = p_σ wherever the point is.";
+    find("spoken").textContent = described(g2, lambda2);
+  }
+
+  // --- what people do
+
+  connect() {
+    find("play").addEventListener("click", () => this.play(!this.playing));
+    find("restart").addEventListener("click", () => this.restart());
+    find("reset").addEventListener("click", () => {
+      this.tourStep = -1;
+      this.showTour();
+      this.set(defaults());
+    });
+    find("theme").addEventListener("click", () => {
+      const root = document.documentElement;
+      root.dataset.theme = isDark() ? "light" : "dark";
+      this.restyle();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.restyle());
+    addEventListener("hashchange", () => {
+      if (location.hash.slice(1) !== toFragment(this.state)) this.set(fromFragment(location.hash));
+    });
+    addEventListener("resize", () => {
+      this.paint();
+      this.showPlace();
+    });
+    addEventListener("keydown", (event) => this.key(event));
+    this.connectDrawing();
+    this.connectTour();
+    if (this.still) find("play").textContent = "Play";
+  }
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const within = event.target.closest?.("input, select, button, a, summary");
+    const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+    if (event.key in ways && !event.target.closest?.("input, select")) {
+      const by = event.shiftKey ? 0.5 : 0.1;
+      const [across, up] = ways[event.key];
+      const { g2, lambda2 } = this.state;
+      const [x, y] = snappedFar(g2 + by * across, lambda2 + by * up);
+      this.set({ g2: x, lambda2: y });
+      event.preventDefault();
+    } else if (event.key === " " && !within) {
+      this.play(!this.playing);
+      event.preventDefault();
+    } else if (event.key === "r" && !event.target.closest?.("select")) this.restart();
+    else if (event.key === "n" && !event.target.closest?.("select")) this.tourTo(this.tourStep + 1);
+  }
+
+  /** Data drawn by hand: strokes on the stage. */
+  connectDrawing() {
+    const { canvas } = this.stage;
+    let stroke = null;
+    canvas.addEventListener("pointerdown", (event) => {
+      if (this.state.data !== "hand") return;
+      canvas.setPointerCapture(event.pointerId);
+      stroke = this.fresh ? unpacked(this.state.hand) : [];
+      this.fresh = true;
+      add(event);
+    });
+    const add = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const [x, y] = this.stage.toPlane(event.clientX - box.left, event.clientY - box.top);
+      const last = stroke[stroke.length - 1];
+      if (Math.max(Math.abs(x), Math.abs(y)) > 5 || stroke.length >= 240) return;
+      if (last && Math.hypot(x - last[0], y - last[1]) < 0.12) return;
+      stroke.push([x, y]);
+      this.set({ hand: packed(stroke) });
+    };
+    canvas.addEventListener("pointermove", (event) => stroke && add(event));
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, () => {
+        stroke = null;
+      });
+    }
+    find("erase").addEventListener("click", () => {
+      this.fresh = false;
+      this.set({ hand: "" });
+    });
+  }
+
+  connectTour() {
+    const list = find("tour-steps");
+    TOUR.forEach(({ title }, index) => {
+      const link = element("a", { href: `#${toFragment(tourState(index))}` }, title);
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        this.tourTo(index);
+      });
+      list.append(element("li", {}, link));
+    });
+    find("tour-next").addEventListener("click", () => this.tourTo(this.tourStep + 1));
+  }
+
+  /** A step of the tour: its state and its words. */
+  tourTo(index) {
+    this.tourStep = index % TOUR.length;
+    this.set(tourState(this.tourStep));
+    this.showTour();
+    if (!this.still) this.play(true);
+  }
+
+  showTour() {
+    const step = TOUR[this.tourStep];
+    const words = step ? `${this.tourStep + 1}. ${step.title}. ` : "";
+    find("tour-title").textContent = words;
+    find("tour-text").textContent = step ? step.text : find("tour-text").dataset.first;
+    find("tour-next").textContent = step ? "Next" : "Take the tour";
+    [...find("tour-steps").children].forEach((item, index) => {
+      item.classList.toggle("here", index === this.tourStep);
+    });
+  }
+
+  restyle() {
+    find("theme").textContent = isDark() ? "Light" : "Dark";
+    this.stage.repaint();
+    this.paint();
+    this.showPlace();
+  }
+}
+
+const STRONGEST = strength(0);
+
+/** The state of a step of the tour. */
+export function tourState(index) {
+  return settled({ ...defaults(), ...TOUR[index].set });
+}
+
+/** A state that can be: solvers without noise stand on the diagonal g = λ. */
+function settled(state, changes = state) {
+  const made = { ...state };
+  [made.g2, made.lambda2] = onPlane(made.g2, made.lambda2);
+  if (!SOLVERS[made.solver].noise && made.g2 !== made.lambda2) {
+    if ("solver" in changes) made.g2 = made.lambda2 = made.lambda2 > 0 ? made.lambda2 : 2;
+    else made.solver = "heun";
+  }
+  return made;
+}
+
+/** A place that the keyboard leads to: on the plane and in the picture, but not drawn to lines. */
+function snappedFar(g2, lambda2) {
+  const [x, y] = onPlane(Math.min(Math.max(g2, 0), 3.2), Math.min(Math.max(lambda2, -1.25), 2.25));
+  return [rounded(x), rounded(y)];
+}
+
+function signed(value) {
+  return `${rounded(value)}`.replace("-", "−");
+}
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}

@@ -1,0 +1,198 @@
+// What can be set: one table makes the controls, the address and the defaults.
+
+import { SOLVERS } from "./solvers.js";
+
+const named = (pairs) => pairs.map(([value, label]) => ({ value, label }));
+const isPlane = (state) => state.field === "plane";
+
+/** Groups of controls, in the order of the page. */
+export const GROUPS = [
+  { key: "data", title: "Data" },
+  { key: "sampler", title: "Sampler" },
+  { key: "wrong", title: "What goes wrong, and who repairs it" },
+  { key: "show", title: "Show" },
+];
+
+/**
+ * Every setting: `kind` "choice", "range" or "switch"; `of` the group; `when` it has a meaning. Settings
+ * without a group have a control of their own.
+ */
+export const SETTINGS = [
+  {
+    key: "data",
+    kind: "choice",
+    of: "data",
+    label: "Law",
+    initial: "gaussians",
+    options: named([
+      ["gaussians", "five Gaussians"],
+      ["unequal", "five, unequal weights"],
+      ["moons", "moons"],
+      ["spiral", "spiral"],
+      ["checkerboard", "checkerboard"],
+      ["hand", "drawn by hand"],
+    ]),
+  },
+  { key: "seed", kind: "range", of: "data", label: "Seed", initial: 0, low: 0, high: 20, by: 1 },
+  { key: "g2", kind: "place", initial: 2 },
+  { key: "lambda2", kind: "place", initial: 1 },
+  {
+    key: "solver",
+    kind: "choice",
+    of: "sampler",
+    label: "Solver",
+    initial: "heun",
+    options: Object.entries(SOLVERS).map(([value, { label }]) => ({ value, label })),
+    when: isPlane,
+  },
+  {
+    key: "steps",
+    kind: "range",
+    of: "sampler",
+    label: "Steps",
+    initial: 100,
+    low: 4,
+    high: 240,
+    by: 1,
+    when: isPlane,
+  },
+  {
+    key: "levels",
+    kind: "choice",
+    of: "sampler",
+    label: "Levels",
+    initial: 0,
+    options: named([
+      [0, "even in log σ"],
+      [7, "Karras, exponent 7"],
+      [2, "even in √σ"],
+      [1, "even in σ"],
+    ]),
+    when: isPlane,
+  },
+  {
+    key: "sigma",
+    kind: "range",
+    of: "sampler",
+    label: "σ_max",
+    initial: 10,
+    low: 1,
+    high: 40,
+    by: 0.5,
+    when: isPlane,
+  },
+  {
+    key: "shift",
+    kind: "range",
+    of: "wrong",
+    label: "Prior moved by",
+    unit: "σ_max",
+    initial: 0,
+    low: 0,
+    high: 2,
+    by: 0.05,
+    when: isPlane,
+  },
+  {
+    key: "width",
+    kind: "range",
+    of: "wrong",
+    label: "Prior wider by",
+    unit: "×",
+    initial: 1,
+    low: 0.2,
+    high: 2,
+    by: 0.05,
+    when: isPlane,
+  },
+  {
+    key: "error",
+    kind: "range",
+    of: "wrong",
+    label: "Score believes the data moved by",
+    initial: 0,
+    low: 0,
+    high: 3,
+    by: 0.05,
+    when: isPlane,
+  },
+  {
+    key: "critic",
+    kind: "choice",
+    of: "wrong",
+    label: "Discriminator",
+    initial: "ideal",
+    options: named([
+      ["ideal", "ideal: constant where laws match"],
+      ["kernel", "always by density of particles"],
+      ["none", "none: its part is left out"],
+    ]),
+    when: isPlane,
+  },
+  { key: "paths", kind: "switch", of: "show", label: "paths", initial: true },
+  { key: "arrows", kind: "switch", of: "show", label: "arrows of the field", initial: false },
+  { key: "shading", kind: "switch", of: "show", label: "shading of the law", initial: true },
+  { key: "field", kind: "hidden", initial: "plane" },
+  { key: "hand", kind: "hidden", initial: "" },
+];
+
+export function defaults() {
+  return Object.fromEntries(SETTINGS.map(({ key, initial }) => [key, initial]));
+}
+
+/** What differs from the defaults, as the address has it. */
+export function toFragment(state) {
+  const parts = SETTINGS.filter(({ key, initial }) => state[key] !== initial);
+  return parts.map(({ key }) => `${key}=${encodeURIComponent(Number(state[key]) || state[key])}`).join("&");
+}
+
+/** The state of an address; what cannot be is left at its default. */
+export function fromFragment(fragment) {
+  const state = defaults();
+  for (const part of fragment.replace(/^#/, "").split("&")) {
+    const [key, given = ""] = part.split("=");
+    const setting = SETTINGS.find((each) => each.key === key);
+    if (!setting) continue;
+    const value = read(setting, safelyDecoded(given));
+    if (value !== undefined) state[key] = value;
+  }
+  return state;
+}
+
+function safelyDecoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
+}
+
+/** A setting's value from text; undefined where it is none. */
+function read(setting, text) {
+  const number = text.trim() === "" ? Number.NaN : Number(text);
+  if (setting.kind === "range") {
+    if (!Number.isFinite(number)) return undefined;
+    const snapped = setting.low + Math.round((number - setting.low) / setting.by) * setting.by;
+    return Math.min(setting.high, Math.max(setting.low, Number(snapped.toFixed(6))));
+  }
+  if (setting.kind === "place") return Number.isFinite(number) ? number : undefined;
+  if (setting.kind === "switch") return ["true", "1"].includes(text);
+  if (setting.options) return setting.options.find(({ value }) => String(value) === text)?.value;
+  return text;
+}
+
+/** Points drawn by hand as text and back: two base-36 digits a coordinate over [-5, 5]. */
+export function packed(points) {
+  const one = (value) => Math.round(((value + 5) / 10) * 1295);
+  return points.flat().map((v) => one(v).toString(36).padStart(2, "0")).join("");
+}
+
+export function unpacked(text) {
+  const points = [];
+  for (let i = 0; i + 4 <= text.length; i += 4) {
+    const pair = [text.slice(i, i + 2), text.slice(i + 2, i + 4)];
+    const numbers = pair.map((part) => (Number.parseInt(part, 36) / 1295) * 10 - 5);
+    if (numbers.every(Number.isFinite)) points.push(numbers);
+  }
+  return points;
+}

@@ -1,0 +1,559 @@
+"""The explorer: its numbers are the library's, its page needs nobody, its controls do what they say."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import randn, seeded
+from torch import Tensor
+from torch.testing import assert_close
+
+from partikel.app.cli import main
+from partikel.app.explorer import joined_script, write_explorer
+from partikel.data import DataSettings, open_dataset
+from partikel.fields import At, ExactScoreField, Field
+from partikel.fields.ratio import kernel_density
+from partikel.metrics import energy_distance
+from partikel.metrics.chance import energy_quantile
+from partikel.models import ParticleModel
+from partikel.schedules import GeometricGrid, VESchedule
+from partikel.solvers import SOLVERS, Dynamics, Step
+from partikel.solvers.noise import BrownianMotion
+from partikel.studies import plane
+from partikel.targets import GaussianMixture, Target
+
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
+MIXTURES = ("gaussians", "unequal")
+LAWS = ("gaussians", "unequal", "moons", "spiral", "checkerboard")
+PATH = VESchedule(*plane.SIGMAS)
+
+
+# --- what needs no browser
+
+
+def test_the_page_is_whole_and_small(tmp_path: Path) -> None:
+    page = write_explorer(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 1e6
+    assert not re.search(r"https?://|@import|\burl\(|\bfetch\(|XMLHttpRequest", page)
+    assert not re.search(r"^(?:import|export) ", joined_script(), re.MULTILINE)
+    assert page.count("<script") == page.count("</script>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "page.pdf"], "use .html"),
+        (["--out", "FILE/page.html"], "FILE"),
+        (["--out", "FOLDER.html"], "FOLDER.html"),
+        (["nowhere"], "nowhere"),
+        (["FOLDER.html"], "FOLDER.html"),
+    ],
+)
+def test_what_cannot_be_explored_is_said(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    Path("FOLDER.html").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["explore", *arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_a_screen_the_page_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    main(["explore"])
+    assert capsys.readouterr().out == "explorer.html\n"
+    assert Path("explorer.html").stat().st_size > 10_000
+
+
+# --- in a browser
+
+
+class Page:
+    """The explorer in a headless browser."""
+
+    def __init__(self, driver: Any, address: str) -> None:
+        self.driver = driver
+        self.address = address
+
+    def open(self, fragment: str = "") -> None:
+        self.driver.get("about:blank")
+        self.driver.get(self.address + fragment)
+        self.run("explorer.page.play(false)")
+
+    def run(self, script: str, *values: Any) -> Any:
+        """The value of an expression of `explorer` and of `given`, tensors as lists."""
+        given = [v.tolist() if isinstance(v, Tensor) else v for v in values]
+        return self.driver.execute_script(f"const given = arguments; return ({script});", *given)
+
+    def points(self, script: str, *values: Any) -> Tensor:
+        """An interleaved array as points (n, 2)."""
+        found = self.run(f"Array.from({script})", *values)
+        return torch.tensor(found, dtype=torch.float64).view(-1, 2)
+
+    @property
+    def faults(self) -> list[str]:
+        """What the console was told since the last call."""
+        return [each["message"] for each in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if binary is None or chromedriver is None:
+        pytest.skip("there is no browser: install chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    driver.set_script_timeout(300)
+    address = write_explorer(tmp_path_factory.mktemp("explorer") / "page.html").as_uri()
+    page = Page(driver, address)
+    page.open()
+    yield page
+    driver.quit()
+
+
+class Board(Target):
+    """The checkerboard's law, from the normal distribution's own logarithm."""
+
+    shape = (2,)
+
+    def sample(self, n: int, **_: Any) -> Tensor:
+        raise NotImplementedError
+
+    def log_density(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        assert sigma is not None
+        ends = torch.arange(-4, 5, 2, dtype=x.dtype)
+        z = (ends - x[..., None]) / sigma[:, None, None]
+        low, high = z[..., :-1], z[..., 1:]
+        right = low > 0  # the tail that keeps its digits
+        low, high = torch.where(right, -high, low), torch.where(right, -low, high)
+        top, bottom = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+        mass = top + torch.log(-torch.expm1(bottom - top))  # (B, 2, 4)
+        even = mass[:, :, [0, 2]].logsumexp(2).sum(1)
+        odd = mass[:, :, [1, 3]].logsumexp(2).sum(1)
+        return torch.logaddexp(even, odd) - math.log(32)
+
+    def score(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        point = x.clone().requires_grad_()
+        return torch.autograd.grad(self.log_density(point, sigma).sum(), point)[0]
+
+
+def target_of(page: Page, name: str) -> Target:
+    """The law of a name, as the library has it; of a curve, along the page's own nodes."""
+    if name in MIXTURES:
+        target = open_dataset(DataSettings(name)).target
+        assert target is not None
+        return target
+    if name == "checkerboard":
+        return Board()
+    means = page.points(f"explorer.openTarget('{name}').means")
+    return GaussianMixture(means, std=page.run(f"explorer.openTarget('{name}').stds[0]"))
+
+
+class Ratio(Field):
+    """∇log(p/ρ), both smoothed by h, ρ that of the points asked about."""
+
+    def __init__(self, target: Target, h: float) -> None:
+        super().__init__()
+        self.target, self.h = target, h
+
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        assert at.sigma is not None
+        own = kernel_density(x, x, torch.full_like(x[:, 0], self.h**2))[1]
+        return self.target.score(x, (at.sigma**2 + self.h**2).sqrt().expand(len(x))) - own
+
+
+class Moved(Field):
+    """A score that believes the data to lie further to the right."""
+
+    def __init__(self, target: Target, error: float) -> None:
+        super().__init__()
+        self.target, self.error = target, error
+
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        assert at.sigma is not None
+        return self.target.score(x - x.new_tensor([self.error, 0.0]), at.sigma.expand(len(x)))
+
+
+class Given(BrownianMotion):
+    """The noise of one step, from the page's normal numbers."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+
+    def __call__(self, x: Tensor, t: float, t_next: float) -> Tensor:
+        return math.sqrt(t_next - t) * self.first
+
+    def with_area(self, x: Tensor, t: float, t_next: float) -> tuple[Tensor, Tensor]:
+        step = t_next - t
+        increment = self(x, t, t_next)
+        return increment, step * (increment / 2 + math.sqrt(step / 12) * self.second)
+
+    def kick(self, x: Tensor, t: float, index: int = 0) -> Tensor:
+        raise NotImplementedError
+
+
+NEW_FLOW = """new explorer.PlaneFlow(
+    explorer.openTarget(given[0]), new explorer.Path(10), {error: 0, discriminator: 'ideal', exactStart: true, ...given[1]}
+)"""
+
+
+def at_noise(t: float) -> At:
+    time = torch.tensor(t, dtype=torch.float64)
+    return At(time, PATH.sigma(time))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("sigma", [0.02, 0.7, 12.0])
+def test_densities_and_scores_are_the_librarys(browser: Page, name: str, sigma: float) -> None:
+    x = torch.cat([(sigma + 2) * randn(60, 2), torch.tensor([[9.0, -7.0], [0.0, 0.0], [-5.0, 2.5]])])
+    target, noise = target_of(browser, name), torch.full((len(x),), sigma, dtype=torch.float64)
+    asked = "explorer.openTarget(given[0])"
+    flat, n = x.flatten(), len(x)
+    scores = browser.points(
+        f"{asked}.score(given[1], {n}, given[2], new Float64Array({2 * n}))", name, flat, sigma
+    )
+    assert_close(scores, target.score(x, noise), **CLOSE)
+    logs = browser.run(
+        f"Array.from({asked}.logDensity(given[1], {n}, given[2], new Float64Array({n})))",
+        *(name, flat, sigma),
+    )
+    assert_close(torch.tensor(logs, dtype=torch.float64), target.log_density(x, noise), **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAWS)
+def test_the_data_are_the_librarys(browser: Page, name: str) -> None:
+    asked = "explorer.openTarget(given[0])"
+    drawn = browser.points(
+        f"{asked}.sample(new explorer.Stream(3), 4000, new Float64Array(8000))", name
+    )
+    dataset = open_dataset(DataSettings(name))
+    real = dataset.draw(5000, generator=seeded()).x.double()
+    floor = energy_quantile(real[4000:], 4000, 4000, 0.999)
+    assert energy_distance(drawn, real[:4000]) < floor
+    spread = browser.run(f"{asked}.spread", name)
+    variance = dataset.draw(10**5, generator=seeded(1)).x.var(0).mean()
+    assert spread == pytest.approx(math.sqrt(float(variance)), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("h", [0.15, 3.0])
+def test_the_kernel_score_is_the_librarys(browser: Page, h: float) -> None:
+    x = 2 * randn(300, 2)
+    found = browser.points(
+        "explorer.kernelScore(given[0], 300, given[1], new Float64Array(600))", x.flatten(), h
+    )
+    assert_close(found, kernel_density(x, x, torch.full_like(x[:, 0], h * h))[1], **CLOSE)
+
+
+@pytest.mark.slow
+def test_the_plane_is_the_maps(browser: Page) -> None:
+    for g2, lambda2 in (*plane.POINTS, (0.5, 0.25), (2.7, 0.125)):
+        assert browser.run("explorer.modelName(...given)", g2, lambda2) == plane.model_name(g2, lambda2)
+        c = plane.flow_at(PATH, g2, lambda2)
+        for t in (0.0, 0.3, 1.0):
+            said = f"(f => [f.sigma({t}), f.beta({t}), f.noise({t})])({NEW_FLOW})"
+            found = browser.run(said, "gaussians", {"g2": g2, "lambda2": lambda2})
+            time = torch.tensor(t, dtype=torch.float64)
+            here = [PATH.sigma(time), c.coefficients(time).beta, c.noise(time)]
+            assert_close(torch.tensor(found, dtype=torch.float64), torch.stack(here), **CLOSE)
+    levels = browser.run("Array.from(new explorer.Path(10).nodes(12, 0))")
+    assert_close(torch.tensor(levels, dtype=torch.float64), GeometricGrid(PATH).nodes(12), **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("g2", "lambda2", "error", "critic"),
+    [
+        (2.0, 1.0, 0.0, "ideal"),
+        (0.5, 0.5, 0.0, "ideal"),  # the ideal discriminator is constant
+        (1.0, -0.5, 0.0, "ideal"),
+        (0.0, 0.0, 0.0, "kernel"),
+        (1.5, 1.0, 0.8, "ideal"),
+        (3.0, 1.0, 0.8, "none"),
+    ],
+)
+def test_the_drift_is_the_librarys(
+    browser: Page, g2: float, lambda2: float, error: float, critic: str
+) -> None:
+    x, t = 3 * randn(200, 2), 0.55
+    target = target_of(browser, "unequal")
+    h = browser.run("explorer.bandwidth(given[0])", float(PATH.sigma(torch.tensor(t))))
+    score, nothing = Moved(target, error), 0.0 * ExactScoreField(target)
+    known = lambda2 > 0 and error == 0
+    constant = critic == "none" or (critic == "ideal" and known)
+    field = plane.flow_at(PATH, g2, lambda2).field(score, nothing if constant else Ratio(target, h))
+    at = {"g2": g2, "lambda2": lambda2, "error": error, "discriminator": critic}
+    found = browser.points(
+        f"{NEW_FLOW}.velocity(given[2], 200, given[3], new Float64Array(400))",
+        *("unequal", at, x.flatten(), t),
+    )
+    assert_close(found, field(x, at_noise(t)), **CLOSE)
+
+
+NAMES = {
+    "euler": "euler-maruyama",
+    "heun": "stochastic-heun",
+    "ddim": "ddim",
+    "dpmpp-2m": "dpmpp-2m",
+    "sra1": "sra1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_of_solvers_are_the_librarys(browser: Page, name: str) -> None:
+    deterministic = name in ("ddim", "dpmpp-2m")
+    x, g2 = 4 * randn(50, 2), 1.0 if deterministic else 2.0
+    target = target_of(browser, "unequal")
+    flow = plane.flow_at(PATH, g2, 1.0)
+    field = flow.field(ExactScoreField(target), 0.0 * ExactScoreField(target))
+    dynamics = Dynamics(
+        lambda x, t: field(x, At(t, PATH.sigma(t))), flow.diffusion, PATH, defined_at_end=True
+    )
+    solver, memory, moved = SOLVERS[NAMES[name]](), None, x
+    nodes, noise = (0.3, 0.36, 0.45), [randn(50, 2, seed=k) for k in range(4)]
+    for k in range(2):  # a multistep method looks back
+        step = Step(nodes[k], nodes[k + 1], k, 9, Given(noise[2 * k], noise[2 * k + 1]))
+        moved, memory = solver.advance(dynamics, moved, step, memory)
+    script = f"""(() => {{
+        const flow = {NEW_FLOW}, work = new explorer.Workspace(50), x = Float64Array.from(given[2]);
+        for (const k of [0, 1]) {{
+            const draw = (index, out) => out.set(given[5][2 * k + index]);
+            explorer.SOLVERS[given[4]].step(flow, x, work, given[3][k], given[3][k + 1], draw);
+        }}
+        return x;
+    }})()"""
+    at, drawn = {"g2": g2, "lambda2": 1.0}, [each.flatten().tolist() for each in noise]
+    found = browser.points(script, "unequal", at, x.flatten(), list(nodes), name, drawn)
+    assert_close(found, moved, **CLOSE)
+
+
+def ended(browser: Page, **settings: Any) -> Tensor:
+    """Where 2,000 particles of the page end."""
+    script = """(() => {
+        const state = {...explorer.fromFragment(''), ...given[0]};
+        const flow = new explorer.FreeFlow(state, explorer.openTarget(state.data), 2000);
+        while (!flow.finished) flow.step();
+        return flow.x;
+    })()"""
+    return browser.points(script, settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "g2", "lambda2", "solver"),
+    [
+        ("gaussians", 2.0, 2.0, "dpmpp-2m"),
+        ("unequal", 2.0, 1.0, "heun"),
+        ("unequal", 1.0, 1.0, "heun"),
+        ("moons", 3.0, 1.0, "sra1"),
+        ("checkerboard", 2.0, 2.0, "heun"),
+        ("spiral", 0.5, 0.25, "euler"),
+    ],
+)
+def test_particles_end_in_the_data(
+    browser: Page, data: str, g2: float, lambda2: float, solver: str
+) -> None:
+    x = ended(browser, data=data, g2=g2, lambda2=lambda2, solver=solver, steps=200)
+    real = open_dataset(DataSettings(data)).draw(4000, generator=seeded()).x.double()
+    assert energy_distance(x, real[:2000]) < energy_quantile(real[2000:], 2000, 2000, 0.999)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lambda2", [0.0, -1.0])
+def test_other_laws_are_the_librarys_too(browser: Page, lambda2: float) -> None:
+    flow = plane.flow_at(PATH, 2.0, lambda2)
+    target = target_of(browser, "unequal")
+    model = ParticleModel(
+        flow.field(ExactScoreField(target)),
+        flow.prior((2,)),
+        steps=240,
+        schedule=PATH,
+        grid=GeometricGrid(PATH),
+        diffusion=flow.diffusion,
+        solver=SOLVERS["stochastic-heun"](),
+    )
+    first = target.sample(4000, generator=seeded(), dtype=torch.float64)
+    start = first + 10 * randn(4000, 2, seed=1)
+    theirs = model.sample(4000, generator=seeded(2), start=start)
+    ours = ended(browser, data="unequal", g2=2.0, lambda2=lambda2, steps=240)
+    floor = energy_quantile(theirs[2000:], 2000, 2000, 0.999)
+    assert energy_distance(ours, theirs[:2000]) < floor
+    if lambda2 < 0:  # flatter than the data, so that the law is another one
+        assert energy_distance(ours, first[:2000]) > floor
+
+
+@pytest.mark.slow
+def test_every_control_does_what_it_says(browser: Page) -> None:
+    browser.open()
+    assert browser.run("explorer.page.controls.inputs.size") > 12
+    for key, kind in browser.run(
+        "[...explorer.page.controls.inputs].map(([key, {setting}]) => [key, setting.kind])"
+    ):
+        before = browser.run("explorer.page.state")[key]
+        browser.run(
+            """(input => {
+            if (given[1] === 'switch') input.click();
+            else {
+                const others = [...(input.options ?? [])].map(o => o.value).filter(v => v !== input.value);
+                input.value = given[1] === 'choice' ? others[0] : input.value === input.max ? input.min : input.max;
+                input.dispatchEvent(new Event(given[1] === 'choice' ? 'change' : 'input', {bubbles: true}));
+            }
+            })(document.getElementById('set-' + given[0]))""",
+            *(key, kind),
+        )
+        state = browser.run("explorer.page.state")
+        assert state[key] != before, key
+        assert key in browser.run("location.hash"), key
+        assert browser.run("explorer.fromFragment(location.hash)") == state
+        assert browser.run("explorer.page.simulation.progress") == 0 or kind == "switch"
+    browser.run("document.getElementById('reset').click()")
+    assert browser.run("location.hash") == ""
+    assert browser.run("explorer.page.state") == browser.run("explorer.fromFragment('')")
+    for button, seen in (("play", "explorer.page.playing"), ("theme", "document.documentElement.dataset.theme")):
+        first = browser.run(seen)
+        browser.run(f"document.getElementById('{button}').click()")
+        assert browser.run(seen) != first
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+def test_keys_and_pointers_move_the_point(browser: Page) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    browser.open("#g2=1&lambda2=0.5")
+    keys = ActionChains(browser.driver)
+    keys.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_UP, " ").perform()
+    state = browser.run("explorer.page.state")
+    assert (state["g2"], state["lambda2"]) == pytest.approx((1.2, 0.6))
+    assert browser.run("explorer.page.playing")
+    keys.send_keys(" ", *[Keys.ARROW_LEFT] * 9).perform()  # against the border: along the diagonal
+    state = browser.run("explorer.page.state")
+    assert 0 <= state["g2"] and state["g2"] >= state["lambda2"]
+    drag = """(map => {
+        const [x, y] = explorer.page.map.place(given[0], given[1]), box = map.getBoundingClientRect();
+        const at = {clientX: box.left + x, clientY: box.top + y, pointerId: 1, bubbles: true};
+        map.setPointerCapture = () => {};
+        for (const kind of ['down', 'move', 'up']) map.dispatchEvent(new PointerEvent('pointer' + kind, at));
+        return [explorer.page.state.g2, explorer.page.state.lambda2];
+    })(document.getElementById('map'))"""
+    assert browser.run(drag, 1.97, 0.04) == [2, 0]  # drawn to a model that stands there
+    assert browser.run(drag, 1.43, -0.52) == pytest.approx([1.43, -0.52], abs=0.02)
+    g2, lambda2 = browser.run(drag, 0.2, 1.4)  # impossible
+    assert g2 == lambda2 > 0
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+def test_data_drawn_by_hand_are_the_law(browser: Page) -> None:
+    browser.open("#data=hand")
+    browser.run("""(stage => {
+        stage.setPointerCapture = () => {};
+        const box = stage.getBoundingClientRect(), middle = [box.left + box.width / 2, box.top + box.height / 2];
+        const send = (kind, k) => stage.dispatchEvent(new PointerEvent('pointer' + kind,
+            {clientX: middle[0] + 8 * k, clientY: middle[1], pointerId: 1}));
+        send('down', 0); for (let k = 1; k < 12; k++) send('move', k); send('up', 11);
+    })(document.getElementById('stage'))""")
+    means = browser.points("explorer.page.target.means")
+    assert len(means) == 12
+    assert means[:, 1].abs().max() < 0.05
+    assert means[:, 0].diff().min() > 0.05
+    assert browser.run("explorer.fromFragment(location.hash).hand") != ""
+    browser.run("document.getElementById('erase').click()")
+    assert len(browser.points("explorer.page.target.means")) > 12
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fragment",
+    ["#g2=-3&lambda2=9", "#data=nothing&steps=x&sigma=-1", "#%E0%A4%A&=&&x", "#hand=zz!!&data=hand"],
+)
+def test_an_address_that_is_none_is_mended(browser: Page, fragment: str) -> None:
+    browser.open(fragment)
+    state = browser.run("explorer.page.state")
+    assert state["g2"] >= max(0, state["lambda2"])
+    browser.run("explorer.page.simulation.step()")
+    assert browser.points("explorer.page.simulation.x").isfinite().all()
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+def test_the_tour_restores_its_states(browser: Page) -> None:
+    browser.open()
+    assert browser.run("explorer.TOUR.length") == 8
+    for index in range(8):
+        browser.run(f"explorer.page.tourTo({index})")
+        link = browser.run(f"document.querySelectorAll('#tour-steps a')[{index}].getAttribute('href')")
+        state = browser.run("explorer.page.state")
+        assert link.removeprefix("#") == browser.run("location.hash.slice(1)")
+        assert state == browser.run("explorer.fromFragment(given[0])", link)
+        browser.run("explorer.page.simulation.step()")
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280, 2560])
+def test_the_page_fits_and_asks_nobody(browser: Page, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.open()
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        for canvas in ("stage", "map", "curve"):
+            box = browser.run(f"document.getElementById('{canvas}').getBoundingClientRect().toJSON()")
+            assert box["width"] > 150 and box["height"] > 40
+        painted = """(canvas => new Set(canvas.getContext('2d')
+            .getImageData(0, 0, canvas.width, canvas.height).data).size)(document.getElementById('stage'))"""
+        browser.driver.execute_async_script("requestAnimationFrame(() => arguments[0]())")
+        assert browser.run(painted) > 20
+        assert browser.run("performance.getEntriesByType('resource').length") == 0
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+def test_who_wants_no_motion_sees_the_end(browser: Page) -> None:
+    media = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        browser.driver.get("about:blank")
+        browser.driver.get(browser.address)
+        browser.driver.execute_async_script(
+            """const done = arguments[0], look = () =>
+            explorer.page.simulation.finished ? done() : setTimeout(look, 50); look();"""
+        )
+        assert not browser.run("explorer.page.playing")
+        assert browser.run("explorer.page.frames") == 0  # nothing moved
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
