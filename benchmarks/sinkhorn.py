@@ -2,10 +2,10 @@
 
     python benchmarks/sinkhorn.py          # with geomloss installed (pip install geomloss)
 
-Particles N(0, I) and as many samples of the five Gaussians, in two dimensions, float32, one thread. The error of
-a gradient is its root mean square distance to the converged field, relative to that field's. Each of geomloss's
-settings (``scaling``, tensorised) is met by the fastest of
-ours (``tolerance``) that errs no more; process times are medians of runs in turns.
+Particles N(0, I) and as many samples of the five Gaussians, in two dimensions, float32, one thread. The
+error of a gradient is its root mean square distance to the converged field, relative to that field's. Each
+of geomloss's settings (``scaling``, tensorised) is met by the fastest of ours (``tolerance``) that errs no
+more; process times are medians of runs in turns.
 """
 
 from __future__ import annotations
