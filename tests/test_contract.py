@@ -33,7 +33,9 @@ from partikel.fields import (
     ExactScoreField,
     FDivergenceField,
     Field,
+    FrechetField,
     Guided,
+    JKOField,
     KernelScoreField,
     LabelDropout,
     Linear,
@@ -53,6 +55,7 @@ from partikel.kernels import (
     LaplaceKernel,
     MultiRBFKernel,
     NTKKernel,
+    RandomFourierFeatures,
     RBFKernel,
     RieszKernel,
 )
@@ -133,7 +136,15 @@ FIELDS: dict[str, Callable[[tuple[int, ...]], list[Field]]] = {
         ),
         FDivergenceField(critic(shape), "jensen-shannon", gradient=score(shape)),
     ],
+    "FrechetField": lambda shape: [
+        FrechetField(),
+        FrechetField(RandomFourierFeatures(shape, 8, 2.0)),
+    ],
     "Guided": lambda shape: [Guided(score(shape), 2.0), Guided(critic(shape), torch.exp)],
+    "JKOField": lambda shape: [
+        JKOField(critic(shape), 0.5, steps=3),
+        JKOField(MMDField(RieszKernel()), 0.5, steps=3),
+    ],
     "KernelScoreField": lambda shape: [KernelScoreField(0.5), KernelScoreField(0.5, "data")],
     "LabelDropout": lambda shape: [LabelDropout(score(shape), 3)],
     "Linear": lambda shape: [Linear(0.5), Linear(torch.exp)],

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randn, seeded
 from torch import Tensor
 from torch.testing import assert_close
 
+from conftest import randn, seeded
 from partikel.app.cli import main
 from partikel.app.explorer import joined_script, write_explorer
 from partikel.data import DataSettings, open_dataset
@@ -233,7 +233,9 @@ def at_noise(t: float) -> At:
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("sigma", [0.02, 0.7, 12.0])
 def test_densities_and_scores_are_the_librarys(browser: Page, name: str, sigma: float) -> None:
-    x = torch.cat([(sigma + 2) * randn(60, 2), torch.tensor([[9.0, -7.0], [0.0, 0.0], [-5.0, 2.5]])])
+    x = torch.cat(
+        [(sigma + 2) * randn(60, 2), torch.tensor([[9.0, -7.0], [0.0, 0.0], [-5.0, 2.5]])]
+    )
     target, noise = target_of(browser, name), torch.full((len(x),), sigma, dtype=torch.float64)
     asked = "explorer.openTarget(given[0])"
     flat, n = x.flatten(), len(x)
@@ -277,7 +279,9 @@ def test_the_kernel_score_is_the_librarys(browser: Page, h: float) -> None:
 @pytest.mark.slow
 def test_the_plane_is_the_maps(browser: Page) -> None:
     for g2, lambda2 in (*plane.POINTS, (0.5, 0.25), (2.7, 0.125)):
-        assert browser.run("explorer.modelName(...given)", g2, lambda2) == plane.model_name(g2, lambda2)
+        assert browser.run("explorer.modelName(...given)", g2, lambda2) == plane.model_name(
+            g2, lambda2
+        )
         c = plane.flow_at(PATH, g2, lambda2)
         for t in (0.0, 0.3, 1.0):
             said = f"(f => [f.sigma({t}), f.beta({t}), f.noise({t})])({NEW_FLOW})"
@@ -439,7 +443,10 @@ def test_every_control_does_what_it_says(browser: Page) -> None:
     browser.run("document.getElementById('reset').click()")
     assert browser.run("location.hash") == ""
     assert browser.run("explorer.page.state") == browser.run("explorer.fromFragment('')")
-    for button, seen in (("play", "explorer.page.playing"), ("theme", "document.documentElement.dataset.theme")):
+    for button, seen in (
+        ("play", "explorer.page.playing"),
+        ("theme", "document.documentElement.dataset.theme"),
+    ):
         first = browser.run(seen)
         browser.run(f"document.getElementById('{button}').click()")
         assert browser.run(seen) != first
@@ -458,7 +465,7 @@ def test_keys_and_pointers_move_the_point(browser: Page) -> None:
     assert browser.run("explorer.page.playing")
     keys.send_keys(" ", *[Keys.ARROW_LEFT] * 9).perform()  # against the border: along the diagonal
     state = browser.run("explorer.page.state")
-    assert 0 <= state["g2"] and state["g2"] >= state["lambda2"]
+    assert state["g2"] >= 0 and state["g2"] >= state["lambda2"]
     drag = """(map => {
         const [x, y] = explorer.page.map.place(given[0], given[1]), box = map.getBoundingClientRect();
         const at = {clientX: box.left + x, clientY: box.top + y, pointerId: 1, bubbles: true};
@@ -496,7 +503,12 @@ def test_data_drawn_by_hand_are_the_law(browser: Page) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fragment",
-    ["#g2=-3&lambda2=9", "#data=nothing&steps=x&sigma=-1", "#%E0%A4%A&=&&x", "#hand=zz!!&data=hand"],
+    [
+        "#g2=-3&lambda2=9",
+        "#data=nothing&steps=x&sigma=-1",
+        "#%E0%A4%A&=&&x",
+        "#hand=zz!!&data=hand",
+    ],
 )
 def test_an_address_that_is_none_is_mended(browser: Page, fragment: str) -> None:
     browser.open(fragment)
@@ -513,7 +525,9 @@ def test_the_tour_restores_its_states(browser: Page) -> None:
     assert browser.run("explorer.TOUR.length") == 8
     for index in range(8):
         browser.run(f"explorer.page.tourTo({index})")
-        link = browser.run(f"document.querySelectorAll('#tour-steps a')[{index}].getAttribute('href')")
+        link = browser.run(
+            f"document.querySelectorAll('#tour-steps a')[{index}].getAttribute('href')"
+        )
         state = browser.run("explorer.page.state")
         assert link.removeprefix("#") == browser.run("location.hash.slice(1)")
         assert state == browser.run("explorer.fromFragment(given[0])", link)
@@ -530,7 +544,9 @@ def test_the_page_fits_and_asks_nobody(browser: Page, width: int) -> None:
         browser.open()
         assert browser.run("document.documentElement.scrollWidth") <= width
         for canvas in ("stage", "map", "curve"):
-            box = browser.run(f"document.getElementById('{canvas}').getBoundingClientRect().toJSON()")
+            box = browser.run(
+                f"document.getElementById('{canvas}').getBoundingClientRect().toJSON()"
+            )
             assert box["width"] > 150 and box["height"] > 40
         painted = """(canvas => new Set(canvas.getContext('2d')
             .getImageData(0, 0, canvas.width, canvas.height).data).size)(document.getElementById('stage'))"""

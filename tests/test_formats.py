@@ -151,7 +151,9 @@ def test_samplers_are_those_of_diffusers(name: str, to_zero: bool, diffusers: An
     ours = solver.solve(
         dynamics, start, times, brownian=lambda x, t, t_next: drawn[t] * (t_next - t) ** 0.5
     )
-    theirs = theirs * (1 + levels[-1] ** 2).sqrt()  # DPM-Solver's steps are in single precision there
+    theirs = (
+        theirs * (1 + levels[-1] ** 2).sqrt()
+    )  # DPM-Solver's steps are in single precision there
     assert_close(ours.x, theirs.double(), rtol=1e-5, atol=1e-6)
 
 

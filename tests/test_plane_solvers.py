@@ -528,9 +528,7 @@ def test_particles_that_leave_early_stand_where_the_whole_run_takes_them(name: s
     for a, b in zip(whole, kept, strict=True):
         assert_close(a.x[: len(b.x)], b.x)
         assert (a.step, a.t, a.evaluations) == (b.step, b.t, b.evaluations)
-    later = list(
-        plain(name).stream(dynamics, x, nodes, start=1, stop=3, keep=keep, brownian=front)
-    )
+    later = list(plain(name).stream(dynamics, x, nodes, start=1, stop=3, keep=keep, brownian=front))
     assert [len(state.x) for state in later] == [6, 4, 4]  # keep counts from the path's start
 
 

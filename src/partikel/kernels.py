@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from partikel.errors import ConfigError, DataError
-from partikel.errors.checks import Checked, Positive, Range, check, checked
+from partikel.errors.checks import Checked, Count, Positive, Range, check, checked
 
 Bandwidth: TypeAlias = Positive | Literal["median"]
 """A length, or the median distance of the points that the kernel is fitted to."""
@@ -373,6 +373,38 @@ class NTKKernel(Kernel):
 
     def _direction(self, y: Tensor, values: Tensor) -> dict[str, Tensor]:
         return pulled_back(self._output, self._weights(), y.detach(), values)
+
+
+class RandomFourierFeatures(nn.Module):
+    """φ with ⟨φ(x), φ(y)⟩ = exp(-‖x - y‖²/2h²) on average (Rahimi & Recht 2007): features of points.
+
+    Args:
+        shape: of a point.
+        frequencies: how many, each with its cosine and its sine.
+        bandwidth: h, a length > 0.
+        generator: draws them; a fresh one with seed 0 unless given, so that they are the same everywhere.
+    """
+
+    frequencies: Tensor
+
+    @checked
+    def __init__(
+        self,
+        shape: Sequence[int],
+        frequencies: Count = 16,
+        bandwidth: Positive = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        generator = generator or torch.Generator().manual_seed(0)
+        draws = torch.randn(math.prod(shape), frequencies, generator=generator)
+        self.register_buffer("frequencies", draws / bandwidth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, 2 · frequencies)."""
+        angles = x.flatten(1) @ self.frequencies.to(x)
+        return torch.cat([angles.cos(), angles.sin()], 1) / math.sqrt(self.frequencies.shape[1])
 
 
 Output: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]

@@ -94,7 +94,9 @@ class _Exponential(ODESolver):
                 mean = _mean(level, first, (*others, known))
                 x = self._moved(schedule, memory.x[: len(x)], mean, memory.step)
         order = min(self.order, 1 + len(before))
-        if schedule.sigma_end == 0:  # log σ has no end there, and what it ends by does not extrapolate
+        if (
+            schedule.sigma_end == 0
+        ):  # log σ has no end there, and what it ends by does not extrapolate
             order = min(order, step.of - step.number)
         used = (known, *before[: order - 1])
         ahead = _mean(level_next, known, used[1:])
