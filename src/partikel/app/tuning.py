@@ -1,0 +1,129 @@
+"""Nodes placed for few steps of a run, kept beside it (:mod:`partikel.models.placing`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from partikel.app.runs import Run
+from partikel.errors import DataError
+from partikel.files import read_json, reading, sealed, write_json, writing_to
+from partikel.metrics.evaluation import quick_evaluation
+from partikel.metrics.measures import main_measure
+from partikel.models import Sampling
+from partikel.models.placing import place_nodes
+from partikel.schedules import Nodes
+from partikel.solvers import SOLVERS
+
+PLACED = "placed.json"
+"""The file in the folder of a run, or of an export."""
+SEVERAL_STEPS = "unipc-2"
+"""The solver along a path of noised data, unless another one is asked for."""
+
+Criterion: TypeAlias = Literal["path", "data"]
+
+
+def tune_run(
+    run: Run,
+    steps: int,
+    *,
+    solver: str | None = None,
+    criterion: Criterion = "path",
+    guidance: float | None = None,
+    seed: int = 0,
+    told: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Place the nodes of few steps of a run and keep them beside it: samples of as many steps take them.
+
+    Args:
+        run: of free particles.
+        steps: how many.
+        solver: a name of :data:`partikel.solvers.SOLVERS`; UniPC of order 2 along a path of noised data, else
+            the run's own, unless given.
+        criterion: "path", how far paths end from where converged ones do; "data", the distance of samples
+            to validation data (the one watched in training).
+        guidance: weight of the labels.
+        seed: of the starts.
+        told: hears how far it has come.
+
+    Returns:
+        What was kept.
+
+    Raises:
+        ConfigError: for a run that takes no steps, moves with noise, or a stochastic solver.
+        CheckpointError: where the file beside the run is damaged, or cannot be written.
+    """
+    follows = getattr(run.model, "follows_path", False)
+    name = solver or (SEVERAL_STEPS if follows else None)
+    kept = _kept(run)
+
+    def distance(x: Tensor) -> float:
+        found = quick_evaluation(lambda n, g: x[:n], run.dataset, n=len(x), seed=seed)
+        measured = found.get(main_measure(run.data.shape).key)
+        if measured is None:
+            raise DataError(
+                "these data have no validation split to compare with: use the criterion path."
+            )
+        return measured
+
+    found = place_nodes(
+        run.model,
+        steps,
+        solver=None if name is None else SOLVERS[name](),
+        guidance=guidance,
+        distance=distance if criterion == "data" else None,
+        starts=4096 if criterion == "data" and len(run.data.shape) == 1 else 512,
+        real=run.context(),
+        seed=seed,
+        told=told,
+    )
+    entry = {
+        "steps": steps,
+        "solver": name,
+        "guidance": guidance,
+        "times": found.nodes.times,
+        "criterion": criterion,
+        "error": found.error,
+        "before": found.before,
+        "evaluations": found.evaluations,
+        "seed": seed,
+        "step": run.step,
+    }
+    same = ("steps", "solver", "guidance")
+    kept = [each for each in kept if any(each[key] != entry[key] for key in same)]
+    with writing_to(run.path / PLACED):
+        write_json(run.path / PLACED, sealed({"placed": [*kept, entry]}))
+    return entry
+
+
+def placed(run: Run, steps: int, solver: str | None, guidance: float | None) -> Sampling | None:
+    """How samples of so many steps are drawn, where nodes were placed for them; the latest for any solver.
+
+    Raises:
+        CheckpointError: where the file beside the run is damaged.
+    """
+    for entry in reversed(_kept(run)):
+        if (entry["steps"], entry["guidance"]) == (steps, guidance) and solver in (
+            None,
+            entry["solver"],
+        ):
+            by = None if entry["solver"] is None else SOLVERS[entry["solver"]]()
+            nodes = Nodes(times=tuple(entry["times"]))
+            return Sampling.of(grid=nodes, solver=by, guidance=guidance)
+    return None
+
+
+def _kept(run: Run) -> list[dict[str, Any]]:
+    path: Path = run.path / PLACED
+    if not path.exists():
+        return []
+    with reading(path, "holds no placed nodes: remove it, and 'partikel tune' places them anew."):
+        entries = read_json(path, must_be_sealed=True)["placed"]
+        for entry in entries:
+            Nodes(times=tuple(map(float, entry["times"])))
+            if {"steps", "guidance"} - entry.keys() or entry["solver"] not in (None, *SOLVERS):
+                raise ValueError("no number of steps, or an unknown solver")
+    return entries
