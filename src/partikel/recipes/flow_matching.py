@@ -91,7 +91,8 @@ class FlowMatching(Interpolants, ScoreModel):
 
     Attributes:
         weighting: of the regression, "velocity" (‖v - v_c‖²) or "denoiser" (‖D - x_1‖²).
-        solver: "heun" (2N evaluations for N steps), "euler", "midpoint", "rk4", "ddim" or "dpmpp-2m" (N).
+        solver: "heun" (2N evaluations for N steps), "midpoint" (2N), "rk4" (4N), "euler", "ddim", "dpmpp-2m",
+            "unipc-2" or "unipc-3" (N).
         steps: N, steps of sampling.
     """
 
@@ -100,7 +101,9 @@ class FlowMatching(Interpolants, ScoreModel):
     symbol: ClassVar[str] = "E[a'x_1 + b'x_0 | x]"
 
     weighting: Literal["velocity", "denoiser"] = "velocity"
-    solver: Literal["heun", "euler", "midpoint", "rk4", "ddim", "dpmpp-2m"] = "heun"
+    solver: Literal[
+        "heun", "euler", "midpoint", "rk4", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"
+    ] = "heun"
     steps: Count = 14
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:
