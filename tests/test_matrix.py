@@ -100,7 +100,9 @@ def test_the_cap_is_of_iterations(tiny: Path) -> None:
     for carrier in CARRIERS:
         cell = cells["non-saturating", carrier]
         assert cell.stopped
-        assert cell.iterations == (2 * CAP if carrier == "flow map" else CAP)  # the flow's, then the map's
+        assert cell.iterations == (
+            2 * CAP if carrier == "flow map" else CAP
+        )  # the flow's, then the map's
     sampler = cells["langevin", "particles"]
     assert not sampler.stopped
     assert sampler.iterations == 0

@@ -789,7 +789,9 @@ def run_matrix(
     shown = [cell for cell in cells if cell.seed == seeds[0]]
     data = dataset.draw(SAMPLES, generator=seeded(0, "matrix", "picture")).x
     clouds = {(c.row, c.carrier): folder.samples(c) for c in shown}
-    figure = matrix_figure(shown, clouds, data, modes_of(dataset.target), _caption(protocol, seeds, carriers))
+    figure = matrix_figure(
+        shown, clouds, data, modes_of(dataset.target), _caption(protocol, seeds, carriers)
+    )
     plots.save_figure(figure, out / "matrix.png", dpi=110)
     return cells
 
