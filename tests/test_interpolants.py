@@ -15,6 +15,7 @@ from partikel.denoising import (
     EDMDenoiser,
     VelocityDenoiser,
     denoiser_from_velocity,
+    onto_path,
     path_score,
     score_from_denoiser,
     velocity_from_denoiser,
@@ -179,6 +180,16 @@ def test_a_flow_runs_along_every_path(own: str, other: str) -> None:
     assert_close(
         AlongPath(exact(path), path, to)(x, At(t)), exact(to)(x, At(t)), rtol=1e-6, atol=1e-6
     )
+
+
+def test_the_last_levels_of_noise_are_asked_at_the_same_points_in_single_precision() -> None:
+    """Where times of the other path round to its end, or to a level next to the one that is meant."""
+    edm, left = EDMSchedule(40.0), torch.tensor([1e-3, 1e-5, 1e-6, 2**-24])
+    x = torch.randn(4, 2, generator=seeded())
+    point, there = onto_path(edm, x, 1 - left, left)
+    assert (edm.sigma(there) > 0).all()
+    assert_close(point, x / (1 - left)[:, None])
+    assert_close(edm.sigma(there), left, rtol=1e-6, atol=4e-6)
 
 
 def test_an_edm_starts_along_the_linear_path_at_its_highest_level() -> None:

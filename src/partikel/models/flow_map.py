@@ -516,6 +516,7 @@ NO_MAP = {"noise": "noise", "cloud": "the cloud", "samples": "samples", "draws":
 """What stands between a flow and a map of (x, s, t): in a word, and as a sentence says it."""
 
 
+@checked
 def no_map(flow: ParticleModel) -> str | None:
     """Why a flow has no map, a word of :data:`NO_MAP`; None if it has one."""
     if flow.diffusion is not None:
