@@ -23,6 +23,7 @@ import torch
 from partikel.app.config import load_preset, make_recipe
 from partikel.app.runs import Run, train_run
 from partikel.data import open_dataset
+from partikel.models import FlowMapModel
 from partikel.recipes import Recipe
 from partikel.streams import derive_seed
 from partikel.targets import GaussianMixture
@@ -69,6 +70,8 @@ def samplings(run: Run) -> dict[str, dict[str, Any]]:
         steps = run.recipe.steps  # type: ignore[attr-defined]
         return {f"{steps} steps": {}, f"first {steps // 4} of {steps}": {"stop": steps // 4}}
     steps = getattr(run.recipe, "steps", None)
+    if isinstance(run.model, FlowMapModel):
+        return {"one call": {}, "2 calls": {"steps": 2}, "4 calls": {"steps": 4}}
     return {"one call" if steps is None else f"{steps} steps": {}}
 
 
