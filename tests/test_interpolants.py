@@ -280,7 +280,7 @@ def test_the_velocity_is_the_optimum_of_flow_matching(name: str, law: object) ->
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_means_over_a_batch_have_the_same_optimum_and_less_noise(labels: bool) -> None:
-    """E[v_c | X, batch] has the mean E[v_c | X], of all classes and of each: the exact v stays the optimum."""
+    """E[v_c | X, batch] has the mean E[v_c | X]: the exact v stays the optimum."""
     path, spreads = PATHS["trigonometric"], []
     for over_batch in (False, True):
         network = Moved(path)
@@ -300,7 +300,8 @@ def test_means_over_a_batch_have_the_same_optimum_and_less_noise(labels: bool) -
 
 def test_means_over_a_batch_lead_through_the_same_point() -> None:
     real = batch(30, labels=True).real
-    assert real is not None and real.cond is not None
+    assert real is not None
+    assert real.cond is not None
     coupling = Independent(GaussianPrior((2,)), over_batch=True)
     pairs = coupling.pairs(real, Streams(0))
     for a, b in ((0.0, 1.0), (0.3, 0.7), (1 - 1e-7, 1e-7), (1.0, 0.0)):
