@@ -42,6 +42,9 @@ PRESETS = (
     "discriminator-flow-gaussians",
 )
 
+MAP = {"batch": 128, "iterations": 4000, "optimizer": {"lr": 3e-3, "decay": "cosine"}}
+"""Settings of a distillation."""
+
 
 def generator(*path: object) -> torch.Generator:
     """A stream for one purpose."""
@@ -77,7 +80,7 @@ def samplings(run: Run) -> dict[str, dict[str, Any]]:
         return {f"{steps} steps": {}, f"first {steps // 4} of {steps}": {"stop": steps // 4}}
     steps = getattr(run.recipe, "steps", None)
     if isinstance(run.model, FlowMapModel):
-        return {"one call": {}, "2 calls": {"steps": 2}, "4 calls": {"steps": 4}}
+        return {"one call": {}, "4 calls": {"steps": 4}}
     return {"one call" if steps is None else f"{steps} steps": {}}
 
 
@@ -122,7 +125,7 @@ def one(preset: str, seed: int, folder: Path, distil: bool) -> dict[str, Any]:
     found = {} if distil else measure(run)
     if distil:
         teacher, required_seconds = run, run.cpu_seconds
-        settings = {"seed": seed, "evaluate_every": None}
+        settings = {**MAP, "seed": seed, "evaluate_every": None}
         path = folder / f"{preset}-distilled" / f"seed-{seed}"
         run = train_run(distillation_of(teacher, settings), path, preset=f"{preset}-distilled")
         found = measure(run)
