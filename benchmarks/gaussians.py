@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, distances, one_thread, save  # isort: skip
+from common import RESULTS, cpu_seconds, distances, one_thread, save, unit  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
@@ -138,6 +138,7 @@ def one(preset: str, seed: int, folder: Path, distil: bool) -> dict[str, Any]:
         "seed": seed,
         "iterations": run.step,
         "cpu_seconds": run.cpu_seconds,
+        "units": round(run.cpu_seconds / cpu_seconds(unit(), 40)),
         "required_cpu_seconds": required_seconds,
         "samplings": found,
     }
