@@ -194,6 +194,27 @@ def test_an_edm_starts_along_the_linear_path_at_its_highest_level() -> None:
     assert slope(levels, tensor(errors)) == pytest.approx(-1, abs=0.05)
 
 
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 6e-8])
+def test_an_edm_is_asked_as_close_to_the_data_as_float32_goes(left: float) -> None:
+    """Its time t = 40 - σ rounds a σ of 1e-6 to 0: it is asked at that σ all the same, and at the same x.
+
+    The denoiser of N(0, 4) makes the velocity (4t - (1 - t)) x/(4t² + (1 - t)²).
+    """
+    path = EDMSchedule(40.0)
+    edm = ScoreField(EDMDenoiser(Silent(), sigma_data=2.0))
+    along, x = AlongPath(path.half_rate * edm, path, LinearSchedule()), randn(5, 2).float()
+    t = torch.full((5,), 1 - left)
+    found = x + left * along(x, At(t, (1 - t) / t))
+    s = 1 - left
+    expected = x + left * (4 * s - left) * x / (4 * s**2 + left**2)
+    assert_close(found, expected, rtol=0, atol=max(0.02 * left, 2e-6))
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x)
+
+
 @pytest.mark.parametrize(
     "solver",
     ["heun", "rk4", "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "midpoint", "adaptive"],

@@ -78,9 +78,11 @@ def onto_path(path: Schedule, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, 
     Returns:
         (B, ...) points, and their generation times, () or (B,).
     """
-    t = path.time((b / a).clamp(path.sigma_end, path.sigma_max))
-    ratios = torch.stack([path.scale(t) / a, path.spread(t) / b])  # equal within the path's levels
-    return expand_like(ratios.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(0), x) * x, t
+    level = b / a
+    t = path.time(level.clamp(path.sigma_end, path.sigma_max))
+    # both ratios are one within the path's levels; where little noise is left, t rounds its level away
+    ratio = torch.where(level < path.sigma_max, path.scale(t) / a, path.spread(t) / b)
+    return expand_like(ratio, x) * x, t
 
 
 def _coefficients(path: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, ...]:

@@ -126,8 +126,12 @@ class AlongPath(Field):
     def forward(self, x: Tensor, at: At) -> Tensor:
         """v(x, t) of the other path."""
         t = at.t.to(x.dtype)
-        point, there = onto_path(self.path, x, self.other.scale(t), self.other.spread(t))
-        velocity = self.field(point, At(there, self.path.sigma(there), at.cond))
+        a, b = self.other.scale(t), self.other.spread(t)
+        point, there = onto_path(self.path, x, a, b)
+        sigma = (b / a).clamp(
+            self.path.sigma_end, self.path.sigma_max
+        )  # what 'there' would round to 0
+        velocity = self.field(point, At(there, sigma, at.cond))
         denoised = denoiser_from_velocity(velocity, point, self.path, there)
         return velocity_from_denoiser(denoised, x, self.other, t)
 
