@@ -3,6 +3,7 @@
 import { Controls, element } from "./controls.js";
 import { fitted, palette, Stage } from "./draw.js";
 import { FreeFlow } from "./flow.js";
+import { DiscriminatorFlow, Gan, GeneratedFlow } from "./learned.js";
 import { described, PlaneMap, rounded } from "./map.js";
 import { energyDistance, modesCovered, NullSpread } from "./measures.js";
 import { modelName, onPlane, strength } from "./plane.js";
@@ -25,13 +26,23 @@ const HEART = Array.from({ length: 60 }, (_, k) => {
   return [x * 0.22, y * 0.22 + 0.5];
 });
 
+const PASS = 2500; // milliseconds of a run through a flow that is trained meanwhile
+const TRAINING = 14; // milliseconds of a frame for training, at least an iteration
+
+/** What a state shows: a field, and what carries it. */
+export function simulate(state, target, n) {
+  const generated = state.carrier === "generator";
+  if (state.field === "critic") return new (generated ? Gan : DiscriminatorFlow)(state, target, n);
+  return new (generated ? GeneratedFlow : FreeFlow)(state, target, n);
+}
+
 const find = (id) => document.getElementById(id);
 
 export class Explorer {
   constructor() {
     this.state = settled(fromFragment(location.hash));
     this.stage = new Stage(find("stage"));
-    this.map = new PlaneMap(find("map"), (g2, lambda2) => this.set({ g2, lambda2 }));
+    this.map = new PlaneMap(find("map"), (g2, lambda2) => this.set({ field: "plane", g2, lambda2 }));
     this.controls = new Controls(find("controls"), (key, value) => this.set({ [key]: value }));
     this.still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.playing = !this.still;
@@ -58,6 +69,7 @@ export class Explorer {
   set(changes) {
     const before = this.state;
     this.state = settled({ ...before, ...changes }, changes);
+    this.simulation.state = this.state;
     const differs = (keys) => keys.some((key) => this.state[key] !== before[key]);
     if (differs(["data", "hand"])) this.openData();
     const shown = ["paths", "arrows", "shading"];
@@ -90,13 +102,17 @@ export class Explorer {
 
   /** A new run of the same noise. */
   begin() {
-    this.simulation = new FreeFlow(this.state, this.target, PARTICLES);
-    this.restart();
+    this.simulation = simulate(this.state, this.target, PARTICLES);
+    this.refresh();
     this.tell();
   }
 
   restart() {
     this.simulation.reset(this.state.seed);
+    this.refresh();
+  }
+
+  refresh() {
     this.part = 1;
     this.restedFor = 0;
     this.energies = [];
@@ -137,15 +153,19 @@ export class Explorer {
   /** Move on by some milliseconds; whether anything moved. */
   move(passed) {
     const { simulation } = this;
+    if (simulation.train) {
+      const until = performance.now() + TRAINING;
+      do simulation.train();
+      while (performance.now() < until);
+      simulation.show();
+    }
     if (simulation.finished && this.part >= 1) {
       this.restedFor += passed;
-      if (this.restedFor > REST) {
-        if (this.energies.length) this.pastEnergies = this.energies;
-        this.restart();
-      }
-      return false;
+      if (this.restedFor > (simulation.train ? REST / 3 : REST)) this.repeat();
+      return simulation.train !== undefined;
     }
-    this.part += (passed / DURATION) * simulation.steps;
+    if (simulation.continuous) return true;
+    this.part += (passed / (simulation.train ? PASS : DURATION)) * simulation.steps;
     while (this.part > 1 && !simulation.finished) {
       simulation.step();
       this.part -= 1;
@@ -155,12 +175,30 @@ export class Explorer {
     return true;
   }
 
+  /** Another run after one that ended: training goes on, other curves begin anew. */
+  repeat() {
+    const { simulation } = this;
+    this.restedFor = 0;
+    if (!simulation.train) {
+      this.pastEnergies = this.energies;
+      this.energies = [];
+    }
+    simulation.again();
+    this.part = 1;
+  }
+
   /** To the end, without showing the way: for those who want no motion. */
   hurry() {
     const until = performance.now() + 40;
-    while (!this.simulation.finished && performance.now() < until) this.simulation.step();
+    const { simulation } = this;
+    const trained = () => !simulation.train || simulation.iterations >= simulation.horizon;
+    while (!trained() && performance.now() < until) simulation.train();
+    simulation.show?.();
+    if (!simulation.continuous && trained()) {
+      while (!simulation.finished && performance.now() < until) simulation.step();
+    }
     this.part = 1;
-    if (this.simulation.finished) {
+    if (trained() && (simulation.continuous || simulation.finished)) {
       this.hurrying = false;
       this.lastFigures = Number.NEGATIVE_INFINITY;
       this.dirty = true;
@@ -181,6 +219,7 @@ export class Explorer {
 
   measure() {
     const { simulation, target, reference, spread } = this;
+    if (!simulation.settled) return;
     const energy = energyDistance(simulation.x, MEASURED, reference, MEASURED);
     this.energies.push([simulation.progress, energy]);
     find("energy-value").textContent = energy.toFixed(4).replace("-", "−");
@@ -200,9 +239,12 @@ export class Explorer {
       find("modes-value").textContent =
         `${modesCovered(target, simulation.x, simulation.n)} of ${target.count}`;
     }
-    find("evaluations-value").textContent = `${simulation.evaluations}`;
-    const t = simulation.time(this.part);
-    find("sigma-value").textContent = simulation.path.sigma(t).toPrecision(2);
+    find("evaluations-label").textContent = simulation.train ? "iterations" : "evaluations";
+    find("evaluations-value").textContent = `${simulation.train ? simulation.iterations : simulation.evaluations}`;
+    find("sigma").hidden = !simulation.path;
+    if (simulation.path) {
+      find("sigma-value").textContent = simulation.path.sigma(simulation.time(this.part)).toPrecision(2);
+    }
     find("cost").textContent = `${this.cost.toFixed(1)} ms a frame`;
     this.drawCurve(level);
   }
@@ -214,8 +256,10 @@ export class Explorer {
     context.clearRect(0, 0, width, height);
     const low = Math.log(1e-4);
     const high = Math.log(20);
-    const to = (progress, energy) => [
-      4 + progress * (width - 8),
+    const { horizon, progress } = this.simulation;
+    const all = Math.max(horizon, progress);
+    const to = (place, energy) => [
+      4 + (place / all) * (width - 8),
       height - 4 - ((Math.log(Math.max(energy, 1e-4)) - low) / (high - low)) * (height - 8),
     ];
     if (!Number.isNaN(level)) {
@@ -228,7 +272,7 @@ export class Explorer {
     const curve = (values, alpha) => {
       context.globalAlpha = alpha;
       context.beginPath();
-      for (const [progress, energy] of values) context.lineTo(...to(progress, energy));
+      for (const [place, energy] of values) context.lineTo(...to(place, energy));
       context.stroke();
       context.globalAlpha = 1;
     };
@@ -242,9 +286,21 @@ export class Explorer {
   /** Where the point is, and what its equation is there. */
   showPlace() {
     const { g2, lambda2 } = this.state;
-    this.map.draw(g2, lambda2);
-    find("place").textContent = modelName(g2, lambda2);
-    find("place-numbers").textContent = `(${rounded(g2)}, ${rounded(lambda2)})`.replaceAll("-", "−");
+    const { field, carrier } = this.state;
+    const generated = carrier === "generator";
+    const learned = field === "critic";
+    const [x, y] = learned ? [0, 0] : [g2, lambda2];
+    this.map.draw(x, y);
+    const name = learned ? (generated ? "GAN" : "Discriminator Flow") : modelName(g2, lambda2);
+    find("place").textContent = generated && !learned ? `${name}, in a generator` : name;
+    find("place-numbers").textContent = `(${rounded(x)}, ${rounded(y)})`.replaceAll("-", "−");
+    find("formula-plane").hidden = learned || generated;
+    find("formula-followed").hidden = learned || !generated;
+    find("formula-critic").hidden = !learned;
+    find("formula-walk").hidden = !learned || generated;
+    find("formula-surrogate").hidden = !generated;
+    find("beta").hidden = learned || generated;
+    find("key-arrows").hidden = !(generated && this.state.arrows);
     const beta = strength(lambda2);
     const weights = { gan: 1 - g2 / 2, score: g2 / 2, noise: Math.sqrt(Math.max(0, g2 - lambda2)) };
     for (const [key, value] of Object.entries(weights)) {
@@ -252,10 +308,8 @@ export class Explorer {
       find(`term-${key}`).classList.toggle("absent", Math.abs(value) < 1e-9);
     }
     find("beta-value").textContent = signed(beta);
-    find("law").textContent =
-      beta === STRONGEST && lambda2 < 1 / STRONGEST
-        ? "β = 8 g_s² here: no β matches the forward process, and laws follow p_σ with a lag."
-        : "β = g_s²/(λ²/β) matches the forward process: ρ_t = p_σ wherever the point is.";
+    find("weight-own").textContent = signed(1 - lambda2 / 2);
+    find("law").textContent = lawOf(this.state, beta);
     find("spoken").textContent = described(g2, lambda2);
   }
 
@@ -297,7 +351,7 @@ export class Explorer {
       const [across, up] = ways[event.key];
       const { g2, lambda2 } = this.state;
       const [x, y] = snappedFar(g2 + by * across, lambda2 + by * up);
-      this.set({ g2: x, lambda2: y });
+      this.set({ field: "plane", g2: x, lambda2: y });
       event.preventDefault();
     } else if (event.key === " " && !within) {
       this.play(!this.playing);
@@ -376,6 +430,25 @@ export class Explorer {
     this.paint();
     this.showPlace();
   }
+}
+
+/** What law particles follow, in a sentence. */
+function lawOf({ field, carrier, lambda2 }, beta) {
+  if (field === "critic") {
+    return carrier === "generator"
+      ? "d is trained on the generator's outputs, the generator on d: a GAN."
+      : "d is told the time t, and trained on particles of all ages; those shown walk through the flow as it is now.";
+  }
+  if (carrier === "generator") {
+    if (lambda2 >= 2) return "A generator has no clock of its own: without ρ it runs to the summits of the density.";
+    const power = rounded(1 / (1 - lambda2 / 2));
+    return power === 1
+      ? "A generator settles where both scores are equal: at the data."
+      : `A generator has no clock of its own: it settles at the data's density to the power ${power}.`;
+  }
+  return beta === STRONGEST && lambda2 < 1 / STRONGEST
+    ? "No β matches the forward process here: laws follow that of the noised data with a lag."
+    : "β matches the forward process: the law is that of the noised data, wherever the point is.";
 }
 
 const STRONGEST = strength(0);

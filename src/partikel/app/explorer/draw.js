@@ -4,7 +4,7 @@ import { TRACED } from "./flow.js";
 
 /** Half the side of the view, in units of the data. */
 export const HALF = 5.2;
-const CELLS = 56;
+const CELLS = 64;
 const ARROWS = 110;
 const RESTING = 6; // frames between shadings
 const TRAIL = 7; // parts of a path, each fainter than the next
@@ -73,7 +73,7 @@ export class Stage {
     this.drawData(context, view, scale);
     this.interpolate(simulation, part, scale);
     if (state.paths && simulation.history) this.drawPaths(context, simulation, view);
-    this.drawParticles(context, simulation.n, view, width < 480 ? 1.5 : 1.9);
+    this.drawParticles(context, simulation.n, view, Math.min(3, 1.2 + width / 1200));
     if (state.arrows) this.drawArrows(context, simulation, view);
   }
 
@@ -85,13 +85,14 @@ export class Stage {
   }
 
   shade(context, simulation, t, scale, { unit, cx, cy }) {
+    const reach = Math.max(cx, cy) / unit; // the whole canvas
     this.frames++;
     if (this.shadedAt !== t && (this.frames % RESTING === 0 || !(Math.abs(t - this.shadedAt) < 0.05))) {
       this.shadedAt = t;
       for (let row = 0, i = 0; row < CELLS; row++) {
         for (let column = 0; column < CELLS; column++, i++) {
-          this.cells[2 * i] = scale * HALF * ((2 * column + 1) / CELLS - 1);
-          this.cells[2 * i + 1] = scale * HALF * (1 - (2 * row + 1) / CELLS);
+          this.cells[2 * i] = scale * reach * ((2 * column + 1) / CELLS - 1);
+          this.cells[2 * i + 1] = scale * reach * (1 - (2 * row + 1) / CELLS);
         }
       }
       const count = CELLS * CELLS;
@@ -110,13 +111,13 @@ export class Stage {
         data[4 * i] = red;
         data[4 * i + 1] = green;
         data[4 * i + 2] = blue;
-        data[4 * i + 3] = 120 * (levels ? Math.sqrt(height) : height * height);
+        data[4 * i + 3] = levels ? 120 * Math.sqrt(height) : 90 * height * height;
       }
       this.shading.getContext("2d").putImageData(this.pixels, 0, 0);
     }
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
-    const side = 2 * HALF * unit;
+    const side = 2 * reach * unit;
     context.drawImage(this.shading, cx - side / 2, cy - side / 2, side, side);
   }
 

@@ -57,8 +57,23 @@ export class FreeFlow {
     return this.node >= this.steps;
   }
 
+  /** How far it is, of `horizon`. */
   get progress() {
-    return this.node / this.steps;
+    return this.node;
+  }
+
+  get horizon() {
+    return this.steps;
+  }
+
+  /** Whether what it shows is to be measured. */
+  get settled() {
+    return true;
+  }
+
+  /** The next run, of the same noise. */
+  again() {
+    this.reset(this.seed);
   }
 
   get evaluations() {

@@ -1,9 +1,11 @@
 // Starts the page. `explorer` is for the console and for tests: the numbers that the page computes.
 
-import { Explorer, tourState } from "./app.js";
-import { FreeFlow } from "./flow.js";
+import { Explorer, simulate, tourState } from "./app.js";
+import { Discriminator, Generator } from "./learned.js";
 import { energyDistance } from "./measures.js";
 import { kernelScore } from "./kernels.js";
+import { Adam, Network } from "./networks.js";
+import { OBJECTIVES } from "./objectives.js";
 import { bandwidth, modelName, onPlane, Path, PlaneFlow } from "./plane.js";
 import { keyedNormals, Stream } from "./random.js";
 import { fromFragment, toFragment } from "./settings.js";
@@ -13,17 +15,22 @@ import { TOUR } from "./tour.js";
 
 globalThis.explorer = {
   page: new Explorer(),
+  Adam,
   bandwidth,
+  Discriminator,
   energyDistance,
-  FreeFlow,
   fromFragment,
+  Generator,
   kernelScore,
   keyedNormals,
   modelName,
+  Network,
+  OBJECTIVES,
   onPlane,
   openTarget,
   Path,
   PlaneFlow,
+  simulate,
   SOLVERS,
   Stream,
   TOUR,

@@ -1,12 +1,16 @@
 // What can be set: one table makes the controls, the address and the defaults.
 
+import { OBJECTIVES } from "./objectives.js";
 import { SOLVERS } from "./solvers.js";
 
 const named = (pairs) => pairs.map(([value, label]) => ({ value, label }));
+const listed = (table) => Object.entries(table).map(([value, { label }]) => ({ value, label }));
 const isPlane = (state) => state.field === "plane";
+const isSampled = (state) => isPlane(state) && state.carrier === "particles";
 
 /** Groups of controls, in the order of the page. */
 export const GROUPS = [
+  { key: "model", title: "Field and carrier" },
   { key: "data", title: "Data" },
   { key: "sampler", title: "Sampler" },
   { key: "wrong", title: "What goes wrong, and who repairs it" },
@@ -18,6 +22,37 @@ export const GROUPS = [
  * without a group have a control of their own.
  */
 export const SETTINGS = [
+  {
+    key: "field",
+    kind: "choice",
+    of: "model",
+    label: "Field",
+    initial: "plane",
+    options: named([
+      ["plane", "the plane: score and discriminator"],
+      ["critic", "a discriminator, trained here"],
+    ]),
+  },
+  {
+    key: "carrier",
+    kind: "choice",
+    of: "model",
+    label: "Carried by",
+    initial: "particles",
+    options: named([
+      ["particles", "free particles"],
+      ["generator", "a generator, trained here"],
+    ]),
+  },
+  {
+    key: "objective",
+    kind: "choice",
+    of: "model",
+    label: "Objective: particles ascend",
+    initial: "non-saturating",
+    options: listed(OBJECTIVES),
+    when: (state) => state.field === "critic",
+  },
   {
     key: "data",
     kind: "choice",
@@ -42,8 +77,8 @@ export const SETTINGS = [
     of: "sampler",
     label: "Solver",
     initial: "heun",
-    options: Object.entries(SOLVERS).map(([value, { label }]) => ({ value, label })),
-    when: isPlane,
+    options: listed(SOLVERS),
+    when: isSampled,
   },
   {
     key: "steps",
@@ -54,7 +89,7 @@ export const SETTINGS = [
     low: 4,
     high: 240,
     by: 1,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "levels",
@@ -68,7 +103,7 @@ export const SETTINGS = [
       [2, "even in √σ"],
       [1, "even in σ"],
     ]),
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "sigma",
@@ -79,7 +114,7 @@ export const SETTINGS = [
     low: 1,
     high: 40,
     by: 0.5,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "shift",
@@ -91,7 +126,7 @@ export const SETTINGS = [
     low: 0,
     high: 2,
     by: 0.05,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "width",
@@ -103,7 +138,7 @@ export const SETTINGS = [
     low: 0.2,
     high: 2,
     by: 0.05,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "error",
@@ -130,9 +165,8 @@ export const SETTINGS = [
     when: isPlane,
   },
   { key: "paths", kind: "switch", of: "show", label: "paths", initial: true },
-  { key: "arrows", kind: "switch", of: "show", label: "arrows of the field", initial: false },
-  { key: "shading", kind: "switch", of: "show", label: "shading of the law", initial: true },
-  { key: "field", kind: "hidden", initial: "plane" },
+  { key: "arrows", kind: "switch", of: "show", label: "arrows of the field (and what a generator makes of it)", initial: false },
+  { key: "shading", kind: "switch", of: "show", label: "shading of the law or potential", initial: true },
   { key: "hand", kind: "hidden", initial: "" },
 ];
 
