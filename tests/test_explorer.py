@@ -458,7 +458,7 @@ def test_outputs_and_gradients_of_networks(browser: Page, activation: str) -> No
     network = network_of(browser, "window.net", 3, 0, activation)
     x, weights = randn(30, 3).requires_grad_(), randn(30, seed=1)
     found = browser.run(
-        f"""((net, x, weights) => {{
+        """((net, x, weights) => {
             const output = Array.from(net.forward(x, 30));
             net.clear();
             const input = Array.from(net.backward(weights, 30));
@@ -467,7 +467,7 @@ def test_outputs_and_gradients_of_networks(browser: Page, activation: str) -> No
             net.slopeGradients(x, 0.7, 30);
             const slopes = net.gradients.map(g => Array.from(g));
             return [output.slice(0, 30), input.slice(0, 90), gradients, slopes];
-        }})(window.net, Float64Array.from(given[0]), Float64Array.from(given[1]))""",
+        })(window.net, Float64Array.from(given[0]), Float64Array.from(given[1]))""",
         *(x.flatten(), weights),
     )
     output = network(x)
