@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,19 @@ from torch.testing import assert_close
 from conftest import randn, seeded, tensor
 from partikel.app.cli import main
 from partikel.app.explorer import joined_script, write_explorer
+from partikel.app.explorer.runs import told
+from partikel.app.export import load
+from partikel.app.runs import Run
 from partikel.data import Batch, DataSettings, open_dataset
-from partikel.fields import At, DiscriminatorField, ExactScoreField, Field, TrainingBatch
+from partikel.errors import ConfigError
+from partikel.fields import (
+    At,
+    DiscriminatorField,
+    ExactScoreField,
+    Field,
+    ScoreField,
+    TrainingBatch,
+)
 from partikel.fields.particles import Particles
 from partikel.fields.ratio import kernel_density
 from partikel.metrics import energy_distance
@@ -91,6 +103,17 @@ def test_without_a_screen_the_page_is_written(
     main(["explore"])
     assert capsys.readouterr().out == "explorer.html\n"
     assert Path("explorer.html").stat().st_size > 10_000
+
+
+def test_a_run_of_neither_points_nor_images_is_refused() -> None:
+    run = SimpleNamespace(
+        path=Path("run"),
+        title="vectors: EDM",
+        data=SimpleNamespace(shape=(3,)),
+        recipe=SimpleNamespace(data=SimpleNamespace(title="vectors")),
+    )
+    with pytest.raises(ConfigError, match="neither points of the plane nor images"):
+        told(run)  # type: ignore[arg-type]
 
 
 # --- in a browser
@@ -423,6 +446,115 @@ def test_other_laws_are_the_librarys_too(browser: Page, lambda2: float) -> None:
     assert energy_distance(ours, theirs[:2000]) < floor
     if lambda2 < 0:  # flatter than the data, so that the law is another one
         assert energy_distance(ours, first[:2000]) > floor
+
+
+# --- runs
+
+TINY = ["--iterations", "3", "--evaluate-samples", "50", "--evaluate-every", "1"]
+NARROW = ["--network.width", "20", "--network.depth", "2"]
+GAN = ["--discriminator.width", "8", "--generator.width", "20", "--latent", "5"]
+TRAINED = {
+    "edm-gaussians": NARROW,
+    "discriminator-flow-gaussians": [*NARROW, "--steps", "7"],
+    "gan-gaussians": GAN,
+    "mean-flow-gaussians": NARROW,
+    "edm-digits": [],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in TRAINED.items():
+        main(["train", name, *TINY, *options, "--out", str(folder / name)])
+    return {name: load(folder / name) for name in TRAINED}
+
+
+@pytest.fixture(scope="module")
+def with_runs(
+    browser: Page, trained: dict[str, Run], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("with-runs") / "page.html"
+    names = [str(run.path) for run in trained.values()]
+    main(["explore", *names, "--out", str(path)])
+    page = Page(browser.driver, path.as_uri())
+    page.open()
+    yield page
+    browser.open()
+
+
+@pytest.mark.slow
+def test_runs_are_evaluated_as_the_library_does(with_runs: Page, trained: dict[str, Run]) -> None:
+    kinds = with_runs.run("explorer.RUNS.map(run => run.kind)")
+    assert kinds == ["score", "critic", "generator", "map", "sheets"]
+    x = 3 * randn(40, 2)
+    for sigma in (0.05, 1.3, 20.0):
+        made = "new explorer.TrainedScore(explorer.RUNS[0])"
+        script = f"{made}.score(given[0], 40, given[1], new Float64Array(80))"
+        found = with_runs.points(script, x.flatten(), sigma)
+        model = trained["edm-gaussians"].model.double()
+        score = next(part for part in model.field.modules() if isinstance(part, ScoreField))
+        at = At(tensor(0.0), tensor(sigma))
+        assert_close(found, score(x, at).detach(), rtol=1e-5, atol=1e-5 / sigma)
+    for number, name in ((1, "discriminator-flow-gaussians"), (3, "mean-flow-gaussians")):
+        ended = """(run => {
+            const one = explorer.showRun(run, 3), start = Array.from(one.x);
+            while (!one.finished) one.step();
+            return [...start, ...one.x];
+        })(explorer.RUNS[given[0]])"""
+        start, end = with_runs.points(ended, number).chunk(2)
+        theirs = trained[name].model.double().sample(len(start), generator=seeded(), start=start)
+        assert_close(end, theirs, rtol=1e-5, atol=1e-5)
+        assert 0.9 < float(start.std()) < 1.1
+    walked = """(one => {
+        one.step();
+        return [...one.x, ...one.z];
+    })(explorer.showRun(explorer.RUNS[2], 3))"""
+    numbers = torch.tensor(with_runs.run(walked), dtype=torch.float64)
+    outputs, latents = numbers[:4000].view(-1, 2), numbers[4000:].view(2000, -1)
+    theirs = trained["gan-gaussians"].model.double().sample(2000, generator=seeded(), start=latents)
+    assert_close(outputs, theirs, **CLOSE)
+    assert float(latents.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.slow
+def test_runs_are_shown(with_runs: Page, trained: dict[str, Run]) -> None:
+    for number, kind in enumerate(("score", "field", "field", "field", "field"), start=1):
+        with_runs.open(f"#{kind}=run{number}")
+        assert with_runs.run("explorer.page.state")[kind] == f"run{number}"
+        with_runs.run("explorer.page.goTo(explorer.page.simulation.steps)")
+        with_runs.run("explorer.page.goTo(0)")
+        with_runs.run("explorer.page.measure()")
+        assert with_runs.run("document.getElementById('energy').hidden") == (number == 5)
+        assert with_runs.run("document.getElementById('map').hidden") == (kind == "field")
+    assert with_runs.run("explorer.page.simulation.labels.length") > 1
+    picture = "explorer.page.simulation.pictures.every(each => each.naturalWidth > 100)"
+    assert with_runs.run(picture)
+    assert with_runs.faults == []
+    record = told(trained["edm-digits"])
+    assert record["size"] == sum(map(len, record["pictures"]))
+
+
+@pytest.mark.slow
+def test_what_the_page_cannot_evaluate_it_shows_in_moments(
+    browser: Page, trained: dict[str, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("partikel.app.explorer.runs._live", lambda model: None)
+    path = write_explorer(
+        tmp_path / "page.html", [trained["edm-gaussians"], trained["gan-gaussians"]]
+    )
+    page = Page(browser.driver, path.as_uri())
+    page.open("#field=run1")
+    for number in (1, 2):
+        page.run(f"explorer.page.set({{field: 'run{number}'}})")
+        moments = page.run("explorer.page.simulation.labels")
+        page.run(f"explorer.page.goTo({len(moments) - 1})")
+        assert len(page.points("explorer.page.simulation.x")) == page.run(
+            "explorer.page.simulation.n"
+        )
+        assert page.run("document.getElementById('moment-label').value") in moments
+    assert page.faults == []
+    browser.open()
 
 
 # --- networks

@@ -8,7 +8,8 @@ import { described, PlaneMap, rounded } from "./map.js";
 import { energyDistance, modesCovered, NullSpread } from "./measures.js";
 import { modelName, onPlane, strength } from "./plane.js";
 import { Stream } from "./random.js";
-import { defaults, fromFragment, packed, toFragment, unpacked } from "./settings.js";
+import { GivenData, showRun, TrainedScore } from "./runs.js";
+import { defaults, fromFragment, offer, packed, runOf, toFragment, unpacked } from "./settings.js";
 import { SOLVERS } from "./solvers.js";
 import { openTarget } from "./targets.js";
 import { TOUR } from "./tour.js";
@@ -31,7 +32,14 @@ const TRAINING = 14; // milliseconds of a frame for training, at least an iterat
 
 /** What a state shows: a field, and what carries it. */
 export function simulate(state, target, n) {
+  const run = runOf(state.field);
+  if (run) return showRun(run, state.seed);
   const generated = state.carrier === "generator";
+  const trained = runOf(state.score);
+  if (state.field === "plane" && trained) {
+    const count = generated ? n : trained.n;
+    return new (generated ? GeneratedFlow : FreeFlow)(state, target, count, new TrainedScore(trained));
+  }
   if (state.field === "critic") return new (generated ? Gan : DiscriminatorFlow)(state, target, n);
   return new (generated ? GeneratedFlow : FreeFlow)(state, target, n);
 }
@@ -40,6 +48,7 @@ const find = (id) => document.getElementById(id);
 
 export class Explorer {
   constructor() {
+    offer(JSON.parse(find("runs").textContent));
     this.state = settled(fromFragment(location.hash));
     this.stage = new Stage(find("stage"));
     this.map = new PlaneMap(find("map"), (g2, lambda2) => this.set({ field: "plane", g2, lambda2 }));
@@ -71,7 +80,7 @@ export class Explorer {
     this.state = settled({ ...before, ...changes }, changes);
     this.simulation.state = this.state;
     const differs = (keys) => keys.some((key) => this.state[key] !== before[key]);
-    if (differs(["data", "hand"])) this.openData();
+    if (differs(["data", "hand", "field"])) this.openData();
     const shown = ["paths", "arrows", "shading"];
     if (differs(Object.keys(this.state).filter((key) => !shown.includes(key)))) this.begin();
     else this.paint();
@@ -89,21 +98,33 @@ export class Explorer {
 
   openData() {
     const drawn = unpacked(this.state.hand);
-    this.target = openTarget(this.state.data, drawn.length ? drawn : HEART);
+    const run = runOf(this.state.field);
+    const given = run?.reference ? new GivenData(run) : null;
+    this.measurable = !run || given !== null;
+    this.target = given ?? openTarget(this.state.data, drawn.length ? drawn : HEART);
     const stream = new Stream(7);
     this.reference = this.target.sample(stream, MEASURED, new Float64Array(2 * MEASURED));
     this.stage.reference = this.target.sample(stream, REFERENCE, new Float64Array(2 * REFERENCE));
-    this.spread = new NullSpread(this.target, MEASURED, new Stream(11));
-    find("modes").hidden = !this.target.modal;
-    find("erase").hidden = this.state.data !== "hand";
-    document.body.classList.toggle("drawing", this.state.data === "hand");
+    if (!this.measurable) this.stage.reference = new Float64Array(0);
+    this.spread = null;
+    find("modes").hidden = !(this.target.modal && this.measurable);
+    const byHand = this.state.data === "hand" && !run;
+    find("erase").hidden = !byHand;
+    document.body.classList.toggle("drawing", byHand);
     this.pastEnergies = [];
   }
 
   /** A new run of the same noise. */
   begin() {
     this.simulation = simulate(this.state, this.target, PARTICLES);
+    const count = Math.min(MEASURED, this.simulation.n);
+    if (this.spread?.n !== count) {
+      this.spread = new NullSpread(this.target, count, MEASURED, new Stream(11));
+    }
     this.refresh();
+    const moment = find("moment");
+    find("moments").hidden = this.simulation.train !== undefined;
+    moment.max = this.simulation.steps;
     this.tell();
   }
 
@@ -140,13 +161,14 @@ export class Explorer {
     if (moved || this.dirty) {
       this.dirty = false;
       this.stage.draw(this.simulation, this.part, this.state);
+      this.showMoment();
     }
     if (moved && Number.isNaN(this.firstMotion)) this.firstMotion = performance.now();
     if (moved) this.costs[this.frames++ % this.costs.length] = performance.now() - begun;
     if (now - this.lastFigures > EVERY) {
       this.lastFigures = now;
       this.measure();
-    } else this.spread.advance();
+    } else if (this.measurable) this.spread.advance();
     requestAnimationFrame((next) => this.frame(next));
   }
 
@@ -209,6 +231,25 @@ export class Explorer {
     this.dirty = true;
   }
 
+  /** Where on its way the run is. */
+  showMoment() {
+    const { node, labels } = this.simulation;
+    find("moment").value = node;
+    find("moment-label").value = labels ? labels[node] : `${node}`;
+  }
+
+  /** To a node of the run: on from here, or from the start again. */
+  goTo(node) {
+    this.play(false);
+    const { simulation } = this;
+    if (node < simulation.node) simulation.again();
+    while (simulation.node < node && !simulation.finished) simulation.step();
+    this.part = 1;
+    this.stage.shadedAt = Number.NaN;
+    this.lastFigures = Number.NEGATIVE_INFINITY;
+    this.paint();
+  }
+
   /** Median milliseconds of the latest frames. */
   get cost() {
     const known = this.costs.slice(0, Math.min(this.frames, this.costs.length)).sort();
@@ -219,11 +260,13 @@ export class Explorer {
 
   measure() {
     const { simulation, target, reference, spread } = this;
+    const count = spread.n;
+    find("energy").hidden = !this.measurable;
     if (!simulation.settled) return;
-    const energy = energyDistance(simulation.x, MEASURED, reference, MEASURED);
-    this.energies.push([simulation.progress, energy]);
+    const energy = this.measurable ? energyDistance(simulation.x, count, reference, MEASURED) : 0;
+    if (this.playing) this.energies.push([simulation.progress, energy]);
     find("energy-value").textContent = energy.toFixed(4).replace("-", "−");
-    const { level } = spread;
+    const level = target.level ?? spread.level;
     let said = "measuring two draws of the data …";
     if (!Number.isNaN(level)) {
       const times = energy / level;
@@ -235,7 +278,7 @@ export class Explorer {
       find("null-value").textContent = level.toFixed(4);
     }
     find("energy-said").textContent = said;
-    if (target.modal) {
+    if (target.modal && this.measurable) {
       find("modes-value").textContent =
         `${modesCovered(target, simulation.x, simulation.n)} of ${target.count}`;
     }
@@ -287,19 +330,22 @@ export class Explorer {
   showPlace() {
     const { g2, lambda2 } = this.state;
     const { field, carrier } = this.state;
-    const generated = carrier === "generator";
+    const run = runOf(field);
+    const generated = carrier === "generator" && !run;
     const learned = field === "critic";
     const [x, y] = learned ? [0, 0] : [g2, lambda2];
     this.map.draw(x, y);
     const name = learned ? (generated ? "GAN" : "Discriminator Flow") : modelName(g2, lambda2);
-    find("place").textContent = generated && !learned ? `${name}, in a generator` : name;
+    find("place").textContent = run ? run.label : generated && !learned ? `${name}, in a generator` : name;
+    find("map").hidden = Boolean(run);
+    find("place-numbers").hidden = Boolean(run);
     find("place-numbers").textContent = `(${rounded(x)}, ${rounded(y)})`.replaceAll("-", "−");
-    find("formula-plane").hidden = learned || generated;
+    find("formula-plane").hidden = learned || generated || Boolean(run);
     find("formula-followed").hidden = learned || !generated;
     find("formula-critic").hidden = !learned;
     find("formula-walk").hidden = !learned || generated;
     find("formula-surrogate").hidden = !generated;
-    find("beta").hidden = learned || generated;
+    find("beta").hidden = learned || generated || Boolean(run);
     find("key-arrows").hidden = !(generated && this.state.arrows);
     const beta = strength(lambda2);
     const weights = { gan: 1 - g2 / 2, score: g2 / 2, noise: Math.sqrt(Math.max(0, g2 - lambda2)) };
@@ -316,6 +362,7 @@ export class Explorer {
   // --- what people do
 
   connect() {
+    find("moment").addEventListener("input", (event) => this.goTo(Number(event.target.value)));
     find("play").addEventListener("click", () => this.play(!this.playing));
     find("restart").addEventListener("click", () => this.restart());
     find("reset").addEventListener("click", () => {
@@ -365,7 +412,7 @@ export class Explorer {
     const { canvas } = this.stage;
     let stroke = null;
     canvas.addEventListener("pointerdown", (event) => {
-      if (this.state.data !== "hand") return;
+      if (!document.body.classList.contains("drawing")) return;
       canvas.setPointerCapture(event.pointerId);
       stroke = this.fresh ? unpacked(this.state.hand) : [];
       this.fresh = true;
@@ -432,8 +479,20 @@ export class Explorer {
   }
 }
 
+/** What is shown of a run, in a sentence. */
+const TOLD = {
+  film: (run) => `Data: ${run.data}. ${run.n} particles at ${run.moments.length} moments, computed when the page was made.`,
+  critic: (run) => `Data: ${run.data}. The trained field moves particles in ${run.steps} steps, computed here.`,
+  map: (run) => `Data: ${run.data}. The trained map takes ${run.jumps} jump${run.jumps > 1 ? "s" : ""}, computed here.`,
+  generator: (run) => `Data: ${run.data}. Latents walk along great circles, which keeps their law; outputs are computed here.`,
+  sheets: (run) => `Data: ${run.data}. ${run.moments.length} moments, ${Math.round(run.size / 1000)} kB of pictures.`,
+};
+
 /** What law particles follow, in a sentence. */
-function lawOf({ field, carrier, lambda2 }, beta) {
+function lawOf({ field, carrier, lambda2, score }, beta) {
+  const run = runOf(field);
+  if (run) return TOLD[run.kind](run);
+  if (runOf(score)) return `The score is that of ${runOf(score).label}; the data are those chosen below.`;
   if (field === "critic") {
     return carrier === "generator"
       ? "d is trained on the generator's outputs, the generator on d: a GAN."

@@ -68,7 +68,11 @@ export class Stage {
     const scale = simulation.scale(t);
     const view = { unit: Math.min(width, height) / (2 * HALF), cx: width / 2, cy: height / 2 };
     context.clearRect(0, 0, width, height);
-    if (state.shading) this.shade(context, simulation, t, scale, view);
+    if (simulation.picture) {
+      drawPicture(context, simulation.picture, width, height);
+      return;
+    }
+    if (state.shading && simulation.shade) this.shade(context, simulation, t, scale, view);
     this.drawGrid(context, view, width, height, scale);
     this.drawData(context, view, scale);
     this.interpolate(simulation, part, scale);
@@ -256,6 +260,15 @@ export class Stage {
     }
     context.stroke();
   }
+}
+
+/** A picture as large as fits, its pixels sharp. */
+function drawPicture(context, picture, width, height) {
+  const factor = Math.min((width - 24) / picture.width, (height - 24) / picture.height);
+  if (!Number.isFinite(factor)) return; // not decoded yet
+  const [wide, high] = [factor * picture.width, factor * picture.height];
+  context.imageSmoothingEnabled = factor < 1;
+  context.drawImage(picture, (width - wide) / 2, (height - high) / 2, wide, high);
 }
 
 /** Red, green and blue of "#rrggbb". */

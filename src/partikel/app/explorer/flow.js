@@ -12,8 +12,9 @@ export class FreeFlow {
    * @param {object} state settings of the page
    * @param {object} target the data
    * @param {number} n particles
+   * @param {object} [score] a trained one
    */
-  constructor(state, target, n) {
+  constructor(state, target, n, score) {
     this.n = n;
     this.target = target;
     this.path = new Path(state.sigma);
@@ -23,6 +24,7 @@ export class FreeFlow {
       error: state.error,
       discriminator: state.critic,
       exactStart: state.shift === 0 && state.width === 1,
+      score,
     });
     this.solver = SOLVERS[state.solver];
     this.steps = state.steps;

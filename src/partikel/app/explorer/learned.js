@@ -121,7 +121,7 @@ const LEVELS = [3, 0.1];
  * without noise, (λ², λ²): β s_p - (β - ½λ²) s_ρ, in units of β. The density ρ is that of the batch.
  */
 export class GeneratedFlow extends Trained {
-  constructor(state, target, n) {
+  constructor(state, target, n, score) {
     super(state, target, n);
     this.path = new Path(...LEVELS);
     const { lambda2, error } = state;
@@ -131,6 +131,7 @@ export class GeneratedFlow extends Trained {
       error,
       discriminator: state.critic === "none" ? "none" : "kernel",
       exactStart: false,
+      score,
     });
     this.field = new Float64Array(2 * ASKED);
     this.reset(state.seed);

@@ -8,7 +8,8 @@ import { Adam, Network } from "./networks.js";
 import { OBJECTIVES } from "./objectives.js";
 import { bandwidth, modelName, onPlane, Path, PlaneFlow } from "./plane.js";
 import { keyedNormals, Stream } from "./random.js";
-import { fromFragment, toFragment } from "./settings.js";
+import { showRun, TrainedScore } from "./runs.js";
+import { fromFragment, RUNS, toFragment } from "./settings.js";
 import { SOLVERS, Workspace } from "./solvers.js";
 import { openTarget } from "./targets.js";
 import { TOUR } from "./tour.js";
@@ -31,10 +32,13 @@ globalThis.explorer = {
   Path,
   PlaneFlow,
   simulate,
+  RUNS,
+  showRun,
   SOLVERS,
   Stream,
   TOUR,
   toFragment,
   tourState,
+  TrainedScore,
   Workspace,
 };

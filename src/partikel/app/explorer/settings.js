@@ -6,7 +6,28 @@ import { SOLVERS } from "./solvers.js";
 const named = (pairs) => pairs.map(([value, label]) => ({ value, label }));
 const listed = (table) => Object.entries(table).map(([value, { label }]) => ({ value, label }));
 const isPlane = (state) => state.field === "plane";
+const isOwn = (state) => !state.field.startsWith("run");
 const isSampled = (state) => isPlane(state) && state.carrier === "particles";
+
+/** Runs that the page holds: those with a score stand on the plane, others are a field of their own. */
+export const RUNS = [];
+const SCORES = [];
+
+/** Offer runs among the settings. */
+export function offer(runs) {
+  const options = (key) => SETTINGS.find((each) => each.key === key).options;
+  runs.forEach((run, index) => {
+    RUNS.push(run);
+    const option = { value: `run${index + 1}`, label: run.label };
+    if (run.kind === "score") SCORES.push(run);
+    options(run.kind === "score" ? "score" : "field").push(option);
+  });
+}
+
+/** The run that a setting names; undefined where it names none. */
+export function runOf(value) {
+  return value.startsWith("run") ? RUNS[Number(value.slice(3)) - 1] : undefined;
+}
 
 /** Groups of controls, in the order of the page. */
 export const GROUPS = [
@@ -43,6 +64,16 @@ export const SETTINGS = [
       ["particles", "free particles"],
       ["generator", "a generator, trained here"],
     ]),
+    when: isOwn,
+  },
+  {
+    key: "score",
+    kind: "choice",
+    of: "model",
+    label: "Score",
+    initial: "exact",
+    options: named([["exact", "exact"]]),
+    when: (state) => isPlane(state) && SCORES.length > 0,
   },
   {
     key: "objective",
@@ -67,6 +98,7 @@ export const SETTINGS = [
       ["checkerboard", "checkerboard"],
       ["hand", "drawn by hand"],
     ]),
+    when: isOwn,
   },
   { key: "seed", kind: "range", of: "data", label: "Seed", initial: 0, low: 0, high: 20, by: 1 },
   { key: "g2", kind: "place", initial: 2 },
