@@ -3,7 +3,7 @@
 import { TRACED } from "./flow.js";
 import { Adam, Network } from "./networks.js";
 import { OBJECTIVES } from "./objectives.js";
-import { Path, PlaneFlow } from "./plane.js";
+import { bandwidth, Path, PlaneFlow } from "./plane.js";
 import { Stream } from "./random.js";
 
 const BATCH = 256;
@@ -113,26 +113,22 @@ class Trained {
 }
 
 /** Iterations in which a generator's noise level falls, and from where to where. */
-const ANNEALING = 500;
-const LEVELS = [3, 0.1];
+const ANNEALING = 1000;
+const LEVELS = [3, 0.3];
 
 /**
  * The plane's field, carried by a generator. Its noise would average out, so that it follows the velocity
- * without noise, (λ², λ²): β s_p - (β - ½λ²) s_ρ, in units of β. The density ρ is that of the batch.
+ * without noise, that of (λ², λ²): in units of β, (1 - ½λ²) ∇log(p/ρ) + ½λ² ∇log p, all smoothed by one
+ * kernel, ρ that of the batch.
  */
 export class GeneratedFlow extends Trained {
   constructor(state, target, n, score) {
     super(state, target, n);
     this.path = new Path(...LEVELS);
-    const { lambda2, error } = state;
-    this.flow = new PlaneFlow(target, this.path, {
-      g2: lambda2,
-      lambda2,
-      error,
-      discriminator: state.critic === "none" ? "none" : "kernel",
-      exactStart: false,
-      score,
-    });
+    const at = { g2: 0, lambda2: 0, error: state.error, discriminator: state.critic, exactStart: false };
+    this.flow = new PlaneFlow(target, this.path, { ...at, score });
+    this.share = state.lambda2 / 2; // of the score
+    this.ratio = new Float64Array(2 * ASKED);
     this.field = new Float64Array(2 * ASKED);
     this.reset(state.seed);
   }
@@ -149,11 +145,15 @@ export class GeneratedFlow extends Trained {
 
   train() {
     const t = this.time();
+    const { flow, field, ratio, share } = this;
     const x = this.generator.draw();
-    this.flow.velocity(x, ASKED, t, this.field);
-    const beta = this.flow.beta(t);
-    const size = this.path.sigma(t) ** 2 + 0.05; // lengths of scores are those of 1/σ
-    for (let i = 0; i < 2 * ASKED; i++) this.field[i] *= size / beta;
+    const sigma = this.path.sigma(t);
+    const level = Math.hypot(sigma, bandwidth(sigma));
+    flow.room(ASKED);
+    flow.learnedScore(x, ASKED, level, field);
+    if (flow.estimates) flow.ratio(x, ASKED, 0, level, ratio);
+    const size = level * level; // lengths of scores are those of 1/σ
+    for (let i = 0; i < 2 * ASKED; i++) field[i] = size * (share * field[i] + (1 - share) * ratio[i]);
     this.generator.follow(this.field, this.state.arrows);
     this.iterations++;
   }

@@ -126,17 +126,21 @@ export class PlaneFlow {
     const score = 0.5 * this.g2 * beta;
     const gan = beta - score;
     this.evaluations++;
-    if (this.scratch.length < 2 * n) {
-      this.scratch = new Float64Array(2 * n);
-      this.moved = new Float64Array(2 * n);
-    }
+    this.room(n);
     this.learnedScore(x, n, sigma, out);
     for (let i = 0; i < 2 * n; i++) out[i] *= score;
     if (this.estimates) {
-      this.ratio(x, n, sigma, this.scratch);
+      this.ratio(x, n, sigma, bandwidth(sigma), this.scratch);
       for (let i = 0; i < 2 * n; i++) out[i] += gan * this.scratch[i];
     }
     return out;
+  }
+
+  /** Room for n particles. */
+  room(n) {
+    if (this.scratch.length >= 2 * n) return;
+    this.scratch = new Float64Array(2 * n);
+    this.moved = new Float64Array(2 * n);
   }
 
   /** ∇log p_σ as the score has it: that of data moved to the right by `error`. */
@@ -149,9 +153,8 @@ export class PlaneFlow {
     return this.model.score(this.moved, n, sigma, out);
   }
 
-  /** ∇log(p/ρ), both smoothed by h: ρ is the kernel density of the particles themselves. */
-  ratio(x, n, sigma, out) {
-    const h = bandwidth(sigma);
+  /** ∇log(p_σ/ρ), both smoothed by h: ρ is the kernel density of the particles themselves. */
+  ratio(x, n, sigma, h, out) {
     kernelScore(x, n, h, out);
     const own = this.moved;
     this.target.score(x, n, Math.sqrt(sigma * sigma + h * h), own);
