@@ -1,4 +1,4 @@
-"""The explorer in a headless Chromium: milliseconds of a frame, of the first motion, and pictures of the tour.
+"""The explorer in a headless Chromium: milliseconds of a frame and of the first motion, the tour's pictures.
 
     python benchmarks/explorer.py [--pictures docs/explorer]
 

@@ -727,9 +727,9 @@ def test_adam_is_torchs(browser: Page) -> None:
 @pytest.mark.parametrize(
     ("settings", "iterations", "most"),
     [
-        ({"field": "critic"}, 500, 0.15),
-        ({"field": "critic", "carrier": "generator"}, 700, 0.6),
-        ({"carrier": "generator", "g2": 0.0, "lambda2": 0.0}, 900, 0.1),
+        ({"field": "critic"}, 250, 0.2),
+        ({"field": "critic", "carrier": "generator"}, 300, 0.6),
+        ({"carrier": "generator", "g2": 0.0, "lambda2": 0.0}, 500, 0.15),
     ],
 )
 def test_what_is_trained_comes_near_the_data(
@@ -755,6 +755,7 @@ def test_every_control_does_what_it_says(browser: Page) -> None:
     assert browser.run("explorer.page.controls.inputs.size") > 12
     for key, kind in browser.run(
         "[...explorer.page.controls.inputs].map(([key, {setting}]) => [key, setting.kind])"
+        ".filter(([key]) => key !== 'score')"  # which is a choice where there are runs
     ):
         before = browser.run("explorer.page.state")[key]
         browser.run(
@@ -866,7 +867,7 @@ def test_the_tour_restores_its_states(browser: Page) -> None:
         state = browser.run("explorer.page.state")
         assert link.removeprefix("#") == browser.run("location.hash.slice(1)")
         assert state == browser.run("explorer.fromFragment(given[0])", link)
-        browser.run("explorer.page.simulation.step()")
+        browser.run("(one => one.train ? one.train() : one.step())(explorer.page.simulation)")
     assert browser.faults == []
 
 
