@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -25,7 +27,7 @@ from partikel.app.runs import Run, load, train_run
 from partikel.denoising import VelocityDenoiser
 from partikel.denoising.diffusers import DDPMDenoiser, load_diffusers
 from partikel.errors import CheckpointError, ConfigError, DataError
-from partikel.fields import ScoreField, VelocityField
+from partikel.fields import At, ScoreField, VelocityField
 from partikel.files import sealed
 from partikel.models import ParticleModel
 from partikel.networks.foreign import CHAINS, EDM, FLOW, VE
@@ -465,6 +467,7 @@ def test_a_conditional_network_is_asked_for_labels(diffusers: Any, tmp_path: Pat
 
 TINY = {"kind": "mlp", "width": 16, "depth": 1, "embedding_features": 8}
 SMALL = {"kind": "mlp", "width": 8, "depth": 1}
+SHORT = {"iterations": 2, "batch": 16}
 BRIEF = {"iterations": 4, "batch": 16, "evaluate_every": None, "ema": 0.5, "latent": 4}
 
 
@@ -486,6 +489,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     edm = {"network": TINY, "iterations": 2, "batch": 16, "steps": 3}
     plane = {"discriminator": TINY, "steps": 4, "score": edm}
     staged = {"discriminator": SMALL, "steps": 3, "staged": True, "discriminators": "independent"}
+    flow = {"recipe": "discriminator-flow", "network": TINY, "steps": 3, "iterations": 2}
+    moons = {"recipe": "flow-matching", "network": TINY, "source": {"name": "moons"}, **SHORT}
+    labels = {"data": digits, "conditional": True}
     return {
         "edm": trained("edm", folder / "edm", network=TINY, steps=4),
         "edm-labels": trained(
@@ -510,6 +516,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
             discriminator=TINY,
         ),
         "particles": trained("discriminator-flow", folder / "particles", network=TINY, steps=3),
+        "map": trained("mean-flow", folder / "map", network=TINY, average=0.5, **labels),
+        "to the end": trained("consistency", folder / "to the end", network=TINY),
+        "distilled": trained("distillation", folder / "d", network=TINY, teacher=edm, **labels),
+        "of nodes": trained("distillation", folder / "nodes", network=TINY, teacher=flow),
+        "of moons": trained("distillation", folder / "moons", network=TINY, teacher=moons),
     }
 
 
@@ -624,7 +635,9 @@ def test_places_on_this_machine_stay_out_of_the_card() -> None:
     assert _public({"data_score": "diffusers:/a/b"}) == {"data_score": "diffusers:b"}
 
 
+MAPS = ["map", "to the end", "distilled", "of nodes", "of moons"]
 PARTICLES = [
+    *MAPS,
     "edm",
     "edm-labels",
     "particles",
@@ -659,12 +672,50 @@ def test_exported_particles_are_the_run_bit_for_bit(
         x = exported.sample(6, generator=seeded(), **asked)
         assert torch.equal(x, run.sample(6, generator=seeded(), **asked))
     assert (out / "context.safetensors").exists() == (name == "real")
+    assert (out / "map.safetensors").exists() == (name in MAPS)
     with pytest.raises(CheckpointError, match="partikel.load"):
         load_generator(out)
     values: dict[str, Any] = {}  # the card's example
     monkeypatch.chdir(tmp_path)
     exec((out / "README.md").read_text().split("```python\n")[1].split("```")[0], values)
     assert values["x"].shape == (8, *run.data.shape)
+
+
+def test_a_map_goes_without_its_teacher(runs: dict[str, Run], tmp_path: Path) -> None:
+    out = export_run(runs["distilled"], tmp_path / "out")
+    exported = partikel.load(out).model
+    weights = sum(p.numel() for p in exported.parameters())
+    assert weights == sum(p.numel() for p in exported.sampled.parameters())
+    for refused in (exported.field, exported.flow.field):  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match="without the flow"):
+            refused(randn(2, 1, 8, 8), At(tensor(0.5)))
+    card = (out / "README.md").read_text()
+    assert "A flow map of 1 x 8 x 8 images" in card
+    assert "1 call of it" in card
+    assert "teacher: EDM" in card
+    used = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["teacher"]
+    assert "network" in used
+    assert "engine" not in used
+    assert (
+        "start from moons"
+        in (export_run(runs["of moons"], tmp_path / "m") / "README.md").read_text()
+    )
+
+
+def test_data_that_samples_start_from_are_not_published(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for k in range(40):
+        Image.new("L", (16, 16), 6 * k).save(tmp_path / "pictures" / f"{k}.png")
+    source = {"name": "folder", "path": str(tmp_path / "pictures"), "size": 16, "channels": 1}
+    run = trained(
+        "flow-matching",
+        tmp_path / "run",
+        network=SMALL,
+        data={**source, "labels": False},
+        source=source,
+    )
+    with pytest.raises(ConfigError, match="start from the data 'pictures'"):
+        export_run(run, tmp_path / "out")
 
 
 def test_an_export_is_used_like_a_run(
@@ -704,8 +755,6 @@ def test_a_score_flow_of_a_network_of_diffusers_takes_it_along(
 
 
 def test_cards_show_what_was_used_and_nothing_else(runs: dict[str, Run], tmp_path: Path) -> None:
-    import yaml
-
     def shown(run: Run) -> dict[str, Any]:
         card = (export_run(run, tmp_path / run.path.name) / "README.md").read_text()
         return yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
@@ -777,7 +826,7 @@ def test_an_export_is_whole_or_not_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partikel.app.export.save_picture", full)
+    monkeypatch.setattr("partikel.app.show.plots.save_picture", full)
     with pytest.raises(CheckpointError, match="No space"):
         export_run(runs["points"], tmp_path / "second")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -511,6 +511,24 @@ def test_a_map_is_shown_on_its_way() -> None:
     assert not torch.equal(two, states[-1].x)  # noised in between
 
 
+def test_a_map_is_compared_with_the_paths_of_its_flow() -> None:
+    """At the same times; an exact map is where its flow is, up to the error of Heun's steps."""
+    x = randn(3, 2)
+    for model in (distilled(Lagrangian()), distilled(Consistency()), from_data(MeanFlow())):
+        for steps in (None, 6):
+            shown = list(model.stream(x, generator=seeded(), steps=steps))
+            paths = list(model.paths(x, generator=seeded(), steps=steps))
+            assert [state.t for state in paths] == [state.t for state in shown]
+        assert_close(paths[-1].x, shown[-1].x.detach(), rtol=0, atol=0.02)
+    assert not list(from_data(Consistency()).paths(x, generator=seeded()))  # knows no velocity
+    field = Nodes(tensor([[-1.0, 0.4], [0.2, -0.6]]), tensor([2.0, -1.0])).freeze()
+    nodes = FlowMapModel(ParticleModel(field, GaussianPrior((2,)), steps=4), ExactMap()).double()
+    own = list(nodes.flow.stream(x, generator=seeded()))
+    for state, there in zip(nodes.paths(x, generator=seeded(), steps=2), own[::2], strict=True):
+        assert torch.equal(state.x, there.x)
+    assert nodes.flow.paths(x, generator=seeded()) is None
+
+
 def test_options_of_other_carriers_are_refused() -> None:
     model = distilled(Lagrangian())
     with pytest.raises(ConfigError, match="solver"):

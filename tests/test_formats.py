@@ -17,7 +17,7 @@ import torch
 from torch.testing import assert_close
 
 import partikel
-from conftest import seeded
+from conftest import MIXTURE, randn, seeded, tensor
 from partikel.app import cli
 from partikel.app.config import make_recipe
 from partikel.app.export import export_run
@@ -26,11 +26,13 @@ from partikel.app.onnx import write_onnx
 from partikel.app.runs import Run, train_run
 from partikel.denoising.diffusers import load_diffusers
 from partikel.errors import CheckpointError, ConfigError, NumericsError
-from partikel.fields import Linear
+from partikel.fields import At, ExactScoreField, Linear
 from partikel.models import GeneratorModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.networks.foreign import as_unet2d
 from partikel.priors import GaussianPrior
+from partikel.schedules import EDMSchedule
+from partikel.solvers import DPMSolver2M, DPMSolver2MSDE, Dynamics, UniPC
 
 UNET = {"kind": "unet2d", "channels": 8, "multipliers": (1, 2), "attention_resolutions": (4,)}
 MLP = {"kind": "mlp", "width": 8, "depth": 1}
@@ -53,6 +55,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         "mlp": trained("edm", folder / "mlp", data=digits, network=MLP, steps=2),
         "points": trained("gan", folder / "points", **gan),
         "labels": trained("gan", folder / "labels", **gan, data=digits, conditional=True),
+        "map": trained(
+            "mean-flow", folder / "map", network=MLP, data=digits, conditional=True, steps=3
+        ),
+        "to the end": trained("consistency", folder / "to the end", network=MLP),
     }
 
 
@@ -95,6 +101,60 @@ def test_a_unet2d_is_the_network_of_diffusers(
         assert_close(unet(x, c[:, 0]).sample, expected, rtol=1e-4, atol=1e-5)
         assert expected.abs().max() > 0.1
         assert not torch.allclose(network(x, c.flip(0)), expected, atol=1e-3)
+
+
+SAMPLERS = {
+    "UniPC-1": (UniPC(1), "UniPCMultistepScheduler", {"solver_order": 1}),
+    "UniPC-2": (UniPC(2), "UniPCMultistepScheduler", {"solver_order": 2}),
+    "UniPC-3": (UniPC(3), "UniPCMultistepScheduler", {"solver_order": 3}),
+    "UniP-3": (
+        UniPC(3, corrector=False),
+        "UniPCMultistepScheduler",
+        {"solver_order": 3, "disable_corrector": [*range(99)]},
+    ),
+    "2M": (DPMSolver2M(), "DPMSolverMultistepScheduler", {}),
+    "2M SDE": (
+        DPMSolver2MSDE(),
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++"},
+    ),
+}
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_are_those_of_diffusers(name: str, to_zero: bool, diffusers: Any) -> None:
+    """On one denoiser and one set of levels, through x̃ = x/√(1 + σ²)."""
+    solver, kind, options = SAMPLERS[name]
+    levels = tensor([9.0, 4.0, 2.1, 0.9, 0.35, 0.1, 0.0 if to_zero else 0.02])
+    steps = len(levels) - 1
+    scheduler = getattr(diffusers, kind)(
+        prediction_type="sample",
+        lower_order_final=to_zero,
+        final_sigmas_type="zero" if to_zero else "sigma_min",
+        **options,
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = levels
+    scheduler.set_begin_index(0)
+    start, noise = 9 * randn(20, 2), randn(steps, 20, 2, seed=1)
+    theirs = start / (1 + levels[0] ** 2).sqrt()
+    for i, t in enumerate(scheduler.timesteps):
+        denoised = MIXTURE.denoiser(theirs * (1 + levels[i] ** 2).sqrt(), levels[i].expand(20))
+        given = {"variance_noise": noise[i]} if name == "2M SDE" else {}
+        theirs = scheduler.step(denoised, t, theirs, **given).prev_sample
+    path = EDMSchedule(9.0, float(levels[-1]))
+    field = path.half_rate * ExactScoreField(MIXTURE)
+    dynamics = Dynamics(lambda x, t: field(x, At(t, path.sigma(t))), schedule=path)
+    times = path.time(levels)
+    drawn = {float(t): z for t, z in zip(times, noise, strict=False)}
+    ours = solver.solve(
+        dynamics, start, times, brownian=lambda x, t, t_next: drawn[t] * (t_next - t) ** 0.5
+    )
+    theirs = (
+        theirs * (1 + levels[-1] ** 2).sqrt()
+    )  # DPM-Solver's steps are in single precision there
+    assert_close(ours.x, theirs.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["heun", "euler"])
@@ -197,8 +257,8 @@ def runtime() -> Any:
     return pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
 
-@pytest.mark.parametrize("name", ["points", "labels"])
-def test_onnx_gives_the_samples_of_the_generator(
+@pytest.mark.parametrize("name", ["points", "labels", "map", "to the end"])
+def test_onnx_gives_the_samples_of_the_run(
     name: str, runtime: Any, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs[name]
@@ -209,7 +269,7 @@ def test_onnx_gives_the_samples_of_the_generator(
     session = runtime.InferenceSession(str(out / "model.onnx"))
     for n in (1, 3, 50):
         z = run.model.start(n, seeded(n))
-        cond = torch.arange(n) % 10 if name == "labels" else None
+        cond = None if run.model.label_weights is None else torch.arange(n) % 10
         expected = run.model.sample(n, generator=seeded(), start=z, cond=cond)
         fed = {"z": z.numpy()} | ({} if cond is None else {"label": cond.numpy()})
         assert_close(torch.from_numpy(session.run(None, fed)[0]), expected, rtol=1e-4, atol=1e-5)
@@ -246,6 +306,12 @@ def test_onnx_is_refused_where_it_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match="step by step.*distil"):
         export_run(runs["mlp"], tmp_path / "out", "onnx")
+    with pytest.raises(ConfigError, match="one call: leave out steps"):
+        export_run(runs["points"], tmp_path / "out", "onnx", steps=2)
+    with pytest.raises(ConfigError, match="draws noise between its jumps"):
+        export_run(runs["to the end"], tmp_path / "out", "onnx", steps=2)
+    with pytest.raises(ConfigError, match="leave out steps"):
+        export_run(runs["map"], tmp_path / "out", steps=2)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, package, None)

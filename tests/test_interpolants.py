@@ -193,7 +193,10 @@ def test_an_edm_starts_along_the_linear_path_at_its_highest_level() -> None:
     assert slope(levels, tensor(errors)) == pytest.approx(-1, abs=0.05)
 
 
-@pytest.mark.parametrize("solver", ["heun", "rk4", "ddim", "dpmpp-2m", "midpoint", "adaptive"])
+@pytest.mark.parametrize(
+    "solver",
+    ["heun", "rk4", "ddim", "dpmpp-2m", "unipc-2", "unipc-3", "midpoint", "adaptive"],
+)
 def test_solvers_reach_the_data_along_both_paths(solver: str) -> None:
     """From the same noise, the same samples: a flow-matching model's own, and along EDM's path."""
     path = LinearSchedule()

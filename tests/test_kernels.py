@@ -123,6 +123,16 @@ def test_repulsion_is_the_gradient_in_the_other_point(name: str) -> None:
     assert_close(Kernel.repulsion(kernel, x, y), pairs(kernel, y, x).mean(0))
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_a_stein_field_asks_for_is_both_halves(name: str) -> None:
+    kernel, x, y, values = KERNELS[name], randn(4, 3), randn(5, 3, seed=1), randn(5, 3, seed=2)
+    halves = kernel(x, y).detach() @ values / 5 + pairs(kernel, y, x).mean(0)
+    assert_close(kernel.stein(x, y, values), halves)
+    if name != "ntk":
+        shaped = [each.view(len(each), 1, 3, 1) for each in (x, y, values)]
+        assert_close(kernel.stein(*shaped), halves.view(4, 1, 3, 1))
+
+
 @pytest.mark.parametrize("name", RADIAL)
 def test_no_gradient_where_points_coincide(name: str) -> None:
     x = randn(3, 9)

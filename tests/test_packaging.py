@@ -120,6 +120,27 @@ def test_the_library_imports_five_packages(tmp_path: Path) -> None:
         assert not (tmp_path / run / "tensorboard").exists()
 
 
+SLOW_TO_IMPORT = {"matplotlib", "scipy", "sklearn", "rich", "jinja2", "cyclopts", "PIL", "imageio"}
+
+
+@pytest.mark.parametrize(
+    ("what", "absent"),
+    [
+        ("import partikel; partikel.load; partikel.load_generator; partikel.Run", SLOW_TO_IMPORT),
+        ("from partikel.app.cli import main; main(['presets'])", {"torch", "accelerate"}),
+        ("from partikel.app.cli import main; main(['--help'])", {"torch", "cyclopts", "rich"}),
+    ],
+)
+def test_nothing_slow_is_imported_before_it_is_used(what: str, absent: set[str]) -> None:
+    """To load a run takes little longer than to import PyTorch, and lists do without it."""
+    script = (
+        f"import sys\ntry:\n    {what.replace('; ', chr(10) + '    ')}\nexcept SystemExit: pass\n"
+    )
+    script += f"found = {absent!r} & sys.modules.keys()\nassert not found, found"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # --- extras
 
 

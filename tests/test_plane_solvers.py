@@ -44,6 +44,7 @@ from partikel.solvers import (
     BrownianMotion,
     BrownianPath,
     DPMSolver2M,
+    DPMSolver2MSDE,
     Dynamics,
     Euler,
     EulerMaruyama,
@@ -53,6 +54,7 @@ from partikel.solvers import (
     Solver,
     Step,
     StochasticHeun,
+    UniPC,
     brownian_increments,
 )
 from partikel.targets import Gaussian, GaussianMixture
@@ -136,6 +138,10 @@ def decay() -> Dynamics:
     [
         (DDIM(), 1),
         (DPMSolver2M(), 2),
+        (UniPC(1), 2),
+        (UniPC(2), 3),
+        (UniPC(3, corrector=False), 3),
+        (UniPC(3), 4),
         (Heun(), 2),
         (Midpoint(), 2),
         (RK4(), 4),
@@ -144,12 +150,17 @@ def decay() -> Dynamics:
     ],
 )
 def test_order_on_the_flow_of_a_mixture(solver: Solver, order: int, path: Schedule) -> None:
+    """Multistep methods begin by short steps, since their first ones have lower orders."""
     x, dynamics = start(MIXTURE, path, 64), reverse(MIXTURE, path)
     grid = KarrasGrid(path, path.sigma_end, rho=3.0)
-    exact = AdaptiveODE("dopri8", rtol=1e-11, atol=1e-11).solve(dynamics, x, grid.nodes(1)).x
-    steps = [32, 64, 128]
-    errors = [(solver.solve(dynamics, x, grid.nodes(n)).x - exact).norm() for n in steps]
-    assert abs(slope(1 / tensor(steps), torch.stack(errors)) - order) < 0.2
+    exact = AdaptiveODE("dopri8", rtol=1e-12, atol=1e-12).solve(dynamics, x, grid.nodes(1)).x
+    steps, errors = [32, 64, 128], []
+    for n in steps:
+        nodes = grid.nodes(n)
+        short = float(nodes[1]) * tensor([0.0, 1.0, 2.0, 4.0]) / n**1.5
+        end = solver.solve(dynamics, x, torch.cat([short, nodes[1:]]))
+        errors.append((end.x - exact).norm())
+    assert abs(slope(1 / tensor(steps), torch.stack(errors)) - order) < 0.25
 
 
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
@@ -306,6 +317,8 @@ def test_sra1_never_asks_at_the_end() -> None:
 
 # --- exponential integrators ---
 
+EXPONENTIAL = (DDIM(), DPMSolver2M(), UniPC(2), UniPC(3))
+
 
 def constant_denoiser(path: Schedule, denoised: Tensor) -> Dynamics:
     """dy/dσ = (y - D)/σ in x = y/u: the flow towards one point."""
@@ -317,7 +330,7 @@ def constant_denoiser(path: Schedule, denoised: Tensor) -> Dynamics:
     return Dynamics(drift, schedule=path, defined_at_end=path.sigma_end > 0)
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMSolver2M()])
+@pytest.mark.parametrize("solver", EXPONENTIAL)
 @pytest.mark.parametrize("path", [*PATHS.values(), EDMSchedule(40.0), VPSchedule(epsilon=0.0)])
 def test_one_step_reaches_a_point(solver: Solver, path: Schedule) -> None:
     """A constant denoiser is integrated exactly, to whatever level: D itself at σ = 0."""
@@ -337,7 +350,7 @@ def test_ddim_is_eulers_method_where_sigma_is_the_clock() -> None:
     assert_close(*ends)
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMSolver2M()])
+@pytest.mark.parametrize("solver", EXPONENTIAL)
 def test_steps_depend_on_levels_not_on_the_schedule(solver: Solver) -> None:
     levels, y = tensor([2.9, 1.7, 0.9, 0.5, 0.3]), 3 * randn(20, 2)
     ends = []
@@ -369,9 +382,10 @@ def test_dpm_solver_is_the_papers_algorithm() -> None:
     assert_close([state.x for state in states], expected)
 
 
-def test_the_step_to_zero_is_the_denoisers_output() -> None:
+@pytest.mark.parametrize("solver", EXPONENTIAL[:2])
+def test_the_step_to_zero_is_the_denoisers_output(solver: Solver) -> None:
     path = EDMSchedule(3.0)
-    *_, before, end = DPMSolver2M().stream(
+    *_, before, end = solver.stream(
         reverse(MIXTURE, path), start(MIXTURE, path, 9), KarrasGrid(path, 0.3).nodes(6)
     )
     assert_close(end.x, MIXTURE.denoiser(before.x, torch.full((9,), 0.3).double()))
@@ -409,6 +423,41 @@ def test_a_step_without_a_past_is_ddims() -> None:
     x, dynamics = start(MIXTURE, path, 9), reverse(MIXTURE, path)
     ends = [solver.step(dynamics, x, Step(0.5, 1.5, 2, 4)) for solver in (DPMSolver2M(), DDIM())]
     assert torch.equal(*ends)
+
+
+def test_the_sde_without_noise_is_its_flow() -> None:
+    path = PATHS["vp"]
+    x, dynamics, nodes = (
+        start(MIXTURE, path, 9),
+        reverse(MIXTURE, path),
+        UniformGrid(path.horizon).nodes(5),
+    )
+    assert torch.equal(
+        DPMSolver2MSDE(eta=0.0).solve(dynamics, x, nodes).x,
+        DPMSolver2M().solve(dynamics, x, nodes).x,
+    )
+
+
+@on_every_path
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_sdes_steps_add_the_noise_of_their_law(eta: float, path: Schedule) -> None:
+    """Of a Gaussian the variance is known: its error falls as the step, the weak order being 1."""
+    dynamics = reverse(Gaussian([0.0], [[0.7]]), path)
+    exact = (0.7 + path.sigma_end**2) / path.u(tensor(path.horizon)) ** 2
+    steps, errors = [32, 64, 128], []
+    for n in steps:
+        x = torch.zeros(n + 1, 1).double()  # a row for each normal, and one for the start
+        x[-1] = (0.7 + path.sigma_max**2) ** 0.5 / path.u(tensor(0.0))
+
+        def impulse(x: Tensor, t: float, t_next: float, n: int = n) -> Tensor:
+            row = torch.arange(len(x)) == round(t / path.horizon * n)
+            return (t_next - t) ** 0.5 * row.double()[:, None]
+
+        nodes = UniformGrid(path.horizon).nodes(n)
+        end = DPMSolver2MSDE(eta).solve(dynamics, x, nodes, brownian=impulse)
+        errors.append((end.x.square().sum() - exact).abs())
+    assert errors[-1] < 0.05 * exact
+    assert slope(1 / tensor(steps), torch.stack(errors)) > 0.8
 
 
 # --- the loop ---
@@ -468,13 +517,18 @@ def test_particles_that_leave_early_stand_where_the_whole_run_takes_them(name: s
     """From the back; the two left out take their step's size from the whole batch."""
     path, keep = EDMSchedule(3.0), [6, 4, 4, 1]
     nodes, x, dynamics = KarrasGrid(path).nodes(4), start(MIXTURE, path, 6), reverse(MIXTURE, path)
-    whole = list(plain(name).stream(dynamics, x, nodes))
-    kept = list(plain(name).stream(dynamics, x, nodes, keep=keep))
+    noise = BrownianPath(x.shape, path.horizon, generator=seeded(3))
+
+    def front(x: Tensor, t: float, t_next: float) -> Tensor:
+        return noise(start(MIXTURE, path, 6), t, t_next)[: len(x)]
+
+    whole = list(plain(name).stream(dynamics, x, nodes, brownian=front))
+    kept = list(plain(name).stream(dynamics, x, nodes, keep=keep, brownian=front))
     assert [len(state.x) for state in kept] == [6, *keep]
     for a, b in zip(whole, kept, strict=True):
         assert_close(a.x[: len(b.x)], b.x)
         assert (a.step, a.t, a.evaluations) == (b.step, b.t, b.evaluations)
-    later = list(plain(name).stream(dynamics, x, nodes, start=1, stop=3, keep=keep))
+    later = list(plain(name).stream(dynamics, x, nodes, start=1, stop=3, keep=keep, brownian=front))
     assert [len(state.x) for state in later] == [6, 4, 4]  # keep counts from the path's start
 
 
@@ -509,6 +563,8 @@ def test_adaptive_steps_there_and_back_again() -> None:
     [
         (DDIM(), 1, 1),
         (DPMSolver2M(), 1, 1),
+        (UniPC(3), 1, 1),
+        (DPMSolver2MSDE(), 1, 1),
         (EulerMaruyama(), 1, 1),
         (StochasticHeun(), 2, 1),
         (SRA1(), 2, 2),
@@ -773,7 +829,7 @@ def test_dpm_solver_samples_a_mixture_in_20_evaluations() -> None:
 # --- errors ---
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMSolver2M()])
+@pytest.mark.parametrize("solver", EXPONENTIAL)
 def test_exponential_integrators_need_levels(solver: Solver) -> None:
     with pytest.raises(ConfigError, match="schedule"):
         solver.solve(decay(), randn(2, 2), UniformGrid().nodes(4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -34,10 +35,10 @@ from partikel.fields import (
     ScoreField,
     WhiteNoise,
 )
-from partikel.models import GeneratorModel, ParticleModel
+from partikel.models import FlowMapModel, GeneratorModel, ParticleModel, own_flow
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw
+from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, LinearSchedule
 from partikel.solvers import Heun
 from partikel.targets import GaussianMixture
 
@@ -303,6 +304,32 @@ def test_frames_are_nodes_of_the_sampling_path() -> None:
     assert frames[-1].extent == pytest.approx(plots.view_of(data), rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
+def test_a_map_stands_against_the_paths_of_its_flow(shape: tuple[int, ...]) -> None:
+    told = NetworkSettings(kind="mlp", width=8, depth=1, init="he")
+    network = build_network(told, "denoiser", shape=shape, scalars=2, generator=rng())
+    flow = own_flow(network, GaussianPrior(shape), LinearSchedule())
+    model = FlowMapModel(flow, network)
+    frames = animation.generation_frames(model, cloud(), generator=rng(3), frames=30, n=100)
+    start = model.prior.sample(100, generator=rng(3))
+    paths = list(model.paths(start, generator=rng()))
+    jumped = list(model.stream(start, generator=rng()))
+    by_time = {f"t = {state.t:.2f}": k for k, state in enumerate(paths)}
+    assert len(frames) > 5
+    for frame in frames:
+        k = by_time[frame.label.split(" · ")[-1]]
+        if len(shape) == 1:
+            assert frame.paths is not None
+            seen = torch.stack([state.x for state in paths[: k + 1]], 1)
+            assert_close(frame.paths, seen[: animation.ARROWS])
+            assert_close(frame.x, jumped[k].x)
+            assert frame.arrows == {}
+        else:
+            first, second = animation.visible(jumped[k].x)[:50], animation.visible(paths[k].x[:50])
+            assert_close(frame.x, torch.stack([first, second], 1).flatten(0, 1))
+    animation.film_strip(frames, cloud())
+
+
 def test_all_nodes_are_kept_where_all_of_them_move() -> None:
     way = np.arange(6.0)
     assert animation._apart(way, 0.5) == {0, 1, 2, 3, 4, 5}
@@ -467,7 +494,12 @@ def planar_frames(count: int = 5) -> list[Frame]:
 
 @pytest.mark.parametrize("kind", ["planar", "images"])
 def test_frames_come_back_as_they_were_saved(tmp_path: Path, kind: str) -> None:
-    frame = planar_frames()[0] if kind == "planar" else Frame("σ = 1", torch.zeros(2, 1, 4, 4))
+    paths = torch.randn(3, 2, 2, generator=rng())
+    frame = (
+        replace(planar_frames()[0], paths=paths)
+        if kind == "planar"
+        else Frame("σ = 1", torch.zeros(2, 1, 4, 4))
+    )
     path = tmp_path / "frame.npz"
     animation.save_frame(frame, path)
     back = animation.load_frame(path)
@@ -477,6 +509,7 @@ def test_frames_come_back_as_they_were_saved(tmp_path: Path, kind: str) -> None:
     assert list(back.arrows) == list(frame.arrows)
     assert all(torch.equal(back.arrows[name], frame.arrows[name]) for name in frame.arrows)
     assert (back.potential is None) == (frame.potential is None)
+    assert back.paths is None if frame.paths is None else torch.equal(back.paths, paths)
     if back.potential is not None and frame.potential is not None:
         assert torch.equal(back.potential, frame.potential)
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from conftest import GAUSSIAN, MIXTURE, assert_mean, randn, seeded, slope, tensor
 from partikel.data.synthetic import gaussians
 from partikel.errors import ConfigError, DataError, NumericsError
-from partikel.fields import At, Context, Field
+from partikel.fields import At, Context, Field, FrechetField, JKOField
 from partikel.fields.samples.drift import DriftField
 from partikel.fields.samples.mmd import MMDField
 from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
@@ -36,6 +36,8 @@ FIELDS: dict[str, Callable[[], Field]] = {
     "sinkhorn": lambda: SinkhornField(1.2, tolerance=1e-4),
     "drift": lambda: DriftField(0.8),
     "drift-batch": lambda: DriftField(0.8, "batch"),
+    "frechet": lambda: FrechetField(),
+    "jko": lambda: JKOField(MMDField(RBFKernel(2.0)), 0.5, steps=3),
 }
 
 

@@ -421,6 +421,14 @@ class LinearSchedule(Interpolant):
         """B = 1 - t."""
         return 1 - t
 
+    def scale_rate(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def spread_rate(self, t: Tensor) -> Tensor:
+        """-1."""
+        return torch.full_like(t, -1)
+
     def time(self, sigma: Tensor) -> Tensor:
         """1/(1 + σ)."""
         return 1 / (1 + sigma)
@@ -437,6 +445,14 @@ class TrigonometricSchedule(Interpolant):
     def spread(self, t: Tensor) -> Tensor:
         """cos(πt/2), exact where it vanishes."""
         return ((1 - t) * (math.pi / 2)).sin()
+
+    def scale_rate(self, t: Tensor) -> Tensor:
+        """π/2 cos(πt/2)."""
+        return self.spread(t) * (math.pi / 2)
+
+    def spread_rate(self, t: Tensor) -> Tensor:
+        """-π/2 sin(πt/2)."""
+        return self.scale(t) * (-math.pi / 2)
 
     def time(self, sigma: Tensor) -> Tensor:
         """2/π arccot σ."""

@@ -34,6 +34,9 @@ SolverName: TypeAlias = Literal[
     "rk4",
     "ddim",
     "dpmpp-2m",
+    "unipc-2",
+    "unipc-3",
+    "dpmpp-2m-sde",
     "adaptive",
     "euler-maruyama",
     "stochastic-heun",
@@ -376,6 +379,7 @@ def export(
     /,
     out: str | None = None,
     format: Literal["partikel", "diffusers", "onnx"] = "partikel",
+    steps: Count | None = None,
 ) -> None:
     """Write what a run has learned into a folder to publish: weights, configuration, model card, picture.
 
@@ -385,13 +389,14 @@ def export(
         run: folder of a run, or of an export in another format.
         out: folder to write, new or empty; RUN/export, or RUN/export-FORMAT, unless given.
         format: partikel, for any run; diffusers, a pipeline's folder of an EDM whose network is a
-            unet2d; onnx, a generator's file that runs without PyTorch.
+            unet2d; onnx, the file of a generator or of a flow map that runs without PyTorch.
+        steps: jumps of a flow map's ONNX file; as the run says unless given.
     """
     from partikel.app.export import export_run
 
     loaded = _load(run)
     name = "export" if format == "partikel" else f"export-{format}"
-    print(export_run(loaded, Path(out) if out else loaded.made / name, format))
+    print(export_run(loaded, Path(out) if out else loaded.made / name, format, steps=steps))
 
 
 def push(
@@ -520,7 +525,7 @@ def draw_matrix(
     seeds: list[Seed] | None = None,
     cap: Count | None = None,
 ) -> None:
-    """Run every field with free particles and with a generator: pictures, measures, CPU seconds.
+    """Run every field with free particles, a generator and a flow map: pictures, measures, CPU seconds.
 
     The same command continues: cells that are in OUT/matrix.json already are not run again.
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
-from partikel.app.arguments import options_in
 from partikel.app.reading import (
     LONGEST_FILE,
     foreign_recipes,
@@ -333,6 +332,8 @@ def check_keys(kind: type, settings: Mapping[str, Any], prefix: str = "") -> Non
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in settings.items():
         if key not in names:
+            from partikel.app.arguments import options_in  # and the command line's library
+
             paths = (each.key for each in options_in(kind, told=False))
             deeper = [f"{prefix}{path}" for path in paths if path.split(".")[-1] == key]
             hint = (

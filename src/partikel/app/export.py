@@ -5,10 +5,11 @@ config.json             what it is: kind, settings, shape, labels, range; checks
 README.md               the model card: what, data, training, measured figures, how to use
 samples.png             samples
 generator.safetensors   kind "partikel one-step generator": weights, the moving average where there is one
+map.safetensors         kind "partikel flow map": likewise of the map, without the flow that it has learned
 model.safetensors       kind "partikel particles": likewise of the field that moves them
 context.safetensors     and real samples, if the field compares particles with the data
 teacher/                and the diffusers network, if the field builds on one
-model.onnx              kind "onnx generator" (:mod:`partikel.app.onnx`)
+model.onnx              kinds "onnx generator" and "onnx flow map" (:mod:`partikel.app.onnx`)
 unet/, scheduler/, ...  kind "diffusers pipeline" (:mod:`partikel.denoising.diffusers`)
 """
 
@@ -27,15 +28,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import yaml
-from jinja2 import Environment
 from torch import Tensor, nn
 
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
 from partikel.app.runs import Labels, Run, draw_samples, labels_of
-from partikel.app.show.plots import save_picture
-from partikel.data import open_dataset
+from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.known import KnownData
 from partikel.denoising import EDMDenoiser
 from partikel.denoising.diffusers import load_diffusers, save_diffusers
@@ -68,6 +67,7 @@ Format: TypeAlias = Literal["partikel", "diffusers", "onnx"]
 
 SCHEMA = 1
 KIND = "partikel one-step generator"
+FLOW_MAP = "partikel flow map"
 PARTICLES = "partikel particles"
 CONFIG, CARD, PICTURE = "config.json", "README.md", "samples.png"
 _CONTEXT, _TEACHER, _ONNX = "context.safetensors", "teacher", "model.onnx"
@@ -163,14 +163,17 @@ class OneStepGenerator(nn.Module):
 # --- out
 
 
-def export_run(run: Run, out: Path | str, form: Format = "partikel") -> Path:
+def export_run(
+    run: Run, out: Path | str, form: Format = "partikel", *, steps: int | None = None
+) -> Path:
     """Write what a run has learned into a new folder, whole or not at all.
 
     Args:
         run: a trained run.
         out: the folder; it must not exist yet, or be empty.
-        form: "partikel" for any run; "onnx" for what makes samples in one call; "diffusers" for an EDM
-            whose network is one of diffusers (see :class:`~partikel.networks.UNet2D`).
+        form: "partikel" for any run; "onnx" for generators and flow maps; "diffusers" for an EDM whose
+            network is one of diffusers (see :class:`~partikel.networks.UNet2D`).
+        steps: jumps of a flow map that is written as ONNX; as the run says unless given.
 
     Returns:
         The folder.
@@ -185,9 +188,15 @@ def export_run(run: Run, out: Path | str, form: Format = "partikel") -> Path:
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: choose another --out.")
+    if steps is not None and form != "onnx":
+        raise ConfigError(
+            "how many steps samples take is said when they are drawn: leave out steps."
+        )
+    from partikel.app.show.plots import save_picture  # loading draws nothing
+
     with writing_to(out), replacing(out) as part:
         part.mkdir()
-        config, sampling = _FORMS[form](run, part)
+        config, sampling = _FORMS[form](run, part, steps)
         config["files"] = {
             each.relative_to(part).as_posix(): fingerprint(each.read_bytes(), 32)
             for each in sorted(part.rglob("*"))
@@ -209,13 +218,19 @@ Written: TypeAlias = tuple[dict[str, Any], Sampling]
 """What stands in the configuration, and how the samples beside it are drawn."""
 
 
-def _as_partikel(run: Run, part: Path) -> Written:
+def _as_partikel(run: Run, part: Path, steps: int | None) -> Written:
     if isinstance(run, Exported):
         raise ConfigError(f"{run.path} is an export already: copy it, or choose another --format.")
-    kind = KIND if run.model.steps is None else PARTICLES  # a flow map will be a kind of its own
+    source = _source(run.recipe)
+    if source is not None and {"root", "path"} & set(DATASETS.find(source.name).options):
+        raise ConfigError(
+            f"samples of this model start from the data '{source.title}', whose files an export does not "
+            "hold: only data that need no files can be started from without the run."
+        )
+    kind = _OF_CARRIERS[run.model.kind]
     config = {"kind": kind, **_config(run)}
     config["weights"] = write_tensors(part / _KINDS[kind].weights, run.model.sampled.state_dict())
-    if kind == PARTICLES:
+    if kind != KIND:
         real, foreign = run.context(), getattr(run.recipe, "foreign", None)
         if real is not None:
             config["context"] = write_tensors(part / _CONTEXT, {"x": real})
@@ -234,7 +249,7 @@ def _no_network(folder: str, names: list[str]) -> set[str]:
     return {n for n in names if n not in files and not n.endswith(".safetensors")}
 
 
-def _as_diffusers(run: Run, part: Path) -> Written:
+def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
     recipe = run.recipe
     if not isinstance(recipe, EDM):
         raise ConfigError(
@@ -252,18 +267,20 @@ def _as_diffusers(run: Run, part: Path) -> Written:
     return {**config, "difference": difference}, Sampling(solver=SOLVERS[solver]())
 
 
-def _as_onnx(run: Run, part: Path) -> Written:
-    if run.model.steps is not None:
+def _as_onnx(run: Run, part: Path, steps: int | None) -> Written:
+    if run.model.kind == "particles":
         raise ConfigError(
-            f"a {run.recipe.title} follows a field step by step, and only what makes samples in one call "
-            "is written as ONNX: export it as partikel's, or distil an EDM into a generator "
-            "(partikel train SCORE-GAN-PRESET --data-score RUN) and export that."
+            f"a {run.recipe.title} follows a field step by step, and only what makes samples in a call or "
+            "a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil RUN) "
+            "and export that."
         )
-    config = {"kind": "onnx generator", **_config(run), **write_onnx(run.model, part / _ONNX)}
-    return config, Sampling()
+    sampling = Sampling.of(steps=steps)
+    written = write_onnx(run.model, part / _ONNX, sampling)
+    calls = run.model.evaluations(sampling=sampling)
+    return {"kind": f"onnx {run.model.kind}", **_config(run), **written, "calls": calls}, sampling
 
 
-_FORMS: dict[str, Callable[[Run, Path], Written]] = {
+_FORMS: dict[str, Callable[[Run, Path, int | None], Written]] = {
     "partikel": _as_partikel,
     "diffusers": _as_diffusers,
     "onnx": _as_onnx,
@@ -291,12 +308,21 @@ def _config(run: Run) -> dict[str, Any]:
     }
     if _knows_settings(run):
         config["settings"] = _used(run.recipe)
-    if run.model.steps is None:
+    if run.model.kind != "particles":
+        prior, source = run.model.prior, _source(run.recipe)
+        law = "normal" if source is None else source.title
+        config["start"] = {"law": law, "shape": list(prior.shape), "std": prior.std}
+    if run.model.kind == "generator":
         network: NetworkSettings = run.recipe.generator  # type: ignore[attr-defined]
         config["network"] = {k: v for k, v in dataclasses.asdict(network).items() if v is not None}
         (size,) = run.model.prior.shape
         config["latent"] = {"law": "normal", "size": size, "std": run.model.prior.std}
     return config
+
+
+def _source(recipe: Recipe) -> DataSettings | None:
+    """The data that particles start from; None for a Gaussian."""
+    return getattr(recipe, "source", None) or getattr(recipe.required, "source", None)
 
 
 def _knows_settings(run: Run) -> bool:
@@ -335,7 +361,6 @@ def load_generator(path: Path | str, allow: str | Collection[str] = ()) -> OneSt
     Args:
         path: the folder that 'partikel export' wrote.
         allow: packages whose networks it may name; nothing else is imported.
-        allow: packages whose networks it may name; nothing else is imported.
 
     Returns:
         The generator, in evaluation mode, on the CPU.
@@ -344,10 +369,10 @@ def load_generator(path: Path | str, allow: str | Collection[str] = ()) -> OneSt
         CheckpointError: if the folder is no export of a generator, is damaged, or of another version.
     """
     exported = load_export(Path(path), allow)
-    if exported.model.steps is not None:
+    if exported.model.kind != "generator":
         raise CheckpointError(
-            f"{path} holds no exported generator but particles, which take {exported.model.steps} steps: "
-            "load it with partikel.load."
+            f"{path} holds no exported generator but {exported.config['kind'].removeprefix('partikel ')}"
+            ": load it with partikel.load."
         )
     return OneStepGenerator(exported.model, exported.config).eval()
 
@@ -481,8 +506,9 @@ def _generator(
     return GeneratorModel(Linear(0.0), network, latent, label_weights=data.shares)
 
 
-def _particles(recipe: Recipe, data: KnownData, *_: Any) -> Carrier:
-    return recipe.system(data).model
+def _composed(recipe: Recipe, data: KnownData, *_: Any) -> Carrier:
+    """All that samples are made of; a map goes without the flow that it has learned."""
+    return recipe.system(data).model.alone()
 
 
 class _Kind(NamedTuple):
@@ -494,8 +520,10 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     KIND: _Kind("generator.safetensors", _generator),
-    PARTICLES: _Kind("model.safetensors", _particles),
+    FLOW_MAP: _Kind("map.safetensors", _composed),
+    PARTICLES: _Kind("model.safetensors", _composed),
 }
+_OF_CARRIERS = {"generator": KIND, "flow map": FLOW_MAP, "particles": PARTICLES}
 
 
 def _check(wrong: str | None) -> None:
@@ -516,7 +544,10 @@ def _check_labels(classes: Any, shares: Any) -> None:
 
 def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     """The model card, in Markdown."""
+    from jinja2 import Environment
+
     shape, model = " x ".join(map(str, run.data.shape)), run.model
+    nfe = model.evaluations(real=run.context())
     environment = Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
     return environment.from_string((Path(__file__).parent / "card.md").read_text("utf-8")).render(
@@ -527,9 +558,14 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
         shape=shape,
         image=config["range"] is not None,
         what=f"{shape} images in [-1, 1]" if config["range"] else f"points of {shape} numbers",
+        onnx=config["kind"].startswith("onnx"),
+        start=", ".join(map(str, model.prior.shape)),
+        calls=config.get("calls", nfe),
         weights=sum(p.numel() for p in model.sampled.parameters()),
-        nfe=model.evaluations(real=run.context()),
-        prior=f"N(0, {model.prior.std:g}²)",
+        nfe=nfe,
+        prior=f"N(0, {model.prior.std:g}²)"
+        if (source := _source(run.recipe)) is None
+        else source.title,
         picture=PICTURE,
         settings=yaml.safe_dump(_used(run.recipe), sort_keys=False).strip()
         if _knows_settings(run)
@@ -550,9 +586,12 @@ def _used(recipe: Recipe) -> dict[str, Any]:
         own[key] = {k: v for k, v in own[key].items() if k == "name" or usual.get(k) != v}
         if not own[key]:
             del own[key]
-    score = getattr(recipe, "score", None)
-    if isinstance(score, Recipe) and "score" in own:
-        own["score"] = {k: v for k, v in _used(score).items() if k not in ("data", "conditional")}
+    first = recipe.builds_on[1]
+    built_on = getattr(recipe, first, None)
+    if isinstance(built_on, Recipe) and first in own:
+        used = {k: v for k, v in _used(built_on).items() if k not in ("data", "conditional")}
+        named = {k: v for k, v in own[first].items() if k == "recipe"}
+        own[first] = named | used
     return own
 
 
@@ -575,7 +614,7 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             value = _public(value)
-        elif key in ("data_score", "path") and value is not None:
+        elif key in ("data_score", "run", "path") and value is not None:
             kind = DIFFUSERS if value.startswith(DIFFUSERS) else ""
             value = kind + Path(value.removeprefix(kind)).name
         shown[key] = value

@@ -1,4 +1,4 @@
-"""Generators as ONNX files, which need neither Partikel nor PyTorch to run."""
+"""Generators and flow maps as ONNX files, which need neither Partikel nor PyTorch to run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError, NumericsError, optional
-from partikel.models import Carrier
+from partikel.fields import Context
+from partikel.models import Carrier, Sampling
 from partikel.streams import seeded
 
 OPSET = 18
@@ -22,23 +23,24 @@ TOLERANCE = 1e-3
 
 
 class _Called(nn.Module):
-    """g(z) or g(z, label) with its arguments by place, as an exporter asks."""
+    """Samples of starts, and of labels, by place, as an exporter asks."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, model: Carrier, sampling: Sampling) -> None:
         super().__init__()
-        self.network = network
+        self.model, self.sampling = model, sampling
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.network(z, None, label)
+        return self.model._sampled(z, label, Context(), self.sampling)
 
 
-def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
-    """Write the network of a carrier that makes samples in one call, for batches of any size.
+def write_onnx(model: Carrier, path: Path, sampling: Sampling | None = None) -> dict[str, Any]:
+    """Write a carrier that calls its network once, or a few times, for batches of any size.
 
     Args:
-        model: the carrier; its network is ``sampled``.
-        path: of the file, which takes ``z`` (B, latent) in float32, and ``label`` (B,) in int64 of a
-            conditional model, and gives ``x``.
+        model: the carrier; nothing is drawn between the calls.
+        path: of the file, which takes ``z`` (B, ...), where samples start, in float32, and ``label``
+            (B,) in int64 of a conditional model, and gives ``x``.
+        sampling: how often it is called; as the model says unless given.
 
     Returns:
         What the file is: "opset", "inputs", and "difference", the largest absolute one of outputs between
@@ -52,7 +54,9 @@ def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
         optional(each, "onnx", f"ONNX needs the package {each}")
         for each in ("onnx", "onnxscript", "onnxruntime")
     )
-    network = _Called(model.sampled)
+    network = _Called(model, sampling or Sampling())
+    given = _inputs(model, 3)
+    network(*given)  # what it refuses is said before an exporter hides it
     batch = torch.export.Dim("batch")
     names = ["z"] if model.label_weights is None else ["z", "label"]
     with warnings.catch_warnings(), _silent("torch.onnx"):  # of what it does not have to export
@@ -60,7 +64,7 @@ def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
         try:
             torch.onnx.export(
                 network,
-                _inputs(model, 3),
+                given,
                 str(path),
                 input_names=names,
                 output_names=["x"],
@@ -73,7 +77,7 @@ def write_onnx(model: Carrier, path: Path) -> dict[str, Any]:
         except Exception as error:  # the exporter raises many kinds
             reason = " ".join(str(error).split()).split(". ")[0]
             raise ConfigError(
-                f"this generator cannot be written as ONNX ({reason[:200]}): export it as partikel's."
+                f"this {model.kind} cannot be written as ONNX ({reason[:200]}): export it as partikel's."
             ) from error
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference, size = 0.0, 0.0

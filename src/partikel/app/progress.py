@@ -6,13 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from partikel.training import Trainer
 from partikel.training.fit import Progress as Shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -25,14 +25,16 @@ def progress_bar(console: Console | None, title: str) -> Shown | None:
     """
     if console is None:
         return None
+    from rich import progress  # where something is shown
 
     @contextlib.contextmanager
     def shown_on(trainer: Trainer) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         started, begun = time.monotonic(), trainer.step
         told: dict[str, float] = {}
-        bar = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-            *(TimeRemainingColumn(), TextColumn("{task.fields[figures]}")),
+        bar = progress.Progress(
+            *(progress.TextColumn("{task.description}"), progress.BarColumn()),
+            *(progress.MofNCompleteColumn(), progress.TimeRemainingColumn()),
+            progress.TextColumn("{task.fields[figures]}"),
             console=console,
         )
         task = bar.add_task(title, total=trainer.iterations, completed=begun, figures="")
@@ -69,6 +71,8 @@ def progress_of(title: str, console: Console | None) -> Iterator[Callable[[int, 
     if console is None:
         yield None
         return
+    from rich.progress import Progress
+
     with Progress(console=console, transient=True) as shown:
         task = shown.add_task(title, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)

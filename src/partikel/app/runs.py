@@ -27,11 +27,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import yaml
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -74,6 +73,9 @@ from partikel.training import Engine, Initial, fit, latest_checkpoint
 from partikel.training.checkpoint import load_sampled, read_step
 from partikel.training.engine import holding, on_main, processes
 from partikel.training.fit import read_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _DATA, _CONTEXT = "data.json", "context.safetensors"
 

@@ -41,6 +41,10 @@ class DataPrior(Prior):
         ]
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=dtype)
 
+    def __deepcopy__(self, memo: object) -> DataPrior:
+        """The same: averages of a model's weights need no second copy of its data."""
+        return self
+
     def log_density(self, x: Tensor) -> Tensor:
         """None is known.
 

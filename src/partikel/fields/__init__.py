@@ -14,9 +14,11 @@ from partikel.fields.discriminator import DiscriminatorField
 from partikel.fields.guidance import Guided, LabelDropout
 from partikel.fields.particles import At, Particles
 from partikel.fields.perturbed import Perturbed, WhiteNoise
+from partikel.fields.proximal import JKOField
 from partikel.fields.ratio import DensityRatioField, FDivergenceField, KernelScoreField
 from partikel.fields.samples.dmmd import DeepMMDField
 from partikel.fields.samples.drift import DriftField
+from partikel.fields.samples.frechet import FrechetField
 from partikel.fields.samples.mmd import MMDField
 from partikel.fields.samples.stein import SteinField
 from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField
@@ -37,8 +39,10 @@ __all__ = [
     "ExactScoreField",
     "FDivergenceField",
     "Field",
+    "FrechetField",
     "Guided",
     "Independent",
+    "JKOField",
     "KernelScoreField",
     "LabelDropout",
     "Linear",

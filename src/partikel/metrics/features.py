@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -205,6 +204,8 @@ def _factor(matrix: Tensor) -> Tensor:
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # of few images; QR does what divide and conquer gives up on
+        import scipy.linalg  # a tenth of a second
+
         found = scipy.linalg.eigh(matrix.cpu().numpy(), driver="ev")
         values, vectors = (torch.from_numpy(each).to(matrix) for each in found)
     # Rounding makes eigenvalues that are zero slightly negative.

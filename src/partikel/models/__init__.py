@@ -14,7 +14,7 @@ you train*. A :class:`ParticleModel` integrates the field (GPM Definition 1); a
 """
 
 from partikel.models.base import Carrier, Sampling
-from partikel.models.flow_map import Diagonal, FlowMapModel, own_flow
+from partikel.models.flow_map import NO_MAP, Diagonal, FlowMapModel, no_map, own_flow
 from partikel.models.generator import GeneratorModel, generate, surrogate_loss
 from partikel.models.map_losses import (
     Consistency,
@@ -31,6 +31,7 @@ from partikel.models.reflow import Reflow
 from partikel.models.staged import StagedParticleModel
 
 __all__ = [
+    "NO_MAP",
     "Carrier",
     "Consistency",
     "Diagonal",
@@ -48,6 +49,7 @@ __all__ = [
     "StagedParticleModel",
     "free_particles",
     "generate",
+    "no_map",
     "nodes_at",
     "kernel_operator",
     "ntk_matrix",

@@ -145,6 +145,10 @@ class Carrier(Checked, nn.Module, ABC):
         """What trains the field, then what trains the carrier, in the order of an iteration."""
         return self.field.losses()
 
+    def alone(self) -> Carrier:
+        """Leave behind what only its training asks; its samples stay what they are."""
+        return self
+
     def updated(self) -> None:
         """Called by the loop after each iteration.
 
@@ -236,6 +240,20 @@ class Carrier(Checked, nn.Module, ABC):
             ConfigError: for a model with nothing on the way.
         """
         raise ConfigError(f"samples of a {self.kind} model do not move while they are generated.")
+
+    def paths(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        steps: int | None = None,
+    ) -> Iterator[State] | None:
+        """Where the flow that a flow map has learned takes starts (B, ...), at the times of :meth:`stream`.
+
+        Nothing where that is not known; None of carriers whose particles follow the field themselves.
+        """
+        return None
 
     def evaluations(
         self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any

@@ -18,8 +18,10 @@ from partikel.denoising import VelocityDenoiser
 from partikel.errors import ConfigError
 from partikel.errors.checks import Count, Part, Range, checked
 from partikel.fields import (
+    At,
     Context,
     Coupling,
+    Field,
     Guided,
     Independent,
     Loss,
@@ -37,7 +39,7 @@ from partikel.models.particle import ParticleModel, depends_on_cloud, free_parti
 from partikel.objectives import exact
 from partikel.priors import GaussianPrior, Prior
 from partikel.schedules import Nodes, Schedule, UniformGrid
-from partikel.solvers import Dynamics, Solver, State, Step
+from partikel.solvers import Dynamics, Heun, Solver, State, Step
 from partikel.streams import Streams
 from partikel.tensors import Asking, expand_like
 
@@ -67,6 +69,11 @@ class FlowMapModel(Carrier):
         guidance: weight of the labels, of a conditional model: a number is learned as it is; of a pair
             (low, high) all between, as an input of the network.
         label_dropout: share of labels hidden in training.
+
+    Attributes:
+        nodes: (N + 1,) the times of a flow that is known at its own steps only, in float64.
+        learns_itself: whether the flow is the map's own diagonal.
+        simulated: whether it is trained at the flow's own particles.
 
     Raises:
         ConfigError: for a flow without a velocity of (x, t) alone: one that moves with noise, looks at the
@@ -103,6 +110,7 @@ class FlowMapModel(Carrier):
         learned = velocity_in(flow.field)
         own = None if learned is None else learned.denoiser.network
         self.learns_itself = isinstance(own, Diagonal) and own.network is network
+        self.nodes = None if flow.follows_path else flow.grid.nodes(flow.steps)
         usual = Lagrangian if flow.follows_path else Semigroup
         self.loss = loss or (MeanFlow() if self.learns_itself else usual())
         if not (flow.follows_path or isinstance(self.loss, Semigroup) and self.loss.step == 0):
@@ -138,11 +146,13 @@ class FlowMapModel(Carrier):
         """The network."""
         return self.network
 
-    @property
-    def nodes(self) -> Tensor | None:
-        """(N + 1,) the times of a flow that is known at its own steps only."""
-        flow = self.flow
-        return None if flow.follows_path else flow.grid.nodes(flow.steps)
+    def alone(self) -> FlowMapModel:
+        """See :meth:`Carrier.alone`: a teacher's field then refuses to be asked."""
+        if not self.learns_itself:
+            flow, self.field = self.flow, _Left()
+            options = {"steps": flow.steps, "schedule": flow.schedule, "grid": flow.grid}
+            self._flow = (ParticleModel(self.field, flow.prior, **options),)
+        return self
 
     def losses(self) -> tuple[Loss, ...]:
         """The field's, where it still learns, then the map's."""
@@ -178,8 +188,11 @@ class FlowMapModel(Carrier):
         """
         if (s > t).any():
             raise ConfigError("a flow map jumps forward in time only: give times s <= t.")
-        points = Points(x, s, t, None, cond, weight)
-        return x + expand_like(t - s, x) * self._asked(self.network, points)
+        return self._jump(Points(x, s, t, None, cond, weight))
+
+    def _jump(self, points: Points) -> Tensor:
+        x, length = points.x, points.t - points.s
+        return x + expand_like(length, x) * self._asked(self.network, points)
 
     def _asked(self, network: nn.Module, points: Points) -> Tensor:
         """U(x, s, t)."""
@@ -328,14 +341,15 @@ class FlowMapModel(Carrier):
         nodes, x = self._jumps(sampling).to(start), start
         weight, end = self._weight(x, sampling.guidance), x.new_tensor(self.horizon)
         with torch.no_grad():
-            for s, t in nodes.unfold(0, 2, 1):
-                if not self.loss.to_end:
-                    x = self.jump(x, s, t, cond, weight)
-                    continue
-                x = self.jump(x, s, end, cond, weight)  # to the data, and back to noise
-                if t < end:
-                    assert context.generator is not None
-                    x = self._path.noised(x, t, generator=context.generator)
+            for k, (s, t) in enumerate(nodes.unfold(0, 2, 1)):
+                if k and self.loss.to_end:  # from the data back to noise
+                    if context.generator is None:
+                        raise ConfigError(
+                            "a consistency map draws noise between its jumps, and nothing is drawn here: "
+                            "take one jump."
+                        )
+                    x = self._path.noised(x, s, generator=context.generator)
+                x = self._jump(Points(x, s, end if self.loss.to_end else t, None, cond, weight))
         return x
 
     def stream(
@@ -364,6 +378,31 @@ class FlowMapModel(Carrier):
             if self.loss.to_end:
                 moved = self.on_the_way(Pairs(x, moved), t)
             yield State(k, float(nodes[k]), moved, k)
+
+    def paths(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        steps: int | None = None,
+    ) -> Iterator[State]:
+        """See :meth:`Carrier.paths`: by Heun's steps, or by the flow's own where it is known at those only.
+
+        A consistency model of data has learned no velocity.
+        """
+        if self.loss.to_end and self.learns_itself:
+            return
+        nodes = self._jumps(Sampling.of(steps=steps or SHOWN))
+        options: dict[str, Any] = {}
+        if self.nodes is None:
+            options = {"grid": Nodes(times=tuple(nodes.tolist())), "solver": Heun()}
+        low = self.guidance[0] if isinstance(self.guidance, tuple) else self.guidance
+        if low != 1 and not self.learns_itself:
+            options["guidance"] = low
+        for state in self.flow.stream(self._begun(x), generator=generator, cond=cond, **options):
+            if (nodes - state.t).abs().min() < 1e-6 * self.horizon:
+                yield state
 
     def evaluations(
         self, *, real: Tensor | None = None, sampling: Sampling | None = None, **options: Any
@@ -411,6 +450,17 @@ class FlowMapModel(Carrier):
                 "or train one with a pair of weights."
             )
         return None
+
+
+class _Left(Field):
+    """A field that was left behind."""
+
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """Refused."""
+        raise ConfigError(
+            "this is a flow map alone, without the flow that it has learned: ask the run that it was "
+            "exported from."
+        )
 
 
 class Diagonal(nn.Module):
@@ -462,18 +512,33 @@ def _check_network(network: nn.Module) -> None:
         raise _no_derivative(network)
 
 
+NO_MAP = {"noise": "noise", "cloud": "the cloud", "samples": "samples", "draws": "random draws"}
+"""What stands between a flow and a map of (x, s, t): in a word, and as a sentence says it."""
+
+
+def no_map(flow: ParticleModel) -> str | None:
+    """Why a flow has no map, a word of :data:`NO_MAP`; None if it has one."""
+    if flow.diffusion is not None:
+        return "noise"
+    if depends_on_cloud(flow.field):
+        return "cloud"
+    needs = flow.field.needs
+    return "samples" if "real" in needs else "draws" if needs or flow.field.draws else None
+
+
 def _check_flow(flow: ParticleModel) -> None:
     """Refuse flows without a velocity of (x, t) alone."""
-    if flow.diffusion is not None:
+    why = no_map(flow)
+    if why == "noise":
         raise ConfigError(
             "particles that move with noise have no map from where they start to where they end: learn "
             "that of the probability flow, the same model without noise (of the plane lambda2 = g2; a "
             "temperature of 0)."
         )
-    if depends_on_cloud(flow.field) or flow.field.needs or flow.field.draws:
+    if why is not None:
         raise ConfigError(
-            "a flow map learns a velocity of (x, t), and this field also asks for the cloud, for samples or "
-            "for random draws: bind it to them, or choose another field."
+            f"a flow map learns a velocity of (x, t), and this field also asks for {NO_MAP[why]}: bind "
+            "it to them, or choose another field."
         )
 
 

@@ -126,7 +126,7 @@ class ScalarConditions(nn.Module):
             raise ValueError("cond was given to a network built without classes")
         if len(parts) < 2:
             return parts[0] if parts else None
-        rows = max(map(len, parts))
+        rows = max(part.shape[0] for part in parts)  # len would fix it where a graph is recorded
         return torch.cat([part.expand(rows, -1) for part in parts], 1)
 
 

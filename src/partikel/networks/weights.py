@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from partikel.errors import CheckpointError, NumericsError, PartikelError
@@ -42,8 +42,15 @@ def write_tensors(
         raise NumericsError(f"'{bad}' is not finite, so that {path.name} was not written.")
     whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     found = checksum(whole, metadata or {})
-    # not by save_file, whose files nobody else may read, whatever the umask
-    path.write_bytes(save(whole, {**(metadata or {}), _CHECKSUM: found}))
+    path.touch()
+    mode = (
+        path.stat().st_mode & 0o777
+    )  # save_file's files may be read by nobody else, whatever the umask
+    try:
+        save_file(whole, path, {**(metadata or {}), _CHECKSUM: found})
+    except SafetensorError as fault:
+        raise OSError(None, str(fault), str(path)) from fault
+    path.chmod(mode)
     return found
 
 

@@ -12,7 +12,9 @@ The orders of convergence are what the tests measure; "evaluations" are those of
 | :class:`Midpoint` | ODEs | 2 | 2N |
 | :class:`RK4` | ODEs | 4 | 4N |
 | :class:`DDIM` | ODEs with a schedule, the linear part exactly | 1 | N |
-| :class:`DPMSolver2M` | ODEs with a schedule, the linear part exactly | 2 | N |
+| :class:`DPMSolver2M` | likewise | 2 | N |
+| :class:`UniPC` of order p | likewise, corrected | p + 1, at most 3 | N |
+| :class:`DPMSolver2MSDE` | a flow's reverse SDE, its linear part exactly | weak 1 | N |
 | :class:`AdaptiveODE` | ODEs, to a tolerance | that of its method | as many as it takes |
 | :class:`EulerMaruyama` | SDEs | strong 1, weak 1 | N |
 | :class:`StochasticHeun` | SDEs | strong 1, weak 2 | 2N |
@@ -24,15 +26,15 @@ there (a score at σ = 0), and save an evaluation.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from partikel.solvers.base import Drift, Dynamics, Solver, State, Step
+from partikel.solvers.exponential import DDIM, DPMSolver2M, DPMSolver2MSDE, UniPC
 from partikel.solvers.noise import Brownian, BrownianMotion, BrownianPath, brownian_increments
 from partikel.solvers.ode import (
     ADAPTIVE,
-    DDIM,
     RK4,
     AdaptiveODE,
-    DPMSolver2M,
     Euler,
     Heun,
     Midpoint,
@@ -40,13 +42,16 @@ from partikel.solvers.ode import (
 )
 from partikel.solvers.sde import SRA1, EulerMaruyama, PredictorCorrector, StochasticHeun
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
+SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": Euler,
     "heun": Heun,
     "midpoint": Midpoint,
     "rk4": RK4,
     "ddim": DDIM,
     "dpmpp-2m": DPMSolver2M,
+    "unipc-2": UniPC,
+    "unipc-3": partial(UniPC, 3),
+    "dpmpp-2m-sde": DPMSolver2MSDE,
     "adaptive": AdaptiveODE,
     "euler-maruyama": EulerMaruyama,
     "stochastic-heun": StochasticHeun,
@@ -66,6 +71,7 @@ __all__ = [
     "BrownianMotion",
     "BrownianPath",
     "DPMSolver2M",
+    "DPMSolver2MSDE",
     "Drift",
     "Dynamics",
     "Euler",
@@ -77,6 +83,7 @@ __all__ = [
     "State",
     "Step",
     "StochasticHeun",
+    "UniPC",
     "brownian_increments",
     "solve_adaptively",
 ]

@@ -10,10 +10,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from partikel.denoising import denoiser_from_velocity
 from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.errors.checks import NotNegative, Positive, checked
-from partikel.schedules import Schedule
 from partikel.solvers.base import Dynamics, Solver, Step
 from partikel.solvers.noise import motion
 
@@ -26,7 +24,9 @@ MOST_STEPS = 2**12
 Integrated = TypeVar("Integrated", Tensor, tuple[Tensor, Tensor])
 
 
-class _ODESolver(Solver):
+class ODESolver(Solver):
+    """Base of solvers that refuse a diffusion."""
+
     def _refuse_noise(self, dynamics: Dynamics) -> None:
         if dynamics.diffusion is not None:
             raise ConfigError(
@@ -36,7 +36,7 @@ class _ODESolver(Solver):
 
 
 @dataclass(frozen=True)
-class Euler(_ODESolver):
+class Euler(ODESolver):
     """x + v dt: order 1; refuses a diffusion (see :class:`EulerMaruyama`)."""
 
     def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
@@ -46,7 +46,7 @@ class Euler(_ODESolver):
 
 
 @dataclass(frozen=True)
-class Heun(_ODESolver):
+class Heun(ODESolver):
     """Heun's second-order method, with the churn of Karras et al. 2022 (their Algorithm 2).
 
     The last step is Euler's where the drift does not exist at the end (σ = 0): N steps then cost
@@ -98,7 +98,7 @@ class Heun(_ODESolver):
 
 
 @dataclass(frozen=True)
-class Midpoint(_ODESolver):
+class Midpoint(ODESolver):
     """The explicit midpoint method: order 2; it asks for no drift at the end."""
 
     def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
@@ -109,7 +109,7 @@ class Midpoint(_ODESolver):
 
 
 @dataclass(frozen=True)
-class RK4(_ODESolver):
+class RK4(ODESolver):
     """The classical Runge-Kutta method: order 4; a last step without a drift at its end is Euler's."""
 
     def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
@@ -125,85 +125,8 @@ class RK4(_ODESolver):
         return x + dt / 6 * (first + 2 * second + 2 * third + fourth)
 
 
-class _Exponential(_ODESolver):
-    """Exact in the linear part of dy/dσ = (y - D)/σ, y = u x; from the infinite level of an interpolant, too.
-
-    Every probability flow has this form, VE, VP and sub-VP alike, with D the denoiser's output: the
-    steps then depend on the levels σ alone, not on the schedule. Any other drift defines a D by it.
-    """
-
-    def _schedule(self, dynamics: Dynamics) -> Schedule:
-        self._refuse_noise(dynamics)
-        if dynamics.schedule is None:
-            raise ConfigError(
-                f"{type(self).__name__} integrates along noise levels: it needs a model with a "
-                "schedule; choose heun for others."
-            )
-        return dynamics.schedule
-
-    @staticmethod
-    def _denoised(dynamics: Dynamics, schedule: Schedule, x: Tensor, t: float) -> Tensor:
-        """The D that the drift defines, at the t that it is asked at."""
-        return denoiser_from_velocity(dynamics.velocity(x, t), x, schedule, x.new_tensor(t))
-
-    @staticmethod
-    def _moved(schedule: Schedule, x: Tensor, denoised: Tensor, step: Step) -> Tensor:
-        """The solution where D is constant: a_next D + b_next/b (x - aD)."""
-        nodes = torch.tensor([step.t, step.t_next], dtype=torch.float64)
-        (a, a_next), (b, b_next) = schedule.scale(nodes).tolist(), schedule.spread(nodes).tolist()
-        return a_next * denoised + b_next / b * (x - a * denoised)
-
-
 @dataclass(frozen=True)
-class DDIM(_Exponential):
-    """The exponential Euler method along noise levels: order 1, exact where D does not change.
-
-    Source: Song, Meng & Ermon 2021 (eq. 12, η = 0), in the form of Lu et al. 2022, DPM-Solver++(1).
-    Where σ itself is the clock and u = 1, it is Euler's method.
-    """
-
-    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
-        """One DDIM step."""
-        schedule = self._schedule(dynamics)
-        denoised = self._denoised(dynamics, schedule, x, step.t)
-        return self._moved(schedule, x, denoised, step)
-
-
-@dataclass(frozen=True)
-class DPMSolver2M(_Exponential):
-    """DPM-Solver++(2M): order 2 at one evaluation a step.
-
-    D is extrapolated along log σ from this step's and the last one's. The first step, which has no
-    past, and a step to σ = 0, where log σ has no end, are DDIM's.
-
-    Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling ...", Algorithm 2.
-    """
-
-    multistep = True
-
-    def step(self, dynamics: Dynamics, x: Tensor, step: Step) -> Tensor:
-        """One step of DDIM."""
-        return self.advance(dynamics, x, step, None)[0]
-
-    def advance(
-        self, dynamics: Dynamics, x: Tensor, step: Step, memory: tuple[float, Tensor] | None
-    ) -> tuple[Tensor, tuple[float, Tensor] | None]:
-        """One step of DPM-Solver++(2M), which remembers log σ and D."""
-        schedule = self._schedule(dynamics)
-        denoised = self._denoised(dynamics, schedule, x, step.t)
-        nodes = torch.tensor([step.t, step.t_next], dtype=torch.float64)
-        level, level_next = schedule.sigma(nodes).log().tolist()
-        ahead = denoised
-        if memory is not None and math.isfinite(level_next):
-            level_past, denoised_past = memory
-            slope = (denoised - denoised_past[: len(x)]) / (level - level_past)
-            ahead = denoised + (level_next - level) / 2 * slope
-        kept = (level, denoised) if math.isfinite(level) else None  # of σ = ∞ there is no slope
-        return self._moved(schedule, x, ahead, step), kept
-
-
-@dataclass(frozen=True)
-class AdaptiveODE(_ODESolver):
+class AdaptiveODE(ODESolver):
     """Runge-Kutta methods of torchdiffeq, whose steps follow the error; states at the grid's nodes.
 
     The error is that of the whole batch, so that a particle's path depends (within the tolerance) on

@@ -1,6 +1,7 @@
-"""The matrix: every field of the catalogue in both carriers, on points of the plane (framework §1-2).
+"""The matrix: every field of the catalogue in all carriers, on points of the plane (framework §1-2, §11).
 
-A row of :data:`CATALOGUE` is a field; free particles carry it, and a generator does. Each cell is a small
+A row of :data:`CATALOGUE` is a field; free particles carry it, a generator does, and a flow map learns
+where the particles go, if their velocity is one of (x, t). Each cell is a small
 composition of public parts with settings that were found on the paper's five Gaussians: lengths are those
 of data about four units across. A pair that cannot work is a cell too, with the reason, and is run and
 measured like all others.
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -68,11 +69,27 @@ from partikel.kernels import (
     RieszKernel,
 )
 from partikel.metrics import energy_distance, mode_statistics, sliced_wasserstein2
-from partikel.models import Carrier, GeneratorModel, ParticleModel
+from partikel.models import (
+    NO_MAP,
+    Carrier,
+    FlowMapModel,
+    GeneratorModel,
+    ParticleModel,
+    free_particles,
+    no_map,
+)
 from partikel.networks import MLP, Conditioning, NetworkSettings, build_network, initialise
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, LogNormalLaw, VESchedule
+from partikel.recipes.flow_map import deterministic
+from partikel.schedules import (
+    EDMSchedule,
+    KarrasGrid,
+    KarrasLaw,
+    LinearSchedule,
+    LogNormalLaw,
+    VESchedule,
+)
 from partikel.solvers import Heun
 from partikel.streams import seeded
 from partikel.targets import GaussianMixture, Target
@@ -80,8 +97,8 @@ from partikel.training import AdamSettings, Phase, Trainer
 from partikel.training.ema import swapped_in
 from partikel.training.engine import one_thread
 
-CarrierName = Literal["particles", "generator"]
-CARRIERS: tuple[CarrierName, ...] = ("particles", "generator")
+CarrierName = Literal["particles", "generator", "flow map"]
+CARRIERS: tuple[CarrierName, ...] = ("particles", "generator", "flow map")
 
 SAMPLES = 1000
 """Samples of a cell; a field of samples is bound to as many of the data."""
@@ -111,7 +128,7 @@ class Kit:
         assert dataset.target is not None
         self.dataset = dataset
         self.target: Target = dataset.target
-        self.timed = carrier == "particles"
+        self.timed = carrier != "generator"
         self.seed = seed
         self._score = score
 
@@ -195,6 +212,7 @@ class Composition:
 
 
 Build = Callable[[Kit], Composition]
+Made = TypeVar("Made")
 MakeField = Callable[[Kit], Field]
 
 
@@ -493,6 +511,7 @@ def _diffused(score: Field) -> ParticleModel:
         schedule=schedule,
         grid=KarrasGrid(schedule),
         solver=Heun(),
+        score=score,
     )
 
 
@@ -678,7 +697,7 @@ class Cell:
 
     Attributes:
         row: of :data:`CATALOGUE`.
-        carrier: "particles" or "generator".
+        carrier: of :data:`CARRIERS`.
         seed: of initial weights and all random draws.
         energy: energy distance to the data; None where there are no finite samples.
         sliced_w2: sliced Wasserstein-2 distance.
@@ -687,7 +706,7 @@ class Cell:
         score_seconds: of training s_p, which rows share.
         iterations: of training that were run.
         stopped: whether the cap made its training shorter than the catalogue's.
-        reason: why the pair cannot be.
+        reason: why the pair cannot be; where a flow has no map, in a word (:func:`partikel.models.no_map`).
     """
 
     row: str
@@ -702,6 +721,11 @@ class Cell:
     stopped: bool
     reason: str | None
 
+    @property
+    def has_no_map(self) -> bool:
+        """Whether its flow has none, so that nothing was run."""
+        return self.reason in NO_MAP
+
     def reaches(self, modes: int | None) -> bool:
         """Whether it covers that many modes with an energy of at most :data:`LIMIT`."""
         return self.energy is not None and self.energy <= LIMIT and self.modes == modes
@@ -715,6 +739,7 @@ def run_matrix(
     rows: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
     cap: Count | None = None,
+    carriers: Sequence[CarrierName] = CARRIERS,
     console: Console | None = None,
 ) -> list[Cell]:
     """Run the cells that are not in ``matrix.json`` yet, and draw all of them.
@@ -726,6 +751,7 @@ def run_matrix(
         seeds: each cell is run with each of them.
         cap: iterations of any training, at most; the catalogue's own unless given. Learning rates
             then fall over so many.
+        carriers: the columns.
         console: where progress is shown.
 
     Returns:
@@ -752,18 +778,20 @@ def run_matrix(
         for seed in seeds:
             scores = _Scores(dataset, seed, cap)
             for row in chosen:
-                for carrier in CARRIERS:
+                for carrier in carriers:
                     if folder.done(row.name, carrier, seed):
                         continue
                     cell, samples = _run(row, carrier, dataset, seed, cap, scores)
                     folder.add(cell, samples)
                     if console is not None:
                         console.print(_line(cell), highlight=False)
-    cells = [folder.cells[r.name, c, seed] for r in chosen for c in CARRIERS for seed in seeds]
+    cells = [folder.cells[r.name, c, seed] for r in chosen for c in carriers for seed in seeds]
     shown = [cell for cell in cells if cell.seed == seeds[0]]
     data = dataset.draw(SAMPLES, generator=seeded(0, "matrix", "picture")).x
     clouds = {(c.row, c.carrier): folder.samples(c) for c in shown}
-    figure = matrix_figure(shown, clouds, data, modes_of(dataset.target), _caption(protocol, seeds))
+    figure = matrix_figure(
+        shown, clouds, data, modes_of(dataset.target), _caption(protocol, seeds, carriers)
+    )
     plots.save_figure(figure, out / "matrix.png", dpi=110)
     return cells
 
@@ -788,8 +816,9 @@ HEADER = ["field", "carrier", "energy", "SW2", "modes", "CPU s", "note"]
 def table(cells: Sequence[Cell], target: str) -> list[list[str]]:
     """A line for each pair: the worst figures of its seeds, their mean CPU seconds, and a note.
 
-    The note is "cannot" where the catalogue or the run has a reason (:func:`reasons`), "misses" where a
-    seed leaves out a mode or ends above :data:`LIMIT`, "capped" where the cap shortened a training.
+    The note says why a flow has no map, "cannot" where the catalogue or the run has a reason
+    (:func:`reasons`), "misses" where a seed leaves out a mode or ends above :data:`LIMIT`, "capped" where
+    the cap shortened a training.
 
     Args:
         cells: of one target.
@@ -798,7 +827,9 @@ def table(cells: Sequence[Cell], target: str) -> list[list[str]]:
     modes, lines = modes_of(_opened(target).target), []
     for (name, carrier), those in pairs(cells).items():
         notes = ["capped"] if any(cell.stopped for cell in those) else []
-        if not all(cell.reaches(modes) for cell in those):
+        if any(cell.has_no_map for cell in those):
+            notes = [f"no map: {those[0].reason}"]
+        elif not all(cell.reaches(modes) for cell in those):
             notes.insert(0, "cannot" if any(cell.reason for cell in those) else "misses")
         lines.append(
             [
@@ -815,8 +846,9 @@ def table(cells: Sequence[Cell], target: str) -> list[list[str]]:
 
 
 def reasons(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
-    """Why pairs cannot be, by row and carrier."""
-    return {(cell.row, cell.carrier): cell.reason for cell in cells if cell.reason}
+    """Why pairs that were run cannot be, by row and carrier."""
+    said = (cell for cell in cells if cell.reason and not cell.has_no_map)
+    return {(cell.row, cell.carrier): str(cell.reason) for cell in said}
 
 
 def _worst(values: Sequence[float | None], worst: Callable[..., float], shape: str) -> str:
@@ -933,19 +965,27 @@ def _run(
 ) -> tuple[Cell, Tensor | None]:
     """Train, sample and measure one cell."""
     scores.asked = False
-    build = row.particles if carrier == "particles" else row.generator
-    composition = build(Kit(dataset, carrier, seed, scores))
-    model, iterations = composition.model, 0
+    kit = Kit(dataset, carrier, seed, scores)
+    composition = (row.generator if carrier == "generator" else row.particles)(kit)
+    of_map = carrier == "flow map"
+    samples, iterations, reason = None, 0, row.misses.get(carrier)
+    if of_map and (why := no_map(free_particles(composition.model, "no flow"))) is not None:
+        return Cell(row.name, carrier, seed, None, None, None, 0.0, 0.0, 0, False, why), None
+    planned = composition.iterations + of_map * _MAP_ITERATIONS
+
+    def drawn(model: Carrier) -> Tensor:
+        return _sampled(model, dataset, seed)
+
+    def mapped(flow: Carrier) -> tuple[Tensor, int]:
+        return _made(_map_of(flow, kit), dataset, seed, cap, drawn)
+
     started = time.process_time()
-    samples, reason = None, row.misses.get(carrier)
     try:
-        if composition.phases:
-            trainer = _train(composition, dataset, seed, cap)
-            iterations = trainer.step
-            with swapped_in(model.sampled, trainer.average):
-                samples = _sampled(model, dataset, seed)
+        if of_map:
+            (samples, more), iterations = _made(composition, dataset, seed, cap, mapped)
+            iterations += more
         else:
-            samples = _sampled(model.eval(), dataset, seed)
+            samples, iterations = _made(composition, dataset, seed, cap, drawn)
         if not samples.isfinite().all():
             raise NumericsError("particles left the finite numbers.")
     except NumericsError as error:
@@ -962,10 +1002,36 @@ def _run(
         cpu_seconds=round(seconds, 2),
         score_seconds=round(scores.seconds, 2) if scores.asked else 0.0,
         iterations=iterations,
-        stopped=iterations < composition.iterations,
+        stopped=iterations < planned,
         reason=reason,
     )
     return cell, samples
+
+
+_MAP_ITERATIONS = 4000
+"""Of the training of a flow map."""
+
+
+def _map_of(flow: Carrier, kit: Kit) -> Composition:
+    """The map of a trained flow: of noised data along the linear path, or of its own steps."""
+    taught = deterministic(flow, 256)
+    if taught.follows_path:
+        taught = taught.along(LinearSchedule())
+        taught.field.freeze()
+    model = FlowMapModel(taught, kit.network("denoiser", 2, "map"))
+    phase = Phase("map", AdamSettings(lr=2e-3, decay="cosine"), 256)
+    return Composition(model, (phase,), _MAP_ITERATIONS, 0.998)
+
+
+def _made(
+    of: Composition, dataset: Dataset, seed: int, cap: int | None, make: Callable[[Carrier], Made]
+) -> tuple[Made, int]:
+    """What is made of a trained model with its averaged weights, and how many iterations that took."""
+    if not of.phases:
+        return make(of.model.eval()), 0
+    trainer = _train(of, dataset, seed, cap)
+    with swapped_in(of.model.sampled, trainer.average):
+        return make(of.model), trainer.step
 
 
 def _train(of: Composition, dataset: Dataset, seed: int, cap: int | None) -> Trainer:
@@ -999,8 +1065,8 @@ def _measured(samples: Tensor, dataset: Dataset) -> dict[str, Any]:
 
 _SIDE, _HEAD, _FOOT, _GAP = 1.42, 0.42, 0.2, 0.22
 """Inches of a panel, over and under it, and between pairs."""
-_ACROSS = 4
-"""Pairs in a line."""
+_ACROSS = 3
+"""Fields in a line."""
 
 
 def matrix_figure(
@@ -1010,7 +1076,7 @@ def matrix_figure(
     modes: int | None,
     caption: str,
 ) -> Figure:
-    """Small scatters, each field's two carriers side by side, with what was measured below.
+    """Small scatters, each field's carriers side by side, with what was measured below.
 
     Args:
         cells: one for each row and carrier.
@@ -1022,13 +1088,14 @@ def matrix_figure(
     names = list(dict.fromkeys(cell.row for cell in cells))
     across = min(_ACROSS, len(names))
     lines = math.ceil(len(names) / across)
-    wide, high = 2 * _SIDE + _GAP, _HEAD + _SIDE + _FOOT
+    carriers = sorted({cell.carrier for cell in cells}, key=CARRIERS.index)
+    wide, high = len(carriers) * _SIDE + _GAP, _HEAD + _SIDE + _FOOT
     foot = 0.5
     figure = plots.new_figure(across * wide + _GAP / 2, lines * high + foot)
     view = plots.view_of(data)
     for cell in cells:
         line, column = divmod(names.index(cell.row), across)
-        left = _GAP / 2 + column * wide + (cell.carrier == "generator") * _SIDE
+        left = _GAP / 2 + column * wide + carriers.index(cell.carrier) * _SIDE
         bottom = foot + (lines - 1 - line) * high + _FOOT
         cloud, axes = (
             samples[cell.row, cell.carrier],
@@ -1039,18 +1106,20 @@ def matrix_figure(
         if cloud is not None:
             plots.note_outside(axes, cloud, view)
         at, row, above = left + plots.MARGIN, CATALOGUE.find(cell.row), bottom + _SIDE
-        if cell.carrier == "particles":
-            end = left + 2 * _SIDE - plots.MARGIN
+        if cell.carrier == carriers[0]:
+            end = left + len(carriers) * _SIDE - plots.MARGIN
             plots.write_at(figure, at, above + 0.17, row.name, 9.5, plots.INK)
             plots.write_at(figure, at, above + 0.02, row.formula, 7)
             plots.write_at(figure, end, above + 0.17, row.paper, 6, ha="right")
-        color = plots.MUTED if cell.reaches(modes) else plots.SERIES[0]
+        color = plots.MUTED if cell.reaches(modes) or cell.has_no_map else plots.SERIES[0]
         plots.write_at(figure, at, bottom - 0.07, _measures(cell), 7, color, va="center")
     plots.write_at(figure, _GAP, 0.12, caption, 7.5)
     return figure
 
 
 def _measures(cell: Cell) -> str:
+    if cell.has_no_map:
+        return f"no map: {cell.reason}"
     seconds = f"{cell.cpu_seconds:.0f} s" + ("*" if cell.stopped else "")
     if cell.energy is None:
         return f"no samples · {seconds}"
@@ -1059,10 +1128,20 @@ def _measures(cell: Cell) -> str:
     return f"{energy.replace('-0.000', '0.000').replace('-', '−')} · {modes}{seconds}"
 
 
-def _caption(protocol: Mapping[str, Any], seeds: Sequence[int]) -> str:
+_CARRIED = {
+    "particles": "free particles",
+    "generator": "a generator",
+    "flow map": "the map of the particles' flow",
+}
+
+
+def _caption(
+    protocol: Mapping[str, Any], seeds: Sequence[int], carriers: Sequence[CarrierName]
+) -> str:
+    by = ", ".join(_CARRIED[each] for each in carriers)
     return (
-        "Each field carried by free particles (left) and by a generator (right). Below: energy distance, "
-        f"modes covered, CPU seconds.\nData: {protocol['data']}; {SAMPLES} samples, seed {seeds[0]}; "
+        f"Each field carried by (from the left): {by}. Below: energy distance, modes covered, CPU seconds.\n"
+        f"Data: {protocol['data']}; {SAMPLES} samples, seed {seeds[0]}; "
         f"iterations: {protocol['iterations']} (*: fewer than the catalogue's). Red: a mode is missing, or "
         f"energy > {LIMIT:g}."
     )

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, TypeAlias, cast
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from partikel.errors import ConfigError
 from partikel.errors.checks import Checked, Positive, Range, check
-
-Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 RAMP = 0.05
 """A half-life is never longer than this share of the training so far (EDM, Karras et al. 2022)."""
@@ -105,11 +103,7 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, module: nn.Module, decay: Callable[[float], float]) -> None:
-        def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
-            if averages[0].is_floating_point():
-                get_ema_multi_avg_fn(decay(float(count)))(averages, values, count)
-
-        super().__init__(module, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+        super().__init__(module, use_buffers=True)
         self.requires_grad_(False)
         means = {
             id(buffer)
@@ -118,14 +112,25 @@ class WeightAverage(AveragedModel):
             for buffer in (part.running_mean, part.running_var)
         }
         # what a module is made of does not change, and to look for it takes as long as to average
-        self._copied = [name for name, b in self.module.named_buffers() if id(b) not in means]
+        buffers = dict(self.module.named_buffers())
+        self._copied = [name for name, buffer in buffers.items() if id(buffer) not in means]
+        self._means = [name for name, buffer in buffers.items() if id(buffer) in means]
+        self._decay = decay
         self._iterates = any(True for _ in _power_iterations(self.module))
         self.register_load_state_dict_post_hook(_settle)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
-        super().update_parameters(model)
+        averages, values = (
+            [*each.parameters(), *map(each.get_buffer, self._means)]
+            for each in (self.module, model)
+        )
+        count = int(self.n_averaged)
+        share = 1 - self._decay(count) if count else 1.0
+        # all at once: AveragedModel's own update takes longer to gather them than to average
+        torch._foreach_lerp_(averages, values, share)  # pyright: ignore
+        self.n_averaged += 1
         for name in self._copied:
             self.module.get_buffer(name).copy_(model.get_buffer(name))
         if self._iterates:

@@ -122,6 +122,7 @@ class Trainer(Checked):
         self.engine.install(model, device)
         self.scalers = [self.engine.scaler(device) for _ in self.phases]
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._others: dict[nn.Module | None, list[nn.Parameter]] = {}
         self.optimizers: list[torch.optim.Adam] = []
         self.batches: list[BatchStream | None] = []
         for phase, loss, share in zip(self.phases, self._losses, self._shares, strict=True):
@@ -247,13 +248,14 @@ class Trainer(Checked):
             share = mean if count == 1 else mean / count
             (share if scaler is None else scaler.scale(share)).backward()
             for name, figure in {"loss": mean.detach(), **value.metrics}.items():
-                metrics[name] = (
-                    metrics[name] + figure / count if name in metrics else figure / count
-                )
+                part_of = figure if count == 1 else figure / count
+                metrics[name] = metrics[name] + part_of if name in metrics else part_of
         parameters = optimizer.param_groups[0]["params"]
         if self.accelerator.num_processes > 1:
             metrics = self._reduced(parameters, metrics)
-        if not torch.isfinite(metrics["loss"]):
+        gradients = [] if scaler else [p.grad for p in parameters if p.grad is not None]
+        finite = _all_finite([metrics["loss"].float(), *gradients])
+        if not finite and not torch.isfinite(metrics["loss"]):
             raise NumericsError(
                 f"the loss '{loss.name}' became {metrics['loss'].item()} at iteration "
                 f"{self.step + 1}: lower {self._exploded(index)} learning rate, clip its gradients "
@@ -262,7 +264,7 @@ class Trainer(Checked):
         clip = self.phases[index].optimizer.clip
         if scaler is not None:
             scaler.unscale_(optimizer)
-        elif not _all_finite([p.grad for p in parameters if p.grad is not None]):
+        elif not finite:
             raise NumericsError(
                 f"the gradient of '{loss.name}' became infinite or nan at iteration {self.step + 1}: "
                 "lower its learning rate or check the data."
@@ -318,8 +320,10 @@ class Trainer(Checked):
 
         Nor is there dropout in other networks of the field: what is followed is the field as it is.
         """
-        own = set() if module is None else {id(p) for p in module.parameters()}
-        others = [p for p in self._trained if id(p) not in own]
+        if module not in self._others:  # to look for them takes as long as to freeze them
+            own = set() if module is None else {id(p) for p in module.parameters()}
+            self._others[module] = [p for p in self._trained if id(p) not in own]
+        others = self._others[module]
         still = [m for m in self._field_dropouts if m.training]
         if still and module is not None:
             still = [m for m in still if m not in set(module.modules())]
@@ -350,13 +354,11 @@ class Trainer(Checked):
         return batch if self.model.conditional else Batch(batch.x, None)
 
 
-def _all_finite(gradients: list[Tensor]) -> bool:
-    """Whether gradients are finite, in one pass: the operation that GradScaler asks with, by 1."""
-    if not gradients:
-        return True
-    found = gradients[0].new_zeros((), dtype=torch.float32)
+def _all_finite(numbers: list[Tensor]) -> bool:
+    """Whether numbers are finite, in one pass: the operation that GradScaler asks with, by 1."""
+    found = numbers[0].new_zeros((), dtype=torch.float32)
     ask = torch._amp_foreach_non_finite_check_and_unscale_  # type: ignore[attr-defined]  # pyright: ignore
-    ask(gradients, found, torch.ones_like(found))
+    ask(numbers, found, torch.ones_like(found))
     return not found.item()
 
 

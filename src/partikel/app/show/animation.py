@@ -4,8 +4,9 @@ A :class:`Frame` is one moment: the particles, the field's arrows at them, and, 
 discriminator's, its potential c(d) as a background of level sets, darker where it is higher (where
 the generator's loss is lower). For free particles the moments are nodes of a sampling path
 (:func:`generation_frames`), for a generator they are moments of its training
-(:func:`training_frame`). Arrows and potentials are scaled anew in every frame: they show directions
-and shapes, not magnitudes.
+(:func:`training_frame`). A flow map's particles are shown where it jumps to from t = 0, against the
+paths on which its flow takes the same ones there. Arrows and potentials are scaled anew in every
+frame: they show directions and shapes, not magnitudes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -70,6 +72,7 @@ class Frame:
         arrows: name -> (m, 2) vectors at the first m <= n particles.
         potential: (G, G) what particles ascend, over ``extent``; rows go upwards.
         extent: the part of the plane to show; None for images.
+        paths: (m, k, 2) how the flow that a map has learned took the first m particles to here.
     """
 
     label: str
@@ -77,6 +80,7 @@ class Frame:
     arrows: Mapping[str, Tensor] = dataclass_field(default_factory=dict)
     potential: Tensor | None = None
     extent: Extent | None = None
+    paths: Tensor | None = None
 
 
 # --- from models to frames
@@ -127,12 +131,22 @@ def generation_frames(
     result: list[Frame] = []
     with _evaluating(model), torch.no_grad():
         if view is None:
-            return [Frame(label, _kept(visible(state.x))) for label, state, _ in path.moments(n)]
+            for label, state, _, flowed in path.moments(n):
+                x = visible(state.x)
+                if flowed:
+                    x = torch.stack([x[: len(flowed[-1])], visible(flowed[-1])], 1).flatten(0, 1)
+                    label = f"pairs of map and flow · {label}"
+                result.append(Frame(label, _kept(x)))
+            return result
         bound = model.field.bind(Context(real=real, generator=generator))
-        for label, state, at in path.moments(n):
+        for label, state, at, flowed in path.moments(n):
+            extent = _extent(state.x, view)
+            if flowed is not None:
+                paths = _kept(torch.stack(flowed, 1)) if flowed else None
+                result.append(Frame(label, _kept(state.x), extent=extent, paths=paths))
+                continue
             exists = at.sigma is None or at.sigma > 0
             arrows = {"field": _kept(_field_at(bound, state.x[:ARROWS], at))} if exists else {}
-            extent = _extent(state.x, view)
             potential = _potential(bound, extent, at)
             result.append(Frame(label, _kept(state.x), arrows, potential, extent))
     return result
@@ -218,6 +232,8 @@ def save_frame(frame: Frame, path: str | Path) -> None:
     }
     if frame.potential is not None:
         arrays["potential"] = frame.potential.numpy()
+    if frame.paths is not None:
+        arrays["paths"] = frame.paths.numpy()
     if frame.extent is not None:
         arrays["extent"] = np.array(frame.extent)
     with replacing(path) as part, part.open("wb") as file:
@@ -248,6 +264,7 @@ def load_frame(path: str | Path) -> Frame:
                 },
                 torch.from_numpy(arrays["potential"]) if "potential" in arrays else None,
                 extent,
+                torch.from_numpy(arrays["paths"]) if "paths" in arrays else None,
             )
     except FileNotFoundError:
         raise CheckpointError(f"there is no frame {path}.") from None
@@ -411,13 +428,28 @@ class _Path:
         start = model.start(n, generator)
         return model.stream(start, generator=generator, steps=self.steps, cond=cond, real=self.real)
 
-    def moments(self, n: int | None) -> Iterator[tuple[str, State, At]]:
-        """The chosen nodes: what to call them, the particles, and where on the path."""
+    def moments(self, n: int | None) -> Iterator[tuple[str, State, At, list[Tensor] | None]]:
+        """The chosen nodes: what to call them, the particles, where on the path, and a map's flow so far.
+
+        That of some particles; None of a model whose particles follow the field themselves.
+        """
         nodes, schedule = self.even_nodes(), self.model.schedule
         total = max(nodes)
         count = n or (36 if self.view is None else 400)
+        some = (count + 1) // 2 if self.view is None else ARROWS
+        flow, flowed = None, []
         for state in self.states(count, self.generator, self.cond):
+            if state.step == 0:
+                cond = None if self.cond is None else self.cond[:some]
+                asked = {"generator": self.generator, "cond": cond, "steps": self.steps}
+                flow = self.model.paths(state.x[:some], **asked)
+            if flow is not None:
+                flowed.extend(each.x for each in islice(flow, 1))
             if state.step not in nodes:
+                continue
+            if flow is not None:
+                label = f"t = {state.t / self.model.horizon:.2f}"
+                yield label, state, At(state.x.new_tensor(state.t)), flowed
                 continue
             label, at = (
                 f"step {state.step} of {total}",
@@ -426,7 +458,7 @@ class _Path:
             if schedule is not None:
                 sigma = schedule.sigma(at.t)
                 label, at = f"{label} · σ = {float(sigma):.3g}", at._replace(sigma=sigma)
-            yield label, state, at
+            yield label, state, at, None
 
     def even_nodes(self) -> set[int]:
         """At most so many nodes between which pictures change by about as much.
@@ -529,9 +561,23 @@ def _draw(axes: Axes, frame: Frame, data: Tensor | None, inches: float) -> None:
     width = extent[1] - extent[0]
     usual = plots.view_of(frame.x if data is None else data)
     plots.draw_clouds(axes, frame.x, data, inches, min(1.0, (usual[1] - usual[0]) / width))
+    if frame.paths is not None:
+        _draw_paths(axes, frame.x, frame.paths)
     _draw_arrows(axes, frame, width)
     if len(frame.arrows) > 1:
         _write_arrow_key(axes, tuple(frame.arrows), inches)
+
+
+def _draw_paths(axes: Axes, x: Tensor, paths: Tensor) -> None:
+    """Lines along a flow, rings where it has come to, and a line from each to where its map has jumped."""
+    for path, jumped in zip(paths.numpy(), x.numpy(), strict=False):
+        axes.plot(*path.T, color=plots.INK, lw=0.5, alpha=0.35, zorder=2)
+        axes.plot(
+            *np.stack([path[-1], jumped]).T, color=plots.GENERATED, lw=0.6, alpha=0.7, zorder=5
+        )
+    ends = paths[:, -1].numpy()
+    axes.scatter(*ends.T, s=9, facecolors="none", edgecolors=plots.INK, linewidths=0.5, zorder=7)
+    plots.write_beside(axes, "points: the map, rings: its flow", (0.0, 0.045), 5, plots.MUTED)
 
 
 def _draw_potential(axes: Axes, potential: Tensor, extent: Extent) -> None:

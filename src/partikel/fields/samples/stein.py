@@ -43,8 +43,7 @@ class SteinField(Field):
         point, cloud = x.detach(), self.bound_cloud(x)
         kernel = self.kernel if self.context.particles is not None else self.kernel.fitted(cloud)
         if self.context.particles is None or max(map(Tensor.numel, self._levels(at))) == 1:
-            attraction = kernel.mean(point, cloud, self._score(cloud, at))
-            return attraction + kernel.repulsion(point, cloud)
+            return kernel.stein(point, cloud, self._score(cloud, at))
         attraction = torch.empty_like(point)
         levels = torch.stack(torch.broadcast_tensors(*self._levels(at)), 1)
         distinct, place = torch.unique(levels, dim=0, return_inverse=True)

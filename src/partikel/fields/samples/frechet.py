@@ -1,0 +1,118 @@
+"""The Fréchet distance of features as a field (FD loss, arXiv:2604.28190; framework §13)."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from partikel.fields.base import At, Field
+
+_PASS = 1024  # points that go through the network together
+_RANK = 1e-10  # of the largest eigenvalue: what lies below is rounding, not a direction
+
+
+class Moments(NamedTuple):
+    """Of a cloud of features (n, D), in float64: the mean, and the covariance divided by n."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class FrechetField(Field):
+    """Minus the first variation of F(ρ) = ‖m - m_ρ‖² + tr(C + C_ρ - 2 (C C_ρ)^½), moments of features φ.
+
+        V(x) = Jφ(x)ᵀ 2 [(m - m_ρ) + (T - I)(φ(x) - m_ρ)],    T = C^½ (C^½ C_ρ C^½)^-½ C^½
+
+    T is the optimal map from N(m_ρ, C_ρ) to N(m, C), so that V is, in feature space, twice the displacement
+    which takes one Gaussian to the other. It is -P times the gradient of F of the P particles, with
+    covariances divided by P. Nothing is learned. It is blind to what mean and covariance of the features
+    do not tell: in the plane and without φ a ring of modes is a Gaussian to it. And it *is* the
+    metric that goes by the name of FID: do not report that metric, on these features, of what it made.
+
+    With no more points than features the covariances are singular, and T is taken on the space that they
+    span (pseudo-inverse): bind, or train on, more points than there are features.
+
+    Args:
+        features: φ, (B, ...) -> (B, D), differentiable; it is copied, frozen and asked in evaluation
+            mode. None takes the points themselves.
+    """
+
+    requires = frozenset({"real", "particles"})
+
+    def __init__(self, features: nn.Module | None = None) -> None:
+        super().__init__()
+        frozen = None if features is None else copy.deepcopy(features).requires_grad_(False).eval()
+        self.features = frozen
+        self._map: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """Twice the displacement, pulled back through φ."""
+        point = x.detach()
+        mean, mean_own, transport = self._map or self._gaussian_map(
+            self.bound_cloud(x), self.bound_real(x)
+        )
+
+        def pull(some: Tensor, y: Tensor) -> Tensor:
+            gap = y.detach().double() - mean_own
+            velocity = 2 * ((mean - mean_own) + gap @ transport - gap).to(y)
+            if y is some:
+                return velocity
+            return torch.autograd.grad(y, some, velocity)[0]
+
+        if self.features is None:
+            flat = point.flatten(1)
+            return pull(flat, flat).view_as(x)
+        parts = []
+        for block in point.split(_PASS):
+            with torch.enable_grad():
+                some = block.clone().requires_grad_()
+                parts.append(pull(some, self.features(some).flatten(1)))
+        return torch.cat(parts)
+
+    def prepare(self) -> None:
+        """The Gaussian map of a bound cloud, once."""
+        self._map = None
+        if self.context.particles is not None and self.context.real is not None:
+            cloud = self.context.particles.detach()
+            self._map = self._gaussian_map(cloud, self.context.real.to(cloud))
+
+    def distance(self, cloud: Tensor, real: Tensor) -> Tensor:
+        """F of two clouds (P, ...), (R, ...), (), with a graph where they have one."""
+        own, data = self._moments(cloud), self._moments(real)
+        root = _power(data.covariance, 0.5)
+        overlap = torch.linalg.eigvalsh(root @ own.covariance @ root).clamp(min=0).sqrt().sum()
+        traces = own.covariance.trace() + data.covariance.trace()
+        return (own.mean - data.mean).square().sum() + traces - 2 * overlap
+
+    def train(self, mode: bool = True) -> FrechetField:
+        """Set training mode, which φ ignores."""
+        super().train(mode)
+        if self.features is not None:
+            self.features.eval()
+        return self
+
+    def _moments(self, x: Tensor) -> Moments:
+        if self.features is not None:
+            x = torch.cat([self.features(block) for block in x.split(_PASS)])
+        y = x.flatten(1).double()
+        mean = y.mean(0)
+        return Moments(mean, (y - mean).T @ (y - mean) / len(y))
+
+    def _gaussian_map(self, cloud: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The data's mean, the cloud's, and T."""
+        with torch.no_grad():
+            own, data = self._moments(cloud), self._moments(real)
+            root = _power(data.covariance, 0.5)
+            inner = _power(root @ own.covariance @ root, -0.5)
+            return data.mean, own.mean, root @ inner @ root
+
+
+def _power(matrix: Tensor, power: float) -> Tensor:
+    """M^power of a positive semi-definite matrix (D, D); of its pseudo-inverse where power < 0."""
+    values, vectors = torch.linalg.eigh(matrix)
+    there = values > _RANK * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
+    powers = torch.where(there, values.where(there, 1).pow(power), 0)
+    return (vectors * powers) @ vectors.T
