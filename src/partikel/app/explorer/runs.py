@@ -21,6 +21,7 @@ from partikel.models import Carrier, FlowMapModel, GeneratorModel, ParticleModel
 from partikel.models.map_losses import Consistency
 from partikel.networks import MLP
 from partikel.networks.activations import ACTIVATIONS
+from partikel.networks.conditions import ScalarConditions
 from partikel.networks.embeddings import FourierEmbedding
 from partikel.objectives import objective_name
 from partikel.priors import GaussianPrior
@@ -127,7 +128,9 @@ def _live(model: Carrier) -> dict[str, Any] | None:
             return (
                 {"kind": "score", "std": float(denoiser.sigma_data), **network} if network else None
             )
-    plain = isinstance(field, DiscriminatorField) and field.conditions == ("t",)
+    if not isinstance(field, DiscriminatorField):
+        return None
+    plain = field.conditions == ("t",)
     steady = type(model.solver) is Euler and type(model.grid) is UniformGrid
     if plain and steady and model.diffusion is None and field.schedule is None:
         network = _network(field.network, 1)
@@ -140,7 +143,10 @@ def _live(model: Carrier) -> dict[str, Any] | None:
 
 def _network(network: nn.Module, scalars: int) -> dict[str, Any] | None:
     """A multilayer perceptron that is told so many numbers; None for any other network."""
-    if type(network) is not MLP or network.conditions.told.scalars != scalars:
+    if type(network) is not MLP:
+        return None
+    assert isinstance(network.conditions, ScalarConditions)
+    if network.conditions.told.scalars != scalars:
         return None
     embed = network.conditions.embed
     names = [name for name, each in ACTIVATIONS.items() if each is network.activation]
