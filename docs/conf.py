@@ -27,6 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "_ext.api",
+    "_ext.explorer",
     "_ext.formulas",
     "_ext.pages",
 ]

@@ -445,3 +445,12 @@ def test_killed_runs_resume(tmp_path: Path) -> None:
 
 def test_every_solver_can_be_named() -> None:
     assert set(get_args(SolverName)) == set(SOLVERS)
+
+
+def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """A formula or a folder may have them."""
+    from partikel.app.tables import table
+
+    table("[red]", ["[bold]", "field"], [["[x]", "E[a'x_1 + b'x_0 | x]"]])
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("[red]", "[bold]", "[x]", "E[a'x_1 + b'x_0 | x]"))

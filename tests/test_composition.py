@@ -123,7 +123,7 @@ def test_an_edm_is_what_its_settings_say() -> None:
     assert (own.law, own.weighting) == (LogUniformLaw(0.002, 80.0), "likelihood")
 
 
-@pytest.mark.parametrize("solver", ["heun", "euler", "ddim", "dpmpp-2m"])
+@pytest.mark.parametrize("solver", ["heun", "euler", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"])
 def test_an_edms_solver_is_the_named_one(solver: str) -> None:
     model = particle(small_edm(solver=solver).compose(DATA))
     assert type(model.solver) is type(SOLVERS[solver]())

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,18 +15,36 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import randn, seeded
+from conftest import randn, seeded, tensor
 from partikel.app.cli import main
 from partikel.app.explorer import joined_script, write_explorer
-from partikel.data import DataSettings, open_dataset
-from partikel.fields import At, ExactScoreField, Field
+from partikel.app.explorer.runs import told
+from partikel.app.export import load
+from partikel.app.runs import Run
+from partikel.data import Batch, DataSettings, open_dataset
+from partikel.errors import ConfigError
+from partikel.fields import (
+    At,
+    DiscriminatorField,
+    ExactScoreField,
+    Field,
+    ScoreField,
+    TrainingBatch,
+)
+from partikel.fields.particles import Particles
 from partikel.fields.ratio import kernel_density
 from partikel.metrics import energy_distance
 from partikel.metrics.chance import energy_quantile
 from partikel.models import ParticleModel
+from partikel.models.generator import surrogate_loss
+from partikel.models.ntk import ntk_operator
+from partikel.networks import MLP, Conditioning
+from partikel.networks.conditions import UNCONDITIONAL
+from partikel.objectives import OBJECTIVES, GradientPenalty
 from partikel.schedules import GeometricGrid, VESchedule
 from partikel.solvers import SOLVERS, Dynamics, Step
 from partikel.solvers.noise import BrownianMotion
+from partikel.streams import Streams
 from partikel.studies import plane
 from partikel.targets import GaussianMixture, Target
 
@@ -84,6 +103,17 @@ def test_without_a_screen_the_page_is_written(
     main(["explore"])
     assert capsys.readouterr().out == "explorer.html\n"
     assert Path("explorer.html").stat().st_size > 10_000
+
+
+def test_a_run_of_neither_points_nor_images_is_refused() -> None:
+    run = SimpleNamespace(
+        path=Path("run"),
+        title="vectors: EDM",
+        data=SimpleNamespace(shape=(3,)),
+        recipe=SimpleNamespace(data=SimpleNamespace(title="vectors")),
+    )
+    with pytest.raises(ConfigError, match="neither points of the plane nor images"):
+        told(run)  # type: ignore[arg-type]
 
 
 # --- in a browser
@@ -220,7 +250,9 @@ class Given(BrownianMotion):
 
 
 NEW_FLOW = """new explorer.PlaneFlow(
-    explorer.openTarget(given[0]), new explorer.Path(10), {error: 0, discriminator: 'ideal', exactStart: true, ...given[1]}
+    explorer.openTarget(given[0]),
+    new explorer.Path(10),
+    {error: 0, discriminator: 'ideal', exactStart: true, ...given[1]}
 )"""
 
 
@@ -365,7 +397,7 @@ def ended(browser: Page, **settings: Any) -> Tensor:
     """Where 2,000 particles of the page end."""
     script = """(() => {
         const state = {...explorer.fromFragment(''), ...given[0]};
-        const flow = new explorer.FreeFlow(state, explorer.openTarget(state.data), 2000);
+        const flow = explorer.simulate(state, explorer.openTarget(state.data), 2000);
         while (!flow.finished) flow.step();
         return flow.x;
     })()"""
@@ -416,20 +448,323 @@ def test_other_laws_are_the_librarys_too(browser: Page, lambda2: float) -> None:
         assert energy_distance(ours, first[:2000]) > floor
 
 
+# --- runs
+
+TINY = ["--iterations", "3", "--evaluate-samples", "50", "--evaluate-every", "1"]
+NARROW = ["--network.width", "20", "--network.depth", "2"]
+GAN = ["--discriminator.width", "8", "--generator.width", "20", "--latent", "5"]
+TRAINED = {
+    "edm-gaussians": NARROW,
+    "discriminator-flow-gaussians": [*NARROW, "--steps", "7"],
+    "gan-gaussians": GAN,
+    "mean-flow-gaussians": NARROW,
+    "edm-digits": [],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in TRAINED.items():
+        main(["train", name, *TINY, *options, "--out", str(folder / name)])
+    return {name: load(folder / name) for name in TRAINED}
+
+
+@pytest.fixture(scope="module")
+def with_runs(
+    browser: Page, trained: dict[str, Run], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("with-runs") / "page.html"
+    names = [str(run.path) for run in trained.values()]
+    main(["explore", *names, "--out", str(path)])
+    page = Page(browser.driver, path.as_uri())
+    page.open()
+    yield page
+    browser.open()
+
+
+@pytest.mark.slow
+def test_runs_are_evaluated_as_the_library_does(with_runs: Page, trained: dict[str, Run]) -> None:
+    kinds = with_runs.run("explorer.RUNS.map(run => run.kind)")
+    assert kinds == ["score", "critic", "generator", "map", "sheets"]
+    x = 3 * randn(40, 2)
+    for sigma in (0.05, 1.3, 20.0):
+        made = "new explorer.TrainedScore(explorer.RUNS[0])"
+        script = f"{made}.score(given[0], 40, given[1], new Float64Array(80))"
+        found = with_runs.points(script, x.flatten(), sigma)
+        model = trained["edm-gaussians"].model.double()
+        score = next(part for part in model.field.modules() if isinstance(part, ScoreField))
+        at = At(tensor(0.0), tensor(sigma))
+        assert_close(found, score(x, at).detach(), rtol=1e-5, atol=1e-5 / sigma)
+    for number, name in ((1, "discriminator-flow-gaussians"), (3, "mean-flow-gaussians")):
+        ended = """(run => {
+            const one = explorer.showRun(run, 3), start = Array.from(one.x);
+            while (!one.finished) one.step();
+            return [...start, ...one.x];
+        })(explorer.RUNS[given[0]])"""
+        start, end = with_runs.points(ended, number).chunk(2)
+        theirs = trained[name].model.double().sample(len(start), generator=seeded(), start=start)
+        assert_close(end, theirs, rtol=1e-5, atol=1e-5)
+        assert 0.9 < float(start.std()) < 1.1
+    walked = """(one => {
+        one.step();
+        return [...one.x, ...one.z];
+    })(explorer.showRun(explorer.RUNS[2], 3))"""
+    numbers = torch.tensor(with_runs.run(walked), dtype=torch.float64)
+    outputs, latents = numbers[:4000].view(-1, 2), numbers[4000:].view(2000, -1)
+    theirs = trained["gan-gaussians"].model.double().sample(2000, generator=seeded(), start=latents)
+    assert_close(outputs, theirs, **CLOSE)
+    assert float(latents.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.slow
+def test_runs_are_shown(with_runs: Page, trained: dict[str, Run]) -> None:
+    for number, kind in enumerate(("score", "field", "field", "field", "field"), start=1):
+        with_runs.open(f"#{kind}=run{number}")
+        assert with_runs.run("explorer.page.state")[kind] == f"run{number}"
+        with_runs.run("explorer.page.goTo(explorer.page.simulation.steps)")
+        with_runs.run("explorer.page.goTo(0)")
+        with_runs.run("explorer.page.measure()")
+        assert with_runs.run("document.getElementById('energy').hidden") == (number == 5)
+        assert with_runs.run("document.getElementById('map').hidden") == (kind == "field")
+    assert with_runs.run("explorer.page.simulation.labels.length") > 1
+    picture = "explorer.page.simulation.pictures.every(each => each.naturalWidth > 100)"
+    assert with_runs.run(picture)
+    assert with_runs.faults == []
+    record = told(trained["edm-digits"])
+    assert record["size"] == sum(map(len, record["pictures"]))
+
+
+@pytest.mark.slow
+def test_what_the_page_cannot_evaluate_it_shows_in_moments(
+    browser: Page, trained: dict[str, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("partikel.app.explorer.runs._live", lambda model: None)
+    path = write_explorer(
+        tmp_path / "page.html", [trained["edm-gaussians"], trained["gan-gaussians"]]
+    )
+    page = Page(browser.driver, path.as_uri())
+    page.open("#field=run1")
+    for number in (1, 2):
+        page.run(f"explorer.page.set({{field: 'run{number}'}})")
+        moments = page.run("explorer.page.simulation.labels")
+        page.run(f"explorer.page.goTo({len(moments) - 1})")
+        assert len(page.points("explorer.page.simulation.x")) == page.run(
+            "explorer.page.simulation.n"
+        )
+        assert page.run("document.getElementById('moment-label').value") in moments
+    assert page.faults == []
+    browser.open()
+
+
+# --- networks
+
+
+def network_of(page: Page, script: str, inputs: int, outputs: int, activation: str) -> MLP:
+    """The page's network, as one of the library's."""
+    conditions = (
+        UNCONDITIONAL if inputs < 4 or outputs else Conditioning(1, None, "fourier", inputs - 2)
+    )
+    network = MLP(
+        (inputs if conditions.scalars == 0 else 2,),
+        (outputs,) if outputs else (),
+        width=page.run(f"{script}.sizes[1]"),
+        depth=page.run(f"{script}.depth") - 1,
+        activation=activation,
+        conditions=conditions,
+    ).double()
+    given = page.run(f"{script}.parameters.map(p => Array.from(p))")
+    with torch.no_grad():
+        for kept, values in zip(network.parameters(), given, strict=True):
+            kept.copy_(torch.tensor(values, dtype=torch.float64).view_as(kept))
+        if conditions.scalars:
+            network.conditions.embed.frequencies.copy_(tensor([0.25, 0.5, 1.0, 2.0]))  # type: ignore[union-attr]
+    return network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["silu", "leaky_relu", "relu", "tanh", "softplus"])
+def test_outputs_and_gradients_of_networks(browser: Page, activation: str) -> None:
+    made = f"new explorer.Network([3, 18, 18, 1], '{activation}', new explorer.Stream(5))"
+    browser.run(f"void (window.net = {made})")
+    network = network_of(browser, "window.net", 3, 0, activation)
+    x, weights = randn(30, 3).requires_grad_(), randn(30, seed=1)
+    found = browser.run(
+        """((net, x, weights) => {
+            const output = Array.from(net.forward(x, 30));
+            net.clear();
+            const input = Array.from(net.backward(weights, 30));
+            const gradients = net.gradients.map(g => Array.from(g));
+            net.clear();
+            net.slopeGradients(x, 0.7, 30);
+            const slopes = net.gradients.map(g => Array.from(g));
+            return [output.slice(0, 30), input.slice(0, 90), gradients, slopes];
+        })(window.net, Float64Array.from(given[0]), Float64Array.from(given[1]))""",
+        *(x.flatten(), weights),
+    )
+    output = network(x)
+    parameters = list(network.parameters())
+    first = torch.autograd.grad(output @ weights, [x, *parameters], create_graph=True)
+    assert_close(tensor(found[0]), output.detach(), **CLOSE)
+    assert_close(tensor(found[1]).view(30, 3), first[0].detach(), **CLOSE)
+    for ours, theirs in zip(found[2], first[1:], strict=True):
+        assert_close(tensor(ours).view_as(theirs), theirs.detach(), **CLOSE)
+    (slope,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+    along = 0.7 * (slope * x.detach()).sum()
+    second = torch.autograd.grad(along, parameters, allow_unused=True)
+    for ours, theirs in zip(found[3], second, strict=True):
+        theirs = torch.zeros(len(ours)).double() if theirs is None else theirs
+        assert_close(tensor(ours).view_as(theirs), theirs, **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_discriminators_field_and_step_are_the_librarys(browser: Page, timed: bool) -> None:
+    """Every objective: ∇c(d), and the gradient of the loss with its penalty, on the same batches."""
+    names = browser.run("Object.keys(explorer.OBJECTIVES)")
+    assert set(names) <= set(OBJECTIVES)
+    x, times = 2 * randn(256, 2), torch.rand(256, generator=seeded(), dtype=torch.float64)
+    for name in names:
+        script = "window.critic"
+        found = browser.run(
+            """(([name, timed, x, times]) => {
+                const stream = new explorer.Stream(8);
+                const critic = window.critic = new explorer.Discriminator(name, timed, stream);
+                const field = Array.from(critic.field(x, 256, times, new Float64Array(512)));
+                const c = Array.from(critic.potential(x, 256, times, new Float64Array(256)));
+                critic.optimiser.step = () => {};
+                critic.train(explorer.openTarget('moons'), x, times);
+                const gradients = critic.network.gradients.map(g => Array.from(g));
+                return [field, c, gradients, Array.from(critic.real)];
+            })([given[0], given[1], Float64Array.from(given[2]), Float64Array.from(given[3])])""",
+            *(name, timed, x.flatten(), times),
+        )
+        inputs = browser.run(f"{script}.inputs")
+        network = network_of(browser, f"{script}.network", inputs, 0, "silu")
+        critic = DiscriminatorField(
+            network,
+            name,
+            conditions=("t",) if timed else (),
+            penalties=(GradientPenalty(0.05, at="real"),),
+        )
+        at = At(times, None)
+        assert_close(tensor(found[0]).view(-1, 2), critic(x, at), **CLOSE)
+        potential = critic.potential(x, at).detach()
+        assert_close(tensor(found[1]), potential, **CLOSE)
+        real = tensor(found[3]).view(-1, 2)
+        loss = critic.own_losses()[0].compute(
+            TrainingBatch(Batch(real, None), Particles(x, times), 256, Streams(0))
+        )
+        gradients = torch.autograd.grad(loss.loss.mean(), list(network.parameters()))
+        for ours, theirs in zip(found[2], gradients, strict=True):
+            assert_close(tensor(ours).view_as(theirs), theirs, **CLOSE)
+
+
+@pytest.mark.slow
+def test_what_a_generator_makes_of_a_field_is_the_librarys(browser: Page) -> None:
+    made = """(() => {
+        const one = window.maker = new explorer.Generator(150, new explorer.Stream(4), 2);
+        const x = Array.from(one.draw()), field = Float64Array.from(x, v => Math.sin(3 * v) - v);
+        one.optimiser.step = () => {};
+        one.follow(field, true);
+        const gradients = one.network.gradients.map(g => Array.from(g));
+        return [x, Array.from(one.batch), Array.from(one.moved), gradients];
+    })()"""
+    x, z, moved, gradients = browser.run(made)
+    network = network_of(browser, "window.maker.network", 8, 2, "silu")
+    latents, outputs = tensor(z).view(-1, 8), tensor(x).view(-1, 2)
+    batch, shown = latents[:256], latents[256:]
+    assert_close(network(latents).detach(), outputs, **CLOSE)
+    velocity = (3 * outputs).sin() - outputs
+    theirs = ntk_operator(network, batch, velocity[:256], at=shown)
+    assert_close(tensor(moved).view(-1, 2), theirs, **CLOSE)
+    loss = surrogate_loss(network(batch), velocity[:256]).mean()
+    for ours, grad in zip(
+        gradients, torch.autograd.grad(loss, list(network.parameters())), strict=True
+    ):
+        assert_close(tensor(ours).view_as(grad), grad, **CLOSE)
+
+
+@pytest.mark.slow
+def test_a_generator_follows_the_planes_velocity(browser: Page) -> None:
+    """In units of β, all laws smoothed by one kernel; lengths are those of 1/σ."""
+    script = """(() => {
+        const state = {...explorer.fromFragment(''), carrier: 'generator', g2: 1, lambda2: 0.5, error: 0.4};
+        const one = explorer.simulate(state, explorer.openTarget('gaussians'), 120);
+        one.generator.optimiser.step = () => {};
+        one.train();
+        return [...one.generator.outputs, ...one.field];
+    })()"""
+    x, found = browser.points(script).chunk(2)
+    target, sigma = target_of(browser, "gaussians"), 3.0
+    level = math.hypot(sigma, browser.run("explorer.bandwidth(3)"))
+    at = At(tensor(0.0), tensor(level))
+    score, own = (
+        Moved(target, 0.4)(x, at),
+        kernel_density(x, x, torch.full_like(x[:, 0], level**2))[1],
+    )
+    ratio = target.score(x, torch.full_like(x[:, 0], level)) - own
+    assert_close(found, level**2 * (0.75 * ratio + 0.25 * score), **CLOSE)
+
+
+@pytest.mark.slow
+def test_adam_is_torchs(browser: Page) -> None:
+    values = browser.run("""(() => {
+        const net = new explorer.Network([1, 1], 'identity');
+        const adam = new explorer.Adam(net, {rate: 0.1, beta1: 0.5});
+        for (const g of [1, -0.3, 0.02]) { net.gradients[0][0] = g; adam.step(); }
+        return net.weights[0][0];
+    })()""")
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([weight], 0.1, betas=(0.5, 0.99))
+    for g in (1.0, -0.3, 0.02):
+        weight.grad = tensor([g])
+        adam.step()
+    assert values == pytest.approx(float(weight.detach()), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "iterations", "most"),
+    [
+        ({"field": "critic"}, 250, 0.2),
+        ({"field": "critic", "carrier": "generator"}, 300, 0.6),
+        ({"carrier": "generator", "g2": 0.0, "lambda2": 0.0}, 500, 0.15),
+    ],
+)
+def test_what_is_trained_comes_near_the_data(
+    browser: Page, settings: dict[str, Any], iterations: int, most: float
+) -> None:
+    script = """((settings, iterations) => {
+        const state = {...explorer.fromFragment(''), data: 'moons', ...settings};
+        const one = explorer.simulate(state, explorer.openTarget(state.data), 2000);
+        for (let k = 0; k < iterations; k++) one.train();
+        one.show();
+        while (one.step && !one.finished) one.step();
+        return one.x;
+    })(given[0], given[1])"""
+    x = browser.points(script, settings, iterations)
+    real = open_dataset(DataSettings("moons")).draw(2000, generator=seeded()).x.double()
+    start = energy_distance(randn(2000, 2), real)
+    assert energy_distance(x, real) < most * start
+
+
 @pytest.mark.slow
 def test_every_control_does_what_it_says(browser: Page) -> None:
     browser.open()
     assert browser.run("explorer.page.controls.inputs.size") > 12
     for key, kind in browser.run(
         "[...explorer.page.controls.inputs].map(([key, {setting}]) => [key, setting.kind])"
+        ".filter(([key]) => key !== 'score')"  # which is a choice where there are runs
     ):
         before = browser.run("explorer.page.state")[key]
         browser.run(
             """(input => {
             if (given[1] === 'switch') input.click();
             else {
-                const others = [...(input.options ?? [])].map(o => o.value).filter(v => v !== input.value);
-                input.value = given[1] === 'choice' ? others[0] : input.value === input.max ? input.min : input.max;
+                const values = [...(input.options ?? [])].map(o => o.value);
+                const other = input.value === input.max ? input.min : input.max;
+                input.value = values.find(v => v !== input.value) ?? other;
                 input.dispatchEvent(new Event(given[1] === 'choice' ? 'change' : 'input', {bubbles: true}));
             }
             })(document.getElementById('set-' + given[0]))""",
@@ -465,7 +800,7 @@ def test_keys_and_pointers_move_the_point(browser: Page) -> None:
     assert browser.run("explorer.page.playing")
     keys.send_keys(" ", *[Keys.ARROW_LEFT] * 9).perform()  # against the border: along the diagonal
     state = browser.run("explorer.page.state")
-    assert state["g2"] >= 0 and state["g2"] >= state["lambda2"]
+    assert state["g2"] >= max(0, state["lambda2"])
     drag = """(map => {
         const [x, y] = explorer.page.map.place(given[0], given[1]), box = map.getBoundingClientRect();
         const at = {clientX: box.left + x, clientY: box.top + y, pointerId: 1, bubbles: true};
@@ -485,7 +820,8 @@ def test_data_drawn_by_hand_are_the_law(browser: Page) -> None:
     browser.open("#data=hand")
     browser.run("""(stage => {
         stage.setPointerCapture = () => {};
-        const box = stage.getBoundingClientRect(), middle = [box.left + box.width / 2, box.top + box.height / 2];
+        const box = stage.getBoundingClientRect();
+        const middle = [box.left + box.width / 2, box.top + box.height / 2];
         const send = (kind, k) => stage.dispatchEvent(new PointerEvent('pointer' + kind,
             {clientX: middle[0] + 8 * k, clientY: middle[1], pointerId: 1}));
         send('down', 0); for (let k = 1; k < 12; k++) send('move', k); send('up', 11);
@@ -531,7 +867,7 @@ def test_the_tour_restores_its_states(browser: Page) -> None:
         state = browser.run("explorer.page.state")
         assert link.removeprefix("#") == browser.run("location.hash.slice(1)")
         assert state == browser.run("explorer.fromFragment(given[0])", link)
-        browser.run("explorer.page.simulation.step()")
+        browser.run("(one => one.train ? one.train() : one.step())(explorer.page.simulation)")
     assert browser.faults == []
 
 
@@ -547,7 +883,7 @@ def test_the_page_fits_and_asks_nobody(browser: Page, width: int) -> None:
             box = browser.run(
                 f"document.getElementById('{canvas}').getBoundingClientRect().toJSON()"
             )
-            assert box["width"] > 150 and box["height"] > 40
+            assert min(box["width"] / 150, box["height"] / 40) > 1
         painted = """(canvas => new Set(canvas.getContext('2d')
             .getImageData(0, 0, canvas.width, canvas.height).data).size)(document.getElementById('stage'))"""
         browser.driver.execute_async_script("requestAnimationFrame(() => arguments[0]())")

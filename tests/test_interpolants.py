@@ -15,6 +15,7 @@ from partikel.denoising import (
     EDMDenoiser,
     VelocityDenoiser,
     denoiser_from_velocity,
+    onto_path,
     path_score,
     score_from_denoiser,
     velocity_from_denoiser,
@@ -39,6 +40,7 @@ from partikel.likelihood import Ode
 from partikel.models import GeneratorModel, ParticleModel, Sampling
 from partikel.models.reflow import Reflow
 from partikel.priors import GaussianPrior
+from partikel.recipes import FlowMatching
 from partikel.recipes.base import score_in
 from partikel.schedules import (
     EDMSchedule,
@@ -181,6 +183,16 @@ def test_a_flow_runs_along_every_path(own: str, other: str) -> None:
     )
 
 
+def test_the_last_levels_of_noise_are_asked_at_the_same_points_in_single_precision() -> None:
+    """Where times of the other path round to its end, or to a level next to the one that is meant."""
+    edm, left = EDMSchedule(40.0), torch.tensor([1e-3, 1e-5, 1e-6, 2**-24])
+    x = torch.randn(4, 2, generator=seeded())
+    point, there = onto_path(edm, x, 1 - left, left)
+    assert (edm.sigma(there) > 0).all()
+    assert_close(point, x / (1 - left)[:, None])
+    assert_close(edm.sigma(there), left, rtol=1e-6, atol=4e-6)
+
+
 def test_an_edm_starts_along_the_linear_path_at_its_highest_level() -> None:
     """At t = 0 it is asked about 40 ε at σ = 40, and is off by O(1/40)."""
     path, x = LinearSchedule(), randn(50, 2)
@@ -191,6 +203,27 @@ def test_an_edm_starts_along_the_linear_path_at_its_highest_level() -> None:
         found = AlongPath(edm.half_rate * ExactScoreField(MIXTURE), edm, path)(x, At(tensor(0.0)))
         errors.append(float((found - (MIXTURE.mean - x)).norm()))
     assert slope(levels, tensor(errors)) == pytest.approx(-1, abs=0.05)
+
+
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 6e-8])
+def test_an_edm_is_asked_as_close_to_the_data_as_float32_goes(left: float) -> None:
+    """Its time t = 40 - σ rounds a σ of 1e-6 to 0: it is asked at that σ all the same, and at the same x.
+
+    The denoiser of N(0, 4) makes the velocity (4t - (1 - t)) x/(4t² + (1 - t)²).
+    """
+    path = EDMSchedule(40.0)
+    edm = ScoreField(EDMDenoiser(Silent(), sigma_data=2.0))
+    along, x = AlongPath(path.half_rate * edm, path, LinearSchedule()), randn(5, 2).float()
+    t = torch.full((5,), 1 - left)
+    found = x + left * along(x, At(t, (1 - t) / t))
+    s = 1 - left
+    expected = x + left * (4 * s - left) * x / (4 * s**2 + left**2)
+    assert_close(found, expected, rtol=0, atol=max(0.02 * left, 2e-6))
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +308,44 @@ def test_the_velocity_is_the_optimum_of_flow_matching(name: str, law: object) ->
             assert_mean(found, 0.0)
         else:
             assert float((found.mean(0).abs() * 60**0.5 / found.std(0)).max()) > 10
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_means_over_a_batch_have_the_same_optimum_and_less_noise(labels: bool) -> None:
+    """E[v_c | X, batch] has the mean E[v_c | X]: the exact v stays the optimum."""
+    path, spreads = PATHS["trigonometric"], []
+    for over_batch in (False, True):
+        network = Moved(path)
+        coupling = Independent(GaussianPrior((2,)), over_batch)
+        field = VelocityField(VelocityDenoiser(network, path), UniformTimeLaw(), coupling)
+        (loss,) = field.losses()
+        gradients = []
+        for seed in range(200):
+            value = loss.compute(batch(20, seed, labels)).loss.mean()
+            parts = torch.autograd.grad(value, [network.shift, network.turn])
+            gradients.append(torch.cat([part.flatten() for part in parts]))
+        found = torch.stack(gradients)
+        assert_mean(found, 0.0)
+        spreads.append(found.var(0).sum())
+    assert spreads[1] < 0.85 * spreads[0]
+
+
+def test_means_over_a_batch_lead_through_the_same_point() -> None:
+    real = batch(30, labels=True).real
+    assert real is not None
+    assert real.cond is not None
+    coupling = Independent(GaussianPrior((2,)), over_batch=True)
+    pairs = coupling.pairs(real, Streams(0))
+    for a, b in ((0.0, 1.0), (0.3, 0.7), (1 - 1e-7, 1e-7), (1.0, 0.0)):
+        scale, spread = (torch.full((30,), each, dtype=torch.float64) for each in (a, b))
+        ends = coupling.expected(pairs, scale, spread)
+        x = a * pairs.x1 + b * pairs.x0
+        assert_close(a * ends.x1 + b * ends.x0, x, rtol=0, atol=1e-5 if a == 0 else 1e-12)
+        if a == 0:  # anything of the class may have led there
+            means = torch.stack([real.x[real.cond == each].mean(0) for each in real.cond])
+            assert_close(ends.x1, means, rtol=0, atol=1e-4)
+        if b < 1e-6:  # nothing else may
+            assert_close(ends.x1, pairs.x1)
 
 
 def test_both_weightings_are_the_same_error() -> None:
@@ -369,6 +440,14 @@ def test_other_laws_have_a_velocity_and_no_score() -> None:
     with pytest.raises(ConfigError, match="no density"):
         moons.log_density(torch.zeros(1, 2))
     assert isinstance(score_in(exact(path, coupling=Independent(GaussianPrior((2,))))), ScoreField)
+
+
+def test_means_over_a_batch_of_other_couplings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="independent noise"):
+        Independent(DataPrior(open_dataset(DataSettings("moons"))), over_batch=True)
+    recipe = FlowMatching(coupling="transport", over_batch=True)
+    with pytest.raises(ConfigError, match="leave one"):
+        recipe.system(open_dataset(recipe.data))
 
 
 def test_batches_of_two_sizes_are_refused() -> None:

@@ -19,7 +19,7 @@ from partikel.data import DataSettings, open_dataset
 from partikel.errors import CheckpointError, ConfigError
 from partikel.fields import ExactScoreField, Field, MMDField, SteinField
 from partikel.kernels import RBFKernel, RieszKernel
-from partikel.models import GeneratorModel, ParticleModel
+from partikel.models import FlowMapModel, GeneratorModel, Lagrangian, ParticleModel, Semigroup
 from partikel.objectives import DIVERGENCES
 from partikel.priors import GaussianPrior
 from partikel.solvers import EulerMaruyama
@@ -49,10 +49,40 @@ def test_every_pair_is_run_and_measured(tiny: Path) -> None:
     cells = cells_of(tiny)
     assert [(c.row, c.carrier) for c in cells] == [(r, c) for r in TINY for c in CARRIERS]
     for cell in cells:
-        assert cell.energy is not None
-        assert cell.cpu_seconds > 0
+        assert (cell.energy is None) == cell.has_no_map
+        assert (cell.cpu_seconds > 0) != cell.has_no_map
+    words = {cell.row: cell.reason for cell in cells if cell.carrier == "flow map"}
+    assert words == {"non-saturating": None, "langevin": "noise", "mmd-energy": "cloud"}
+    notes = {(row, carrier): note for row, carrier, *_, note in table(cells, "gaussians")}
+    assert notes["langevin", "flow map"] == "no map: noise"
+    assert ("langevin", "flow map") not in matrix.reasons(cells)
     with Image.open(tiny / "matrix.png") as picture:
         assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize(("name", "loss"), [("score", Lagrangian), ("kl-critic", Semigroup)])
+def test_a_map_learns_the_trained_flow_of_its_row(
+    name: str, loss: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the averaged weights that particles of the row are drawn with, and by the loss that suits it."""
+    found: list[FlowMapModel] = []
+
+    def untrained(of: Any, dataset: Any, seed: int, cap: Any, make: Any) -> Any:
+        if isinstance(of.model, FlowMapModel):
+            found.append(of.model)
+            return make(of.model), 0
+        return made(of, dataset, seed, cap, make)
+
+    made = matrix._made
+    monkeypatch.setattr(matrix, "_made", untrained)
+    data = open_dataset(DataSettings("gaussians"))
+    scores = matrix._Scores(data, 0, 20)
+    matrix._run(CATALOGUE[name], "particles", data, 0, 20, scores)
+    cell, _ = matrix._run(CATALOGUE[name], "flow map", data, 0, 20, scores)
+    (model,) = found
+    assert isinstance(model.loss, loss)
+    assert cell.reason is None
+    assert not any(p.requires_grad for p in model.field.parameters())
 
 
 def test_a_sampler_arrives_and_a_collapsed_generator_is_told_apart(tiny: Path) -> None:
@@ -70,7 +100,9 @@ def test_the_cap_is_of_iterations(tiny: Path) -> None:
     for carrier in CARRIERS:
         cell = cells["non-saturating", carrier]
         assert cell.stopped
-        assert cell.iterations == CAP
+        assert cell.iterations == (
+            2 * CAP if carrier == "flow map" else CAP
+        )  # the flow's, then the map's
     sampler = cells["langevin", "particles"]
     assert not sampler.stopped
     assert sampler.iterations == 0
@@ -173,7 +205,7 @@ def test_every_row_trains_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         return denoiser.freeze()
 
     for row in CATALOGUE.values():
-        for carrier in CARRIERS:
+        for carrier in ("particles", "generator"):
             kit = Kit(dataset, carrier, 0, score)  # type: ignore[arg-type]
             build = row.particles if carrier == "particles" else row.generator
             plan = build(kit)

@@ -150,12 +150,17 @@ def distil_run(
     Returns:
         The map's run and its page; None in all processes but the main one.
     """
+    recipe, name = distillation_of(run, settings), f"{run.preset}-distilled"
+    folder = Path(out or f"{run.path}-distilled")
+    return _train(recipe, folder, preset=name, console=console, given=(settings,))
+
+
+def distillation_of(run: Run, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run's distillation, with those of its settings that were given."""
     taken: dict[str, Any] = {"run": str(run.path), "conditional": run.recipe.conditional}
     taken["data"] = settings_of(run.recipe)["data"]
     taken["teacher"] = {"recipe": run.recipe.name, **settings_of(run.recipe)}
-    recipe, name = make_recipe("distillation", taken, settings), f"{run.preset}-distilled"
-    folder = Path(out or f"{run.path}-distilled")
-    return _train(recipe, folder, preset=name, console=console, given=(settings,))
+    return make_recipe("distillation", taken, settings)
 
 
 def _train(recipe: Recipe, folder: Path, **options: Any) -> tuple[Run, Path] | None:

@@ -57,7 +57,7 @@ def progress_bar(console: Console | None, title: str) -> Shown | None:
             else:
                 eta = timedelta(seconds=round(left / rate))
                 done = f"{trainer.step}/{trainer.iterations}"
-                console.print(f"{title}: {done}  {eta} left  {text}", soft_wrap=True)
+                console.print(f"{title}: {done}  {eta} left  {text}", markup=False, soft_wrap=True)
 
         with bar if console.is_terminal else contextlib.nullcontext():
             yield show

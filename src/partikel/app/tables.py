@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _SAMPLES = (
     *("data", "samples", "split", "seed", "features"),
@@ -19,14 +20,14 @@ _OF = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SD
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; sentences in it wrap where the terminal is narrow."""
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    """Print a table, its words as they are; sentences in it wrap where the terminal is narrow."""
+    made = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     names = max((len(row[0]) for row in rows), default=0) <= 44  # names stay whole, sentences wrap
-    made.add_column(header[0], no_wrap=names)
+    made.add_column(Text(header[0]), no_wrap=names)
     for column in header[1:]:
-        made.add_column(column, no_wrap=not names)
+        made.add_column(Text(column), no_wrap=not names)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))
     Console().print(made)
 
 

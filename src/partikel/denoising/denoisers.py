@@ -78,9 +78,12 @@ def onto_path(path: Schedule, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, 
     Returns:
         (B, ...) points, and their generation times, () or (B,).
     """
-    t = path.time((b / a).clamp(path.sigma_end, path.sigma_max))
-    ratios = torch.stack([path.scale(t) / a, path.spread(t) / b])  # equal within the path's levels
-    return expand_like(ratios.nan_to_num(nan=torch.inf, posinf=torch.inf).amin(0), x) * x, t
+    level = b / a
+    t = path.time(level.clamp(path.sigma_end, path.sigma_max))
+    # where its levels end at 0, the lowest ones round to that, where nothing is known
+    t = torch.where((path.sigma(t) > 0) | (level == 0), t, torch.nextafter(t, torch.zeros_like(t)))
+    beyond = level >= path.sigma_max  # elsewhere both ratios are one, but for how t is rounded
+    return expand_like(torch.where(beyond, path.spread(t) / b, path.scale(t) / a), x) * x, t
 
 
 def _coefficients(path: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, ...]:

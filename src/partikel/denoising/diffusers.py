@@ -179,8 +179,8 @@ def save_diffusers(
         sigma_min: lowest level of Karras's nodes.
         sigma_max: highest.
         rho: their exponent.
-        solver: "heun" and "dpmpp-2m" become DPM-Solver++(2M), as diffusers has no Heun for EDMs, others
-            Euler's.
+        solver: "euler" and "ddim" become Euler's, others DPM-Solver++(2M), as diffusers has no Heun and no
+            UniPC for EDMs.
 
     Returns:
         The scheduler's class.
@@ -192,7 +192,7 @@ def save_diffusers(
         raise ConfigError(
             "pipelines of diffusers make square images only: export it as partikel's."
         )
-    kind = EDM[solver in ("heun", "dpmpp-2m")]
+    kind = EDM[solver not in ("euler", "ddim")]
     unet, diffusers = as_unet2d(denoiser.network, shape[1]), the_package()
     scheduler = getattr(diffusers, kind)(
         sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=denoiser.sigma_data, rho=rho

@@ -61,12 +61,6 @@ class VelocityField(Field):
         """v(x, t)."""
         return self.denoiser.velocity(x, at.t, at.cond)
 
-    def pairs(self, batch: TrainingBatch) -> Pairs:
-        """The ends of paths for a batch of data."""
-        assert batch.real is not None
-        coupling = self.coupling or Independent(GaussianPrior(batch.real.x.shape[1:]))
-        return coupling.pairs(batch.real, batch.streams)
-
     @property
     def score(self) -> ScoreField:
         """The score of the data that the same network gives.
@@ -90,14 +84,14 @@ class VelocityField(Field):
 
     def _matching(self, batch: TrainingBatch) -> LossValue:
         assert self.law is not None
-        pairs, streams = self.pairs(batch), batch.streams
+        assert batch.real is not None
+        real = batch.real.x
+        coupling = self.coupling or Independent(GaussianPrior(real.shape[1:]))
+        pairs = coupling.pairs(batch.real, batch.streams)
         t = self.law.sample(
-            len(pairs.x1),
-            self.path.horizon,
-            generator=streams.time,
-            dtype=pairs.x1.dtype,
+            len(real), self.path.horizon, generator=batch.streams.time, dtype=real.dtype
         )
-        x, velocity = on_the_way(self.path, pairs, t)
+        x, velocity, pairs = through(coupling, self.path, pairs, t)
         missed = self.denoiser.velocity(x, t, pairs.cond) - velocity
         error = missed.square().flatten(1).mean(1)
         if self.weighting == "denoiser":
@@ -132,8 +126,12 @@ class AlongPath(Field):
     def forward(self, x: Tensor, at: At) -> Tensor:
         """v(x, t) of the other path."""
         t = at.t.to(x.dtype)
-        point, there = onto_path(self.path, x, self.other.scale(t), self.other.spread(t))
-        velocity = self.field(point, At(there, self.path.sigma(there), at.cond))
+        a, b = self.other.scale(t), self.other.spread(t)
+        point, there = onto_path(self.path, x, a, b)
+        sigma = (b / a).clamp(
+            self.path.sigma_end, self.path.sigma_max
+        )  # what 'there' would round to 0
+        velocity = self.field(point, At(there, sigma, at.cond))
         denoised = denoiser_from_velocity(velocity, point, self.path, there)
         return velocity_from_denoiser(denoised, x, self.other, t)
 
@@ -173,6 +171,15 @@ def on_the_way(path: Schedule, pairs: Pairs, t: Tensor) -> tuple[Tensor, Tensor]
         return expand_like(of_data, x1) * x1 + expand_like(of_source, x0) * x0
 
     return mixed(path.scale(t), path.spread(t)), mixed(path.scale_rate(t), path.spread_rate(t))
+
+
+def through(
+    coupling: Coupling, path: Schedule, pairs: Pairs, t: Tensor
+) -> tuple[Tensor, Tensor, Pairs]:
+    """X_t of pairs, and what is regressed on there: a draw of which v is the mean, and its ends."""
+    x, velocity = on_the_way(path, pairs, t)
+    ends = coupling.expected(pairs, path.scale(t), path.spread(t))
+    return x, velocity if ends is pairs else on_the_way(path, ends, t)[1], ends
 
 
 def velocity_in(field: Field) -> VelocityField | None:

@@ -32,7 +32,7 @@ from partikel.fields import (
 )
 from partikel.fields.guidance import hide_labels
 from partikel.fields.particles import Particles
-from partikel.fields.velocity import on_the_way, velocity_in
+from partikel.fields.velocity import on_the_way, through, velocity_in
 from partikel.models.base import Carrier, Sampling
 from partikel.models.map_losses import Lagrangian, MapLoss, MeanFlow, Points, Semigroup
 from partikel.models.particle import ParticleModel, depends_on_cloud, free_particles
@@ -306,7 +306,7 @@ class FlowMapModel(Carrier):
             assert batch.real is not None
             pairs = self._coupling.pairs(batch.real, batch.streams)
             s, t = self.loss.times(len(pairs.x1), self, None, generator=time, like=pairs.x1)
-            x, velocity = on_the_way(self._path, pairs, s)
+            x, velocity, pairs = through(self._coupling, self._path, pairs, s)
             cond = pairs.cond
         if self.label_weights is not None:
             cond = hide_labels(cond, len(self.label_weights), self.label_dropout, generator=time)
@@ -516,6 +516,7 @@ NO_MAP = {"noise": "noise", "cloud": "the cloud", "samples": "samples", "draws":
 """What stands between a flow and a map of (x, s, t): in a word, and as a sentence says it."""
 
 
+@checked
 def no_map(flow: ParticleModel) -> str | None:
     """Why a flow has no map, a word of :data:`NO_MAP`; None if it has one."""
     if flow.diffusion is not None:

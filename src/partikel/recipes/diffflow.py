@@ -92,7 +92,17 @@ class PlanePoint(Recipe):
     lambda2: Positive = 1.0
     steps: Count = 28
     solver: (
-        Literal["euler-maruyama", "stochastic-heun", "sra1", "euler", "heun", "ddim", "dpmpp-2m"]
+        Literal[
+            "euler-maruyama",
+            "stochastic-heun",
+            "sra1",
+            "euler",
+            "heun",
+            "ddim",
+            "dpmpp-2m",
+            "unipc-2",
+            "unipc-3",
+        ]
         | None
     ) = None
     data_score: str | None = None

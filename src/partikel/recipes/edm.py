@@ -44,7 +44,8 @@ class EDM(ScoreModel):
         law_std: standard deviation of ln σ in training.
         weighting: "edm", or "likelihood": the bound of log p itself, 1/σ² with ln σ uniform over the
             sampler's levels (law_mean and law_std are then not used).
-        solver: "heun" (2N - 1 evaluations for N steps), "euler", "ddim" or "dpmpp-2m" (N).
+        solver: "heun" (2N - 1 evaluations for N steps), "euler", "ddim", "dpmpp-2m", "unipc-2" or
+            "unipc-3" (N).
         steps: N, steps of sampling.
         churn: S_churn of the stochastic sampler; 0 is deterministic.
         label_dropout: share of labels hidden in training, which guidance needs; of conditional models.
@@ -64,7 +65,7 @@ class EDM(ScoreModel):
     law_mean: LogLevel = -1.2
     law_std: LogSpread = 1.2
     weighting: Literal["edm", "likelihood"] = "edm"
-    solver: Literal["heun", "euler", "ddim", "dpmpp-2m"] = "heun"
+    solver: Literal["heun", "euler", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"] = "heun"
     steps: Count = 28
     churn: NotNegative = 0.0
     label_dropout: Part = 0.1

@@ -285,7 +285,7 @@ def _like(teacher: Recipe) -> NetworkSettings:
             depth=depth,
             activation="silu",
             init="he",
-            fourier_scale=1.0,
+            fourier_scale=0.3,
             embedding_features=16,
         )
     return given if given.kind == "unet" else NetworkSettings("unet", channels=32)

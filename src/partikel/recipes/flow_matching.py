@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from partikel.data import DataPrior, Dataset, DataSettings, open_dataset
 from partikel.denoising import VelocityDenoiser
+from partikel.errors import ConfigError
 from partikel.errors.checks import Count, Part, Positive, Size
 from partikel.fields import Coupling, Independent, OptimalTransport, PathScore, VelocityField
 from partikel.models import Carrier, ParticleModel
@@ -39,6 +40,8 @@ class Interpolants(Recipe):
         path: "linear", "trigonometric" or "vp".
         coupling: "independent", or "transport" (optimal transport within each batch).
         blur: of an entropic plan, with coupling "transport"; null for the exact one.
+        over_batch: regress on the mean velocity of all ends in the batch that may lead through a point, not
+            on that of its own pair: the same mean, less noise. Of independent noise only.
         source: data that particles start from; null for N(0, 1).
         law: of times in training, "uniform" or "logit-normal".
         law_mean: of the logit of t, in generation time (data are at 1).
@@ -52,6 +55,7 @@ class Interpolants(Recipe):
     path: Literal["linear", "trigonometric", "vp"] = "linear"
     coupling: Literal["independent", "transport"] = "independent"
     blur: Positive | None = None
+    over_batch: bool = False
     source: DataSettings | None = None
     law: Literal["uniform", "logit-normal"] = "uniform"
     law_mean: LogLevel = 0.0
@@ -80,9 +84,14 @@ class Interpolants(Recipe):
 
     def coupled(self, prior: Prior) -> Coupling:
         """How ends are paired."""
-        if self.coupling == "transport":
-            return OptimalTransport(prior, self.blur)
-        return Independent(prior)
+        if self.coupling != "transport":
+            return Independent(prior, self.over_batch)
+        if self.over_batch:
+            raise ConfigError(
+                "over_batch takes ends that are drawn independently, and optimal transport pairs them: "
+                "leave one of them out."
+            )
+        return OptimalTransport(prior, self.blur)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,8 @@ class FlowMatching(Interpolants, ScoreModel):
 
     Attributes:
         weighting: of the regression, "velocity" (‖v - v_c‖²) or "denoiser" (‖D - x_1‖²).
-        solver: "heun" (2N evaluations for N steps), "euler", "midpoint", "rk4", "ddim" or "dpmpp-2m" (N).
+        solver: "heun" (2N evaluations for N steps), "midpoint" (2N), "rk4" (4N), "euler", "ddim", "dpmpp-2m",
+            "unipc-2" or "unipc-3" (N).
         steps: N, steps of sampling.
     """
 
@@ -100,7 +110,9 @@ class FlowMatching(Interpolants, ScoreModel):
     symbol: ClassVar[str] = "E[a'x_1 + b'x_0 | x]"
 
     weighting: Literal["velocity", "denoiser"] = "velocity"
-    solver: Literal["heun", "euler", "midpoint", "rk4", "ddim", "dpmpp-2m"] = "heun"
+    solver: Literal[
+        "heun", "euler", "midpoint", "rk4", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"
+    ] = "heun"
     steps: Count = 14
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:

@@ -6,10 +6,11 @@ exactly,
 
     y_next = (σ_next/σ) y + (1 - e^-h) D̄,
 
-with D̄ the mean of D along the step, later places weighing more (∝ e^λ). The methods differ in D̄ only: it is
-that of the polynomial in λ through D at this node and earlier ones, of as many as the order (Adams-Bashforth),
-and, where a corrector repeats the step once D is known at its end, through that one too (Adams-Moulton). So the
-steps depend on the levels alone, not on the schedule. They may begin at the infinite level of an interpolant.
+with D̄ the mean of D along the step, later places weighing more (∝ e^λ). The methods differ in D̄ only:
+it is that of the polynomial in λ through D at this node and earlier ones, as many as the order
+(Adams-Bashforth), and, where a corrector repeats the step once D is known at its end, through that one too
+(Adams-Moulton). So the steps depend on the levels alone, not on the schedule. They may begin at the infinite
+level of an interpolant.
 
 Source: Zhao et al. 2023, "UniPC: A Unified Predictor-Corrector Framework ..." (arXiv 2302.04867), in D, with
 B(h) = e^h - 1; Lu et al. 2022, "DPM-Solver++" (arXiv 2211.01095).
@@ -122,8 +123,8 @@ class _Exponential(ODESolver):
 def _mean(level_next: float, known: _Known, others: Sequence[_Known]) -> Tensor:
     """D̄ of a step to ``level_next`` from a node, by the polynomial through D there and at others.
 
-    With places r_k = (λ_k - λ)/h of the others, D̄ = D + Σ ρ_k (D_k - D)/r_k, where Σ ρ_k r_k^(n-1) is the mean
-    of s^n along the step, s in [0, 1]. One other has the papers' ρ = 1/2, which is that mean up to O(h).
+    With places r_k = (λ_k - λ)/h of the others, D̄ = D + Σ ρ_k (D_k - D)/r_k, where Σ ρ_k r_k^(n-1) is the
+    mean of s^n along the step, s in [0, 1]. One other has the papers' ρ = 1/2, that mean up to O(h).
     """
     level, denoised = known
     if not others:
@@ -161,8 +162,8 @@ class DDIM(_Exponential):
 class DPMSolver2M(_Exponential):
     """DPM-Solver++(2M), which is UniP of order 2: order 2 at one evaluation a step.
 
-    D is extrapolated along log σ from this step's and the last one's. The first step, which has no past, and a
-    step to σ = 0, where log σ has no end, are DDIM's.
+    D is extrapolated along log σ from this step's and the last one's. The first step, which has no past,
+    and a step to σ = 0, where log σ has no end, are DDIM's.
 
     Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling ...", Algorithm 2.
     """
@@ -174,16 +175,16 @@ class DPMSolver2M(_Exponential):
 class UniPC(_Exponential):
     """UniPC-p: a multistep predictor of order p, and a corrector that costs no evaluation.
 
-    The corrector repeats a step once D is known at its end, by D where the predictor came to; the step after
-    starts from there, with that D. It raises the order by one. First steps have a lower one, for want of a past,
-    as have the last two before σ = 0.
+    The corrector repeats a step once D is known at its end, by D where the predictor came to; the step
+    after starts from there, with that D. It raises the order by one. First steps have a lower one, for want
+    of a past, as have the last two before σ = 0.
 
     Args:
         order: p.
         corrector: whether to correct; without, it is UniP.
     """
 
-    order: Literal[1, 2, 3] = 2
+    order: Literal[1, 2, 3] = 2  # type: ignore[reportIncompatibleVariableOverride]
     corrector: bool = True
 
 
@@ -191,10 +192,10 @@ class UniPC(_Exponential):
 class DPMSolver2MSDE(_Exponential):
     """SDE-DPM-Solver++(2M): DPM-Solver++(2M) of the reverse SDE whose law is that of the flow.
 
-    y_next = (σ_next/σ) e^-ηh y + (1 - e^-(1+η)h) D̄ + σ_next √(1 - e^-2ηh) ε, exact where D does not change. It
-    brings its noise along, so that the model is one of a probability flow.
+    y_next = (σ_next/σ) e^-ηh y + (1 - e^-(1+η)h) D̄ + σ_next √(1 - e^-2ηh) ε, exact where D does not
+    change. It brings its noise along, so that the model is one of a probability flow.
 
-    Source: Lu et al. 2022 (eq. 18 and Appendix B), at η = 1; Karras et al.'s churn is another choice of noise.
+    Source: Lu et al. 2022, "DPM-Solver++", its SDE version, at η = 1.
 
     Args:
         eta: η, strength of the noise: 1 is the reverse SDE, 0 DPM-Solver++(2M).

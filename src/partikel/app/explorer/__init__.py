@@ -17,10 +17,11 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from partikel import __version__
+from partikel.app.explorer.runs import told
 from partikel.app.runs import Run
 from partikel.app.show import pages, plots
 from partikel.errors import ConfigError
-from partikel.files import write_whole
+from partikel.files import json_text, write_whole
 
 HERE = Path(__file__).parent
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";\n', re.MULTILINE)
@@ -43,9 +44,13 @@ def write_explorer(path: str | Path, runs: Sequence[Run] = ()) -> Path:
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"a page cannot be written to '{path.name}': use .html.")
+    held = json_text([told(run) for run in runs]).replace("<", "\\u003c")  # ends no script
     environment = Environment(autoescape=True, loader=FileSystemLoader(HERE))
     page = environment.get_template("page.html").render(
-        version=__version__, style=Markup(_style()), script=Markup(joined_script())
+        version=__version__,
+        style=Markup(_style()),
+        script=Markup(joined_script()),
+        runs=Markup(held),
     )
     write_whole(path, page)
     return path

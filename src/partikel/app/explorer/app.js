@@ -3,11 +3,13 @@
 import { Controls, element } from "./controls.js";
 import { fitted, palette, Stage } from "./draw.js";
 import { FreeFlow } from "./flow.js";
+import { DiscriminatorFlow, Gan, GeneratedFlow } from "./learned.js";
 import { described, PlaneMap, rounded } from "./map.js";
 import { energyDistance, modesCovered, NullSpread } from "./measures.js";
 import { modelName, onPlane, strength } from "./plane.js";
 import { Stream } from "./random.js";
-import { defaults, fromFragment, packed, toFragment, unpacked } from "./settings.js";
+import { GivenData, showRun, TrainedScore } from "./runs.js";
+import { defaults, fromFragment, offer, packed, runOf, toFragment, unpacked } from "./settings.js";
 import { SOLVERS } from "./solvers.js";
 import { openTarget } from "./targets.js";
 import { TOUR } from "./tour.js";
@@ -25,13 +27,31 @@ const HEART = Array.from({ length: 60 }, (_, k) => {
   return [x * 0.22, y * 0.22 + 0.5];
 });
 
+const PASS = 2500; // milliseconds of a run through a flow that is trained meanwhile
+const TRAINING = 14; // milliseconds of a frame for training, at least an iteration
+
+/** What a state shows: a field, and what carries it. */
+export function simulate(state, target, n) {
+  const run = runOf(state.field);
+  if (run) return showRun(run, state.seed);
+  const generated = state.carrier === "generator";
+  const trained = runOf(state.score);
+  if (state.field === "plane" && trained) {
+    const count = generated ? n : trained.n;
+    return new (generated ? GeneratedFlow : FreeFlow)(state, target, count, new TrainedScore(trained));
+  }
+  if (state.field === "critic") return new (generated ? Gan : DiscriminatorFlow)(state, target, n);
+  return new (generated ? GeneratedFlow : FreeFlow)(state, target, n);
+}
+
 const find = (id) => document.getElementById(id);
 
 export class Explorer {
   constructor() {
+    offer(JSON.parse(find("runs").textContent));
     this.state = settled(fromFragment(location.hash));
     this.stage = new Stage(find("stage"));
-    this.map = new PlaneMap(find("map"), (g2, lambda2) => this.set({ g2, lambda2 }));
+    this.map = new PlaneMap(find("map"), (g2, lambda2) => this.set({ field: "plane", g2, lambda2 }));
     this.controls = new Controls(find("controls"), (key, value) => this.set({ [key]: value }));
     this.still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.playing = !this.still;
@@ -58,8 +78,9 @@ export class Explorer {
   set(changes) {
     const before = this.state;
     this.state = settled({ ...before, ...changes }, changes);
+    this.simulation.state = this.state;
     const differs = (keys) => keys.some((key) => this.state[key] !== before[key]);
-    if (differs(["data", "hand"])) this.openData();
+    if (differs(["data", "hand", "field"])) this.openData();
     const shown = ["paths", "arrows", "shading"];
     if (differs(Object.keys(this.state).filter((key) => !shown.includes(key)))) this.begin();
     else this.paint();
@@ -77,26 +98,42 @@ export class Explorer {
 
   openData() {
     const drawn = unpacked(this.state.hand);
-    this.target = openTarget(this.state.data, drawn.length ? drawn : HEART);
+    const run = runOf(this.state.field);
+    const given = run?.reference ? new GivenData(run) : null;
+    this.measurable = !run || given !== null;
+    this.target = given ?? openTarget(this.state.data, drawn.length ? drawn : HEART);
     const stream = new Stream(7);
     this.reference = this.target.sample(stream, MEASURED, new Float64Array(2 * MEASURED));
     this.stage.reference = this.target.sample(stream, REFERENCE, new Float64Array(2 * REFERENCE));
-    this.spread = new NullSpread(this.target, MEASURED, new Stream(11));
-    find("modes").hidden = !this.target.modal;
-    find("erase").hidden = this.state.data !== "hand";
-    document.body.classList.toggle("drawing", this.state.data === "hand");
+    if (!this.measurable) this.stage.reference = new Float64Array(0);
+    this.spread = null;
+    find("modes").hidden = !(this.target.modal && this.measurable);
+    const byHand = this.state.data === "hand" && !run;
+    find("erase").hidden = !byHand;
+    document.body.classList.toggle("drawing", byHand);
     this.pastEnergies = [];
   }
 
   /** A new run of the same noise. */
   begin() {
-    this.simulation = new FreeFlow(this.state, this.target, PARTICLES);
-    this.restart();
+    this.simulation = simulate(this.state, this.target, PARTICLES);
+    const count = Math.min(MEASURED, this.simulation.n);
+    if (this.spread?.n !== count) {
+      this.spread = new NullSpread(this.target, count, MEASURED, new Stream(11));
+    }
+    this.refresh();
+    const moment = find("moment");
+    find("moments").hidden = this.simulation.train !== undefined;
+    moment.max = this.simulation.steps;
     this.tell();
   }
 
   restart() {
     this.simulation.reset(this.state.seed);
+    this.refresh();
+  }
+
+  refresh() {
     this.part = 1;
     this.restedFor = 0;
     this.energies = [];
@@ -124,28 +161,33 @@ export class Explorer {
     if (moved || this.dirty) {
       this.dirty = false;
       this.stage.draw(this.simulation, this.part, this.state);
+      this.showMoment();
     }
     if (moved && Number.isNaN(this.firstMotion)) this.firstMotion = performance.now();
     if (moved) this.costs[this.frames++ % this.costs.length] = performance.now() - begun;
     if (now - this.lastFigures > EVERY) {
       this.lastFigures = now;
       this.measure();
-    } else this.spread.advance();
+    } else if (this.measurable) this.spread.advance();
     requestAnimationFrame((next) => this.frame(next));
   }
 
   /** Move on by some milliseconds; whether anything moved. */
   move(passed) {
     const { simulation } = this;
+    if (simulation.train) {
+      const until = performance.now() + TRAINING;
+      do simulation.train();
+      while (performance.now() < until);
+      simulation.show();
+    }
     if (simulation.finished && this.part >= 1) {
       this.restedFor += passed;
-      if (this.restedFor > REST) {
-        if (this.energies.length) this.pastEnergies = this.energies;
-        this.restart();
-      }
-      return false;
+      if (this.restedFor > (simulation.train ? REST / 3 : REST)) this.repeat();
+      return simulation.train !== undefined;
     }
-    this.part += (passed / DURATION) * simulation.steps;
+    if (simulation.continuous) return true;
+    this.part += (passed / (simulation.train ? PASS : DURATION)) * simulation.steps;
     while (this.part > 1 && !simulation.finished) {
       simulation.step();
       this.part -= 1;
@@ -155,12 +197,30 @@ export class Explorer {
     return true;
   }
 
+  /** Another run after one that ended: training goes on, other curves begin anew. */
+  repeat() {
+    const { simulation } = this;
+    this.restedFor = 0;
+    if (!simulation.train) {
+      this.pastEnergies = this.energies;
+      this.energies = [];
+    }
+    simulation.again();
+    this.part = 1;
+  }
+
   /** To the end, without showing the way: for those who want no motion. */
   hurry() {
     const until = performance.now() + 40;
-    while (!this.simulation.finished && performance.now() < until) this.simulation.step();
+    const { simulation } = this;
+    const trained = () => !simulation.train || simulation.iterations >= simulation.horizon;
+    while (!trained() && performance.now() < until) simulation.train();
+    simulation.show?.();
+    if (!simulation.continuous && trained()) {
+      while (!simulation.finished && performance.now() < until) simulation.step();
+    }
     this.part = 1;
-    if (this.simulation.finished) {
+    if (trained() && (simulation.continuous || simulation.finished)) {
       this.hurrying = false;
       this.lastFigures = Number.NEGATIVE_INFINITY;
       this.dirty = true;
@@ -169,6 +229,25 @@ export class Explorer {
 
   paint() {
     this.dirty = true;
+  }
+
+  /** Where on its way the run is. */
+  showMoment() {
+    const { node, labels } = this.simulation;
+    find("moment").value = node;
+    find("moment-label").value = labels ? labels[node] : `${node}`;
+  }
+
+  /** To a node of the run: on from here, or from the start again. */
+  goTo(node) {
+    this.play(false);
+    const { simulation } = this;
+    if (node < simulation.node) simulation.again();
+    while (simulation.node < node && !simulation.finished) simulation.step();
+    this.part = 1;
+    this.stage.shadedAt = Number.NaN;
+    this.lastFigures = Number.NEGATIVE_INFINITY;
+    this.paint();
   }
 
   /** Median milliseconds of the latest frames. */
@@ -181,10 +260,13 @@ export class Explorer {
 
   measure() {
     const { simulation, target, reference, spread } = this;
-    const energy = energyDistance(simulation.x, MEASURED, reference, MEASURED);
-    this.energies.push([simulation.progress, energy]);
+    const count = spread.n;
+    find("energy").hidden = !this.measurable;
+    if (!simulation.settled) return;
+    const energy = this.measurable ? energyDistance(simulation.x, count, reference, MEASURED) : 0;
+    if (this.playing) this.energies.push([simulation.progress, energy]);
     find("energy-value").textContent = energy.toFixed(4).replace("-", "−");
-    const { level } = spread;
+    const level = target.level ?? spread.level;
     let said = "measuring two draws of the data …";
     if (!Number.isNaN(level)) {
       const times = energy / level;
@@ -196,13 +278,16 @@ export class Explorer {
       find("null-value").textContent = level.toFixed(4);
     }
     find("energy-said").textContent = said;
-    if (target.modal) {
+    if (target.modal && this.measurable) {
       find("modes-value").textContent =
         `${modesCovered(target, simulation.x, simulation.n)} of ${target.count}`;
     }
-    find("evaluations-value").textContent = `${simulation.evaluations}`;
-    const t = simulation.time(this.part);
-    find("sigma-value").textContent = simulation.path.sigma(t).toPrecision(2);
+    find("evaluations-label").textContent = simulation.train ? "iterations" : "evaluations";
+    find("evaluations-value").textContent = `${simulation.train ? simulation.iterations : simulation.evaluations}`;
+    find("sigma").hidden = !simulation.path;
+    if (simulation.path) {
+      find("sigma-value").textContent = simulation.path.sigma(simulation.time(this.part)).toPrecision(2);
+    }
     find("cost").textContent = `${this.cost.toFixed(1)} ms a frame`;
     this.drawCurve(level);
   }
@@ -214,8 +299,10 @@ export class Explorer {
     context.clearRect(0, 0, width, height);
     const low = Math.log(1e-4);
     const high = Math.log(20);
-    const to = (progress, energy) => [
-      4 + progress * (width - 8),
+    const { horizon, progress } = this.simulation;
+    const all = Math.max(horizon, progress);
+    const to = (place, energy) => [
+      4 + (place / all) * (width - 8),
       height - 4 - ((Math.log(Math.max(energy, 1e-4)) - low) / (high - low)) * (height - 8),
     ];
     if (!Number.isNaN(level)) {
@@ -228,7 +315,7 @@ export class Explorer {
     const curve = (values, alpha) => {
       context.globalAlpha = alpha;
       context.beginPath();
-      for (const [progress, energy] of values) context.lineTo(...to(progress, energy));
+      for (const [place, energy] of values) context.lineTo(...to(place, energy));
       context.stroke();
       context.globalAlpha = 1;
     };
@@ -242,9 +329,24 @@ export class Explorer {
   /** Where the point is, and what its equation is there. */
   showPlace() {
     const { g2, lambda2 } = this.state;
-    this.map.draw(g2, lambda2);
-    find("place").textContent = modelName(g2, lambda2);
-    find("place-numbers").textContent = `(${rounded(g2)}, ${rounded(lambda2)})`.replaceAll("-", "−");
+    const { field, carrier } = this.state;
+    const run = runOf(field);
+    const generated = carrier === "generator" && !run;
+    const learned = field === "critic";
+    const [x, y] = learned ? [0, 0] : [g2, lambda2];
+    this.map.draw(x, y);
+    const name = learned ? (generated ? "GAN" : "Discriminator Flow") : modelName(g2, lambda2);
+    find("place").textContent = run ? run.label : generated && !learned ? `${name}, in a generator` : name;
+    find("map").hidden = Boolean(run);
+    find("place-numbers").hidden = Boolean(run);
+    find("place-numbers").textContent = `(${rounded(x)}, ${rounded(y)})`.replaceAll("-", "−");
+    find("formula-plane").hidden = learned || generated || Boolean(run);
+    find("formula-followed").hidden = learned || !generated;
+    find("formula-critic").hidden = !learned;
+    find("formula-walk").hidden = !learned || generated;
+    find("formula-surrogate").hidden = !generated;
+    find("beta").hidden = learned || generated || Boolean(run);
+    find("key-arrows").hidden = !(generated && this.state.arrows);
     const beta = strength(lambda2);
     const weights = { gan: 1 - g2 / 2, score: g2 / 2, noise: Math.sqrt(Math.max(0, g2 - lambda2)) };
     for (const [key, value] of Object.entries(weights)) {
@@ -252,16 +354,15 @@ export class Explorer {
       find(`term-${key}`).classList.toggle("absent", Math.abs(value) < 1e-9);
     }
     find("beta-value").textContent = signed(beta);
-    find("law").textContent =
-      beta === STRONGEST && lambda2 < 1 / STRONGEST
-        ? "β = 8 g_s² here: no β matches the forward process, and laws follow p_σ with a lag."
-        : "β = g_s²/(λ²/β) matches the forward process: ρ_t = p_σ wherever the point is.";
+    find("weight-own").textContent = signed(1 - lambda2 / 2);
+    find("law").textContent = lawOf(this.state, beta);
     find("spoken").textContent = described(g2, lambda2);
   }
 
   // --- what people do
 
   connect() {
+    find("moment").addEventListener("input", (event) => this.goTo(Number(event.target.value)));
     find("play").addEventListener("click", () => this.play(!this.playing));
     find("restart").addEventListener("click", () => this.restart());
     find("reset").addEventListener("click", () => {
@@ -297,7 +398,7 @@ export class Explorer {
       const [across, up] = ways[event.key];
       const { g2, lambda2 } = this.state;
       const [x, y] = snappedFar(g2 + by * across, lambda2 + by * up);
-      this.set({ g2: x, lambda2: y });
+      this.set({ field: "plane", g2: x, lambda2: y });
       event.preventDefault();
     } else if (event.key === " " && !within) {
       this.play(!this.playing);
@@ -311,7 +412,7 @@ export class Explorer {
     const { canvas } = this.stage;
     let stroke = null;
     canvas.addEventListener("pointerdown", (event) => {
-      if (this.state.data !== "hand") return;
+      if (!document.body.classList.contains("drawing")) return;
       canvas.setPointerCapture(event.pointerId);
       stroke = this.fresh ? unpacked(this.state.hand) : [];
       this.fresh = true;
@@ -376,6 +477,37 @@ export class Explorer {
     this.paint();
     this.showPlace();
   }
+}
+
+/** What is shown of a run, in a sentence. */
+const TOLD = {
+  film: (run) => `Data: ${run.data}. ${run.n} particles at ${run.moments.length} moments, computed when the page was made.`,
+  critic: (run) => `Data: ${run.data}. The trained field moves particles in ${run.steps} steps, computed here.`,
+  map: (run) => `Data: ${run.data}. The trained map takes ${run.jumps} jump${run.jumps > 1 ? "s" : ""}, computed here.`,
+  generator: (run) => `Data: ${run.data}. Latents walk along great circles, which keeps their law; outputs are computed here.`,
+  sheets: (run) => `Data: ${run.data}. ${run.moments.length} moments, ${Math.round(run.size / 1000)} kB of pictures.`,
+};
+
+/** What law particles follow, in a sentence. */
+function lawOf({ field, carrier, lambda2, score }, beta) {
+  const run = runOf(field);
+  if (run) return TOLD[run.kind](run);
+  if (runOf(score)) return `The score is that of ${runOf(score).label}; the data are those chosen below.`;
+  if (field === "critic") {
+    return carrier === "generator"
+      ? "d is trained on the generator's outputs, the generator on d: a GAN."
+      : "d is told the time t, and trained on particles of all ages; those shown walk through the flow as it is now.";
+  }
+  if (carrier === "generator") {
+    if (lambda2 >= 2) return "A generator has no clock of its own: without ρ it runs to the summits of the density.";
+    const power = rounded(1 / (1 - lambda2 / 2));
+    return power === 1
+      ? "A generator settles where both scores are equal: at the data."
+      : `A generator has no clock of its own: it settles at the data's density to the power ${power}.`;
+  }
+  return beta === STRONGEST && lambda2 < 1 / STRONGEST
+    ? "No β matches the forward process here: laws follow that of the noised data with a lag."
+    : "β matches the forward process: the law is that of the noised data, wherever the point is.";
 }
 
 const STRONGEST = strength(0);

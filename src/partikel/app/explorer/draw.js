@@ -4,7 +4,7 @@ import { TRACED } from "./flow.js";
 
 /** Half the side of the view, in units of the data. */
 export const HALF = 5.2;
-const CELLS = 56;
+const CELLS = 64;
 const ARROWS = 110;
 const RESTING = 6; // frames between shadings
 const TRAIL = 7; // parts of a path, each fainter than the next
@@ -68,12 +68,16 @@ export class Stage {
     const scale = simulation.scale(t);
     const view = { unit: Math.min(width, height) / (2 * HALF), cx: width / 2, cy: height / 2 };
     context.clearRect(0, 0, width, height);
-    if (state.shading) this.shade(context, simulation, t, scale, view);
+    if (simulation.picture) {
+      drawPicture(context, simulation.picture, width, height);
+      return;
+    }
+    if (state.shading && simulation.shade) this.shade(context, simulation, t, scale, view);
     this.drawGrid(context, view, width, height, scale);
     this.drawData(context, view, scale);
     this.interpolate(simulation, part, scale);
     if (state.paths && simulation.history) this.drawPaths(context, simulation, view);
-    this.drawParticles(context, simulation.n, view, width < 480 ? 1.5 : 1.9);
+    this.drawParticles(context, simulation.n, view, Math.min(3, 1.2 + width / 1200));
     if (state.arrows) this.drawArrows(context, simulation, view);
   }
 
@@ -85,13 +89,14 @@ export class Stage {
   }
 
   shade(context, simulation, t, scale, { unit, cx, cy }) {
+    const reach = Math.max(cx, cy) / unit; // the whole canvas
     this.frames++;
     if (this.shadedAt !== t && (this.frames % RESTING === 0 || !(Math.abs(t - this.shadedAt) < 0.05))) {
       this.shadedAt = t;
       for (let row = 0, i = 0; row < CELLS; row++) {
         for (let column = 0; column < CELLS; column++, i++) {
-          this.cells[2 * i] = scale * HALF * ((2 * column + 1) / CELLS - 1);
-          this.cells[2 * i + 1] = scale * HALF * (1 - (2 * row + 1) / CELLS);
+          this.cells[2 * i] = scale * reach * ((2 * column + 1) / CELLS - 1);
+          this.cells[2 * i + 1] = scale * reach * (1 - (2 * row + 1) / CELLS);
         }
       }
       const count = CELLS * CELLS;
@@ -110,13 +115,13 @@ export class Stage {
         data[4 * i] = red;
         data[4 * i + 1] = green;
         data[4 * i + 2] = blue;
-        data[4 * i + 3] = 120 * (levels ? Math.sqrt(height) : height * height);
+        data[4 * i + 3] = levels ? 120 * Math.sqrt(height) : 90 * height * height;
       }
       this.shading.getContext("2d").putImageData(this.pixels, 0, 0);
     }
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
-    const side = 2 * HALF * unit;
+    const side = 2 * reach * unit;
     context.drawImage(this.shading, cx - side / 2, cy - side / 2, side, side);
   }
 
@@ -255,6 +260,15 @@ export class Stage {
     }
     context.stroke();
   }
+}
+
+/** A picture as large as fits, its pixels sharp. */
+function drawPicture(context, picture, width, height) {
+  const factor = Math.min((width - 24) / picture.width, (height - 24) / picture.height);
+  if (!Number.isFinite(factor)) return; // not decoded yet
+  const [wide, high] = [factor * picture.width, factor * picture.height];
+  context.imageSmoothingEnabled = factor < 1;
+  context.drawImage(picture, (width - wide) / 2, (height - high) / 2, wide, high);
 }
 
 /** Red, green and blue of "#rrggbb". */

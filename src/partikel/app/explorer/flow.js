@@ -12,8 +12,9 @@ export class FreeFlow {
    * @param {object} state settings of the page
    * @param {object} target the data
    * @param {number} n particles
+   * @param {object} [score] a trained one
    */
-  constructor(state, target, n) {
+  constructor(state, target, n, score) {
     this.n = n;
     this.target = target;
     this.path = new Path(state.sigma);
@@ -23,6 +24,7 @@ export class FreeFlow {
       error: state.error,
       discriminator: state.critic,
       exactStart: state.shift === 0 && state.width === 1,
+      score,
     });
     this.solver = SOLVERS[state.solver];
     this.steps = state.steps;
@@ -57,8 +59,23 @@ export class FreeFlow {
     return this.node >= this.steps;
   }
 
+  /** How far it is, of `horizon`. */
   get progress() {
-    return this.node / this.steps;
+    return this.node;
+  }
+
+  get horizon() {
+    return this.steps;
+  }
+
+  /** Whether what it shows is to be measured. */
+  get settled() {
+    return true;
+  }
+
+  /** The next run, of the same noise. */
+  again() {
+    this.reset(this.seed);
   }
 
   get evaluations() {

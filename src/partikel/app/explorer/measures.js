@@ -21,25 +21,26 @@ export function energyDistance(x, n, y, m) {
   return 2 * meanDistance(x, n, y, m) - meanDistance(x, n, null, n) - meanDistance(y, m, null, m);
 }
 
-/** What two draws of the data differ by: a quantile that is filled in pair by pair. */
+/** What n and m draws of the data differ by: a quantile that is filled in pair by pair. */
 export class NullSpread {
-  constructor(target, n, stream, pairs = 60) {
+  constructor(target, n, m, stream, pairs = 60) {
     this.target = target;
     this.n = n;
+    this.m = m;
     this.stream = stream;
     this.pairs = pairs;
     this.found = [];
     this.one = new Float64Array(2 * n);
-    this.other = new Float64Array(2 * n);
+    this.other = new Float64Array(2 * m);
   }
 
   /** Compare one more pair of draws; whether there are enough. */
   advance() {
     if (this.found.length >= this.pairs) return true;
-    const { target, n, stream, one, other } = this;
+    const { target, n, m, stream, one, other } = this;
     target.sample(stream, n, one);
-    target.sample(stream, n, other);
-    this.found.push(energyDistance(one, n, other, n));
+    target.sample(stream, m, other);
+    this.found.push(energyDistance(one, n, other, m));
     return false;
   }
 

@@ -85,10 +85,12 @@ export class PlaneFlow {
    * @param {object} target the data
    * @param {Path} path σ(t)
    * @param {object} at g2 and lambda2; `error`, by how much the score believes the data to be moved;
-   *   `discriminator`: "ideal", "kernel" or "none"; `exactStart`: whether ρ_0 is the path's own law
+   *   `discriminator`: "ideal", "kernel" or "none"; `exactStart`: whether ρ_0 is the path's own law;
+   *   `score`: a trained one, if there is
    */
   constructor(target, path, at) {
     this.target = target;
+    this.model = at.score ?? target;
     this.path = path;
     this.g2 = at.g2;
     this.lambda2 = at.lambda2;
@@ -96,7 +98,8 @@ export class PlaneFlow {
     this.evaluations = 0;
     this.noisy = at.g2 > at.lambda2;
     // The law is p_σ(t), and an ideal discriminator constant, where nothing is wrong and β matches.
-    const known = at.lambda2 >= 1 / STRENGTH && at.error === 0 && at.exactStart;
+    const exact = at.error === 0 && at.exactStart && !at.score;
+    const known = exact && at.lambda2 >= 1 / STRENGTH;
     this.estimates =
       at.g2 !== 2 && (at.discriminator === "kernel" || (at.discriminator === "ideal" && !known));
     this.scratch = new Float64Array(0);
@@ -123,32 +126,35 @@ export class PlaneFlow {
     const score = 0.5 * this.g2 * beta;
     const gan = beta - score;
     this.evaluations++;
-    if (this.scratch.length < 2 * n) {
-      this.scratch = new Float64Array(2 * n);
-      this.moved = new Float64Array(2 * n);
-    }
+    this.room(n);
     this.learnedScore(x, n, sigma, out);
     for (let i = 0; i < 2 * n; i++) out[i] *= score;
     if (this.estimates) {
-      this.ratio(x, n, sigma, this.scratch);
+      this.ratio(x, n, sigma, bandwidth(sigma), this.scratch);
       for (let i = 0; i < 2 * n; i++) out[i] += gan * this.scratch[i];
     }
     return out;
   }
 
+  /** Room for n particles. */
+  room(n) {
+    if (this.scratch.length >= 2 * n) return;
+    this.scratch = new Float64Array(2 * n);
+    this.moved = new Float64Array(2 * n);
+  }
+
   /** ∇log p_σ as the score has it: that of data moved to the right by `error`. */
   learnedScore(x, n, sigma, out) {
-    if (this.error === 0) return this.target.score(x, n, sigma, out);
+    if (this.error === 0) return this.model.score(x, n, sigma, out);
     for (let i = 0; i < n; i++) {
       this.moved[2 * i] = x[2 * i] - this.error;
       this.moved[2 * i + 1] = x[2 * i + 1];
     }
-    return this.target.score(this.moved, n, sigma, out);
+    return this.model.score(this.moved, n, sigma, out);
   }
 
-  /** ∇log(p/ρ), both smoothed by h: ρ is the kernel density of the particles themselves. */
-  ratio(x, n, sigma, out) {
-    const h = bandwidth(sigma);
+  /** ∇log(p_σ/ρ), both smoothed by h: ρ is the kernel density of the particles themselves. */
+  ratio(x, n, sigma, h, out) {
     kernelScore(x, n, h, out);
     const own = this.moved;
     this.target.score(x, n, Math.sqrt(sigma * sigma + h * h), own);

@@ -1,12 +1,37 @@
 // What can be set: one table makes the controls, the address and the defaults.
 
+import { OBJECTIVES } from "./objectives.js";
 import { SOLVERS } from "./solvers.js";
 
 const named = (pairs) => pairs.map(([value, label]) => ({ value, label }));
+const listed = (table) => Object.entries(table).map(([value, { label }]) => ({ value, label }));
 const isPlane = (state) => state.field === "plane";
+const isOwn = (state) => !state.field.startsWith("run");
+const isSampled = (state) => isPlane(state) && state.carrier === "particles";
+
+/** Runs that the page holds: those with a score stand on the plane, others are a field of their own. */
+export const RUNS = [];
+const SCORES = [];
+
+/** Offer runs among the settings. */
+export function offer(runs) {
+  const options = (key) => SETTINGS.find((each) => each.key === key).options;
+  runs.forEach((run, index) => {
+    RUNS.push(run);
+    const option = { value: `run${index + 1}`, label: run.label };
+    if (run.kind === "score") SCORES.push(run);
+    options(run.kind === "score" ? "score" : "field").push(option);
+  });
+}
+
+/** The run that a setting names; undefined where it names none. */
+export function runOf(value) {
+  return value.startsWith("run") ? RUNS[Number(value.slice(3)) - 1] : undefined;
+}
 
 /** Groups of controls, in the order of the page. */
 export const GROUPS = [
+  { key: "model", title: "Field and carrier" },
   { key: "data", title: "Data" },
   { key: "sampler", title: "Sampler" },
   { key: "wrong", title: "What goes wrong, and who repairs it" },
@@ -18,6 +43,47 @@ export const GROUPS = [
  * without a group have a control of their own.
  */
 export const SETTINGS = [
+  {
+    key: "field",
+    kind: "choice",
+    of: "model",
+    label: "Field",
+    initial: "plane",
+    options: named([
+      ["plane", "the plane: score and discriminator"],
+      ["critic", "a discriminator, trained here"],
+    ]),
+  },
+  {
+    key: "carrier",
+    kind: "choice",
+    of: "model",
+    label: "Carried by",
+    initial: "particles",
+    options: named([
+      ["particles", "free particles"],
+      ["generator", "a generator, trained here"],
+    ]),
+    when: isOwn,
+  },
+  {
+    key: "score",
+    kind: "choice",
+    of: "model",
+    label: "Score",
+    initial: "exact",
+    options: named([["exact", "exact"]]),
+    when: (state) => isPlane(state) && SCORES.length > 0,
+  },
+  {
+    key: "objective",
+    kind: "choice",
+    of: "model",
+    label: "Objective: particles ascend",
+    initial: "non-saturating",
+    options: listed(OBJECTIVES),
+    when: (state) => state.field === "critic",
+  },
   {
     key: "data",
     kind: "choice",
@@ -32,6 +98,7 @@ export const SETTINGS = [
       ["checkerboard", "checkerboard"],
       ["hand", "drawn by hand"],
     ]),
+    when: isOwn,
   },
   { key: "seed", kind: "range", of: "data", label: "Seed", initial: 0, low: 0, high: 20, by: 1 },
   { key: "g2", kind: "place", initial: 2 },
@@ -42,8 +109,8 @@ export const SETTINGS = [
     of: "sampler",
     label: "Solver",
     initial: "heun",
-    options: Object.entries(SOLVERS).map(([value, { label }]) => ({ value, label })),
-    when: isPlane,
+    options: listed(SOLVERS),
+    when: isSampled,
   },
   {
     key: "steps",
@@ -54,7 +121,7 @@ export const SETTINGS = [
     low: 4,
     high: 240,
     by: 1,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "levels",
@@ -68,7 +135,7 @@ export const SETTINGS = [
       [2, "even in √σ"],
       [1, "even in σ"],
     ]),
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "sigma",
@@ -79,7 +146,7 @@ export const SETTINGS = [
     low: 1,
     high: 40,
     by: 0.5,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "shift",
@@ -91,7 +158,7 @@ export const SETTINGS = [
     low: 0,
     high: 2,
     by: 0.05,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "width",
@@ -103,7 +170,7 @@ export const SETTINGS = [
     low: 0.2,
     high: 2,
     by: 0.05,
-    when: isPlane,
+    when: isSampled,
   },
   {
     key: "error",
@@ -130,9 +197,8 @@ export const SETTINGS = [
     when: isPlane,
   },
   { key: "paths", kind: "switch", of: "show", label: "paths", initial: true },
-  { key: "arrows", kind: "switch", of: "show", label: "arrows of the field", initial: false },
-  { key: "shading", kind: "switch", of: "show", label: "shading of the law", initial: true },
-  { key: "field", kind: "hidden", initial: "plane" },
+  { key: "arrows", kind: "switch", of: "show", label: "arrows of the field (and what a generator makes of it)", initial: false },
+  { key: "shading", kind: "switch", of: "show", label: "shading of the law or potential", initial: true },
   { key: "hand", kind: "hidden", initial: "" },
 ];
 

@@ -45,17 +45,18 @@ export const TOUR = [
     set: { g2: 0.5, lambda2: 0.5, error: 1.5 },
   },
   {
-    title: "A wrong start",
+    title: "The same field, in a generator",
     text:
-      "Particles start two σ_max to the right. A path without noise remembers it; now drag the point " +
-      "down to Langevin dynamics, which forgets.",
-    set: { g2: 2, lambda2: 2, shift: 1.5, arrows: true },
+      "A small network is trained so that its outputs follow the field of the GAN's corner. Black arrows " +
+      "are the field, green ones what the generator makes of it: neighbours move together, so that it " +
+      "smooths.",
+    set: { g2: 0, lambda2: 0, carrier: "generator", arrows: true },
   },
   {
-    title: "Beyond: the analytic continuation",
+    title: "One discriminator, two carriers",
     text:
-      "Below λ² = 0 there is more noise than any model of the family asks for: particles spread to a " +
-      "power of the data's density, flatter than the data.",
-    set: { g2: 1, lambda2: -1 },
+      "A network is trained to tell data from particles, which ascend it: a Discriminator Flow, whose runs " +
+      "become better as it learns. Let a generator carry it, and the same discriminator is a GAN.",
+    set: { field: "critic", data: "moons" },
   },
 ];
