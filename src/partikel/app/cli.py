@@ -203,7 +203,7 @@ def tune(
     /,
     steps: Count = 4,
     solver: SolverName | None = None,
-    criterion: Literal["path", "data"] = "path",
+    criterion: Literal["path", "data"] | None = None,
     guidance: float | None = None,
     seed: Seed = 0,
     json: bool = False,
@@ -218,8 +218,8 @@ def tune(
         steps: how many.
         solver: a deterministic one; unipc-2 for a model of noised data, the run's own for others, unless
             given.
-        criterion: path, how far paths end from where converged ones do; or data, the distance of samples to
-            validation data, where the converged solve is not the best sampler.
+        criterion: path, how far paths end from where converged ones do, or data, the distance of samples to
+            validation data; data for images, path for points, unless given.
         guidance: weight of the labels that samples will be drawn with.
         seed: of the particles.
         json: print JSON instead of a line.

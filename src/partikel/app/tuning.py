@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from partikel.app.runs import Run
-from partikel.errors import DataError
 from partikel.files import read_json, reading, sealed, write_json, writing_to
 from partikel.metrics.evaluation import quick_evaluation
 from partikel.metrics.measures import main_measure
@@ -31,7 +30,7 @@ def tune_run(
     steps: int,
     *,
     solver: str | None = None,
-    criterion: Criterion = "path",
+    criterion: Criterion | None = None,
     guidance: float | None = None,
     seed: int = 0,
     told: Callable[[int, int], None] | None = None,
@@ -43,8 +42,9 @@ def tune_run(
         steps: how many.
         solver: a name of :data:`partikel.solvers.SOLVERS`; UniPC of order 2 along a path of noised data, else
             the run's own, unless given.
-        criterion: "path", how far paths end from where converged ones do; "data", the distance of samples
-            to validation data (the one watched in training).
+        criterion: "path", how far paths end from where converged ones do; "data", the distance of samples to
+            validation data, or to training data where those are fewer. Unless given, data for images,
+            whose best sampler is often not the converged one, and path for points.
         guidance: weight of the labels.
         seed: of the starts.
         told: hears how far it has come.
@@ -58,16 +58,21 @@ def tune_run(
     """
     follows = getattr(run.model, "follows_path", False)
     name = solver or (SEVERAL_STEPS if follows else None)
-    kept = _kept(run)
+    kept, images = _kept(run), len(run.data.shape) > 1
+    criterion = criterion or ("data" if images else "path")
+    starts = (2000 if images else 4096) if criterion == "data" else 512
+    half = starts // 2
 
     def distance(x: Tensor) -> float:
-        found = quick_evaluation(lambda n, g: x[:n], run.dataset, n=len(x), seed=seed)
-        measured = found.get(main_measure(run.data.shape).key)
-        if measured is None:
-            raise DataError(
-                "these data have no validation split to compare with: use the criterion path."
-            )
-        return measured
+        enough = run.dataset.at_most(half, "validation") == half
+        found = quick_evaluation(
+            lambda n, _: x[:n],
+            run.dataset,
+            n=half,
+            seed=seed,
+            split="validation" if enough else "train",
+        )
+        return found[main_measure(run.data.shape).key]
 
     found = place_nodes(
         run.model,
@@ -75,7 +80,7 @@ def tune_run(
         solver=None if name is None else SOLVERS[name](),
         guidance=guidance,
         distance=distance if criterion == "data" else None,
-        starts=4096 if criterion == "data" and len(run.data.shape) == 1 else 512,
+        starts=starts,
         real=run.context(),
         seed=seed,
         told=told,

@@ -32,7 +32,9 @@ SEARCHED = tuple(
 )
 """Karras's grids that the search begins from: the best of them, by lowest level and exponent."""
 ROUNDS = 12
-"""Gauss-Newton steps."""
+"""Gauss-Newton steps, or exchanges of a node."""
+TRIALS = 40
+"""Of a distance to data, for each step."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class _Search:
     def anywhere(self) -> Nodes:
         """Gauss-Newton on the logarithms of the gaps, from the best of Karras's grids."""
         place = _Places(self.model, self.steps)
-        total = len(place.grids) + ROUNDS * self.steps
+        trials = (ROUNDS if self.distance is None else TRIALS) * self.steps
+        total = len(place.grids) + trials
         found: list[tuple[float, int, Nodes]] = []
         for grid in place.grids:
             found.append((self.worth(0, grid), len(found), grid))
@@ -204,9 +207,7 @@ class _Search:
                 missed, theta, diff_step=1e-2, max_nfev=ROUNDS, loss="soft_l1", f_scale=scale
             )
         else:
-            result = minimize(
-                missed, theta, method="Nelder-Mead", options={"maxfev": ROUNDS * self.steps}
-            )
+            result = minimize(missed, theta, method="Nelder-Mead", options={"maxfev": trials})
         tried = [best[2], place.nodes(result.x)]
         return min(tried, key=lambda nodes: self.judged(nodes))
 
