@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
@@ -51,7 +51,7 @@ class Drawn:
     """How samples are drawn, where not as the run says (free particles only).
 
     Attributes:
-        steps: sampling steps instead of the run's own.
+        steps: sampling steps instead of the run's own, at the nodes that 'partikel tune' placed for as many.
         levels: the noise levels that sampling passes through instead, as in [10,1,0.1].
         stop: stop after so many steps.
         solver: another solver.
@@ -70,6 +70,7 @@ class Drawn:
 
     def by(self, run: Run) -> Sampling:
         """The record for a run."""
+        from partikel.app.tuning import placed
         from partikel.models import Sampling, nodes_at
         from partikel.schedules import PATHS
         from partikel.solvers import SOLVERS
@@ -77,6 +78,10 @@ class Drawn:
         solver = None if self.solver is None else SOLVERS[self.solver]()
         grid = None if self.levels is None else nodes_at(run.model, self.levels)
         path = None if self.path is None else PATHS[self.path]()
+        if self.steps is not None and self.levels is path is None:
+            found = placed(run, self.steps, self.solver, self.guidance)
+            if found is not None:
+                return replace(found, stop=self.stop)
         options = {"stop": self.stop, "solver": solver, "guidance": self.guidance, "path": path}
         return Sampling.of(steps=self.steps, grid=grid, **options)
 
@@ -191,6 +196,50 @@ def sample(
     path = Path(out) if out else loaded.made / "samples.png"
     gallery.sample_run(loaded, path, n=n, label=label, sampling=drawn.by(loaded), seed=seed)
     print(path)
+
+
+def tune(
+    run: str,
+    /,
+    steps: Count = 4,
+    solver: SolverName | None = None,
+    criterion: Literal["path", "data"] | None = None,
+    guidance: float | None = None,
+    seed: Seed = 0,
+    json: bool = False,
+) -> None:
+    """Place the nodes of few steps, so that samples of as many are as good as they can be.
+
+    They are kept in RUN/placed.json and taken from then on wherever --steps asks for as many. Half of the
+    particles decide that did not take part in the search.
+
+    Args:
+        run: folder of a run of free particles, or of its export.
+        steps: how many.
+        solver: a deterministic one; unipc-2 for a model of noised data, the run's own for others, unless
+            given.
+        criterion: path, how far paths end from where converged ones do, or data, the distance of samples to
+            validation data; data for images, path for points, unless given.
+        guidance: weight of the labels that samples will be drawn with.
+        seed: of the particles.
+        json: print JSON instead of a line.
+    """
+    from partikel.app import tables
+    from partikel.app.progress import progress_of
+    from partikel.app.tuning import tune_run
+
+    loaded = _load(run)
+    with progress_of("placing nodes", None if json else _console()) as told:
+        found = tune_run(
+            loaded,
+            steps,
+            solver=solver,
+            criterion=criterion,
+            guidance=guidance,
+            seed=seed,
+            told=told,
+        )
+    _show(tables.placed, found, f"{loaded.preset}, iteration {loaded.step}", json)
 
 
 def evaluate(
@@ -683,7 +732,7 @@ def reproduce(
 
 
 _COMMANDS = (
-    *(train, distil, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
+    *(train, distil, tune, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
     *(export, push),
     *(presets, verify, draw_map, explore, draw_matrix, reproduce, demo),
 )

@@ -34,6 +34,7 @@ from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
 from partikel.app.runs import Labels, Run, draw_samples, labels_of
+from partikel.app.tuning import PLACED
 from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.known import KnownData
 from partikel.denoising import EDMDenoiser
@@ -197,6 +198,8 @@ def export_run(
     with writing_to(out), replacing(out) as part:
         part.mkdir()
         config, sampling = _FORMS[form](run, part, steps)
+        if form == "partikel" and (run.path / PLACED).exists():
+            write_whole(part / PLACED, (run.path / PLACED).read_bytes())
         config["files"] = {
             each.relative_to(part).as_posix(): fingerprint(each.read_bytes(), 32)
             for each in sorted(part.rglob("*"))

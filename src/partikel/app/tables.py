@@ -38,6 +38,22 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def placed(title: str, found: Mapping[str, Any]) -> None:
+    """What placed nodes are worth, beside the model's own grid."""
+    what = {
+        "path": "root mean square distance from the end of converged paths",
+        "data": "distance to validation data",
+    }[found["criterion"]]
+    rows = [
+        ["own grid", number(found["before"])],
+        ["placed", number(found["error"])],
+        ["solver", found["solver"] or "the run's own"],
+        ["evaluations", number(found["evaluations"])],
+        ["times", " ".join(f"{t:.6g}" for t in found["times"])],
+    ]
+    table(f"{title}: {found['steps']} steps", ["nodes", what], rows)
+
+
 def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each preset: its name, what was measured first, and what it is.
 

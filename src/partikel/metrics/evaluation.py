@@ -239,6 +239,7 @@ def quick_evaluation(
     *,
     n: int,
     seed: int = 0,
+    split: str = "validation",
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """The one or two figures worth watching during training, on the validation split.
@@ -248,13 +249,14 @@ def quick_evaluation(
         dataset: points or images.
         n: samples; fewer of images that take a large feature network.
         seed: of samples and reference; the same at each call, so that curves are smooth.
+        split: the reference.
         device: where samples are drawn, and images measured.
 
     Returns:
         "energy" (and "modes" for mixtures) of points, "frechet" of images; nothing where the split
         has fewer than two.
     """
-    n = dataset.at_most(n, "validation")
+    n = dataset.at_most(n, split)
     if n < 2:
         return {}
     work = _Work(dataset, seed, device)
@@ -262,10 +264,10 @@ def quick_evaluation(
         network = choose_features(None, dataset, device)
         if isinstance(network, PhotographFeatures):
             n = min(n, QUICK_PHOTOGRAPHS)
-        real = work.of_data(network, n, "validation", "watched reference")
+        real = work.of_data(network, n, split, "watched reference")
         fake = work.of_samples(network, n, sampler, "watched samples")
         return {"frechet": frechet_distance(fake, real)}
-    reference = dataset.draw(n, "validation", generator=_generator(seed, "watched reference")).x
+    reference = dataset.draw(n, split, generator=_generator(seed, "watched reference")).x
     samples = sampler(n, _generator(seed, "watched samples", device=device)).cpu()
     report = pairwise_distances_report(samples, reference)
     figures = {"energy": report.energy}

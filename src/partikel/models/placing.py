@@ -1,0 +1,289 @@
+"""Where to put few steps: nodes placed for a model, a solver and a number of steps (framework §12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import OptimizeResult, least_squares, minimize
+from torch import Tensor
+
+from partikel.errors import ConfigError
+from partikel.errors.checks import Count, Size, checked
+from partikel.models.base import Carrier, Sampling
+from partikel.models.particle import ParticleModel, free_particles
+from partikel.schedules import KarrasGrid, Nodes
+from partikel.solvers import Heun, Solver
+
+Told = Callable[[int, int], None]
+"""Of progress: (done, total)."""
+
+FINE = 64
+"""Steps of Heun's method that count as converged."""
+LOWEST = 0.002
+"""Level of noise below which no node is placed, where the path goes on to 0."""
+SEARCHED = tuple(
+    (low, rho) for low in (0.002, 0.02, 0.1, 0.2, 0.4, 0.8) for rho in (3.0, 7.0, 20.0, 60.0)
+)
+"""Karras's grids that the search begins from: the best of them, by lowest level and exponent."""
+ROUNDS = 12
+"""Gauss-Newton steps, or exchanges of a node."""
+TRIALS = 40
+"""Of a distance to data, for each step."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Nodes for few steps, and what they are worth on starts that were not searched with.
+
+    Attributes:
+        nodes: the times.
+        error: the criterion with them.
+        before: with the model's own grid of as many steps.
+        criterion: "path", root mean square distance of where paths end from where converged ones do; "data",
+            a distance of the samples to data.
+        evaluations: of the field, for one sample.
+    """
+
+    nodes: Nodes
+    error: float
+    before: float
+    criterion: str
+    evaluations: int
+
+
+@checked
+def place_nodes(
+    model: Carrier,
+    steps: Count,
+    *,
+    solver: Solver | None = None,
+    guidance: float | None = None,
+    distance: Callable[[Tensor], float] | None = None,
+    starts: Size = 512,
+    real: Tensor | None = None,
+    seed: int = 0,
+    told: Told | None = None,
+) -> Placement:
+    """Place the nodes of few steps.
+
+    Half of the starts are searched with, the others decide: what is handed out is never worse on them
+    than the model's own grid. For a field that was trained at its nodes only (a Discriminator Flow) they
+    are some of these, and the reference is its own chain.
+
+    Args:
+        model: free particles.
+        steps: how many.
+        solver: a deterministic one; the model's own unless given.
+        guidance: weight of the labels.
+        distance: of samples (n, ...) to data, the criterion; without, that of the path's end.
+        starts: how many particles, both halves together; labels are drawn for them.
+        real: samples of the data, for a field that compares with them.
+        seed: of the starts.
+        told: hears how far the search has come.
+
+    Raises:
+        ConfigError: for a model without steps, one that moves with noise, a stochastic solver, or more steps
+            than it has nodes.
+    """
+    free = free_particles(
+        model, "only free particles take steps: a generator, or a flow map, is one call."
+    )
+    chosen = solver or free.solver
+    if chosen.stochastic or free.diffusion is not None or free.field.draws:
+        raise ConfigError(
+            "nodes are placed for a path without noise: choose a deterministic solver and a model that moves "
+            "by an ODE."
+        )
+    search = _Search(free, steps, chosen, guidance, distance, starts, real, seed, told)
+    found = (
+        search.among_own() if free.schedule is None or not free.follows_path else search.anywhere()
+    )
+    own = Nodes(steps)
+    before, after = search.judged(own), search.judged(found)
+    if not after < before:
+        found, after = own, before
+    times = found.of(free.grid, free.steps, free.horizon)
+    nodes = Nodes(times=tuple(times.tolist()))
+    count = model.evaluations(real=real, grid=nodes, solver=chosen, guidance=guidance)
+    return Placement(nodes, after, before, "path" if distance is None else "data", count)
+
+
+class _Search:
+    """Starts, their references, and what a set of nodes makes of them."""
+
+    def __init__(
+        self,
+        model: ParticleModel,
+        steps: int,
+        solver: Solver,
+        guidance: float | None,
+        distance: Callable[[Tensor], float] | None,
+        starts: int,
+        real: Tensor | None,
+        seed: int,
+        told: Told | None,
+    ) -> None:
+        self.model, self.steps, self.solver, self.distance = model, steps, solver, distance
+        self.sampling, self.real, self.seed = Sampling(guidance=guidance), real, seed
+        self.told, self.done = told, 0
+        device = next(model.parameters(), torch.empty(0)).device
+        generator = torch.Generator(device).manual_seed(seed)
+        x, cond = model.start(starts, generator), model.labels(starts, generator=generator)
+        self.parts = [
+            (each, None if cond is None else cond[rows])
+            for rows in (slice(0, starts // 2), slice(starts // 2, starts))
+            for each in (x[rows],)
+        ]
+        self.ends: list[Tensor] = []
+        if distance is None:
+            chain = not model.follows_path
+            fine, by = (Nodes(), None) if chain else (Nodes(FINE), Heun())
+            self.ends = [self._drawn(half, fine, by) for half in (0, 1)]
+
+    def _drawn(self, half: int, nodes: Nodes, solver: Solver | None) -> Tensor:
+        x, cond = self.parts[half]
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        sampling = replace(self.sampling, grid=nodes, solver=solver)
+        return self.model.sample(
+            len(x), generator=generator, start=x, cond=cond, real=self.real, sampling=sampling
+        )
+
+    def residuals(self, half: int, nodes: Nodes) -> Tensor:
+        """(n, D) where paths end less where they should, each entry over √n."""
+        ends = self._drawn(half, nodes, self.solver)
+        return ((ends - self.ends[half]).flatten(1) / math.sqrt(len(ends))).double().cpu()
+
+    def worth(self, half: int, nodes: Nodes) -> float:
+        """The criterion: lower is better."""
+        if self.distance is not None:
+            return self.distance(self._drawn(half, nodes, self.solver))
+        return float(self.residuals(half, nodes).norm())
+
+    def judged(self, nodes: Nodes) -> float:
+        """The criterion on the other half."""
+        return self.worth(1, nodes)
+
+    def counted(self, total: int) -> None:
+        """One more trial."""
+        self.done += 1
+        if self.told is not None:
+            self.told(min(self.done, total), total)
+
+    # --- along a path of noise
+
+    def anywhere(self) -> Nodes:
+        """Gauss-Newton on the logarithms of the gaps, from the best of Karras's grids."""
+        place = _Places(self.model, self.steps)
+        trials = (ROUNDS if self.distance is None else TRIALS) * self.steps
+        total = len(place.grids) + trials
+        found: list[tuple[float, int, Nodes]] = []
+        for grid in place.grids:
+            found.append((self.worth(0, grid), len(found), grid))
+            self.counted(total)
+        best = min(found)
+        if self.steps == 1:
+            return best[2]
+        theta = place.gaps(best[2])
+
+        def missed(gaps: np.ndarray) -> Any:
+            self.counted(total)
+            nodes = place.nodes(gaps)
+            if self.distance is not None:
+                return self.worth(0, nodes)
+            return self.residuals(0, nodes).flatten().numpy()
+
+        result: OptimizeResult
+        if self.distance is None:
+            scale = 0.2 / math.sqrt(
+                len(self.parts[0][0])
+            )  # a few paths that go astray do not decide
+            result = least_squares(
+                missed, theta, diff_step=1e-2, max_nfev=ROUNDS, loss="soft_l1", f_scale=scale
+            )
+        else:
+            result = minimize(missed, theta, method="Nelder-Mead", options={"maxfev": trials})
+        tried = [best[2], place.nodes(result.x)]
+        return min(tried, key=lambda nodes: self.judged(nodes))
+
+    # --- among the nodes that a field was trained at
+
+    def among_own(self) -> Nodes:
+        """Exchanges of single nodes, from evenly spread ones, until none is better."""
+        model = self.model
+        times = model.grid.nodes(model.steps).tolist()
+        count = model.steps
+        if self.steps > count:
+            raise ConfigError(
+                f"this model's field was trained at its {count} nodes: ask for at most {count} steps."
+            )
+        if self.steps == count:
+            return Nodes()
+        inner = [round(k * count / self.steps) for k in range(1, self.steps)]
+
+        def nodes(of: list[int]) -> Nodes:
+            return Nodes(times=tuple(times[k] for k in (0, *sorted(of), count)))
+
+        total = ROUNDS * self.steps
+        best, improved = self.worth(0, nodes(inner)), True
+        while improved and self.done < total:
+            improved = False
+            for place in range(len(inner)):
+                for shift in (-1, 1, -3, 3):
+                    other = inner.copy()
+                    other[place] += shift
+                    if len({0, count, *other}) < self.steps + 1 or not 0 < other[place] < count:
+                        continue
+                    self.counted(total)
+                    if (worth := self.worth(0, nodes(other))) < best:
+                        best, inner, improved = worth, other, True
+        return nodes(inner)
+
+
+class _Places:
+    """Between the gaps of n nodes and their times: along log σ, or along t where σ begins at infinity."""
+
+    def __init__(self, model: ParticleModel, steps: int) -> None:
+        assert model.schedule is not None
+        self.schedule, self.steps, self.horizon = model.schedule, steps, model.horizon
+        self.by_level = math.isfinite(self.schedule.sigma_max)
+        lowest = max(self.schedule.sigma_end, LOWEST)
+        own = Nodes(steps)
+        times = [own.of(model.grid, model.steps, model.horizon)]
+        if self.by_level:
+            self.ends = math.log(self.schedule.sigma_max), math.log(lowest)
+            times += [
+                KarrasGrid(self.schedule, low, rho).nodes(steps)
+                for low, rho in SEARCHED
+                if lowest <= low < self.schedule.sigma_max
+            ]
+        else:
+            self.ends = 0.0, self.horizon
+            times += [
+                self.horizon * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
+                for power in (0.5, 0.7, 1.0, 1.5, 2.0)
+            ]
+        self.grids = [Nodes(times=tuple(each.tolist())) for each in times]
+
+    def gaps(self, nodes: Nodes) -> np.ndarray:
+        """(n,) logarithms of the gaps."""
+        assert nodes.times is not None
+        inner = torch.tensor(nodes.times[1:-1], dtype=torch.float64)
+        places = self.schedule.sigma(inner).log() if self.by_level else inner
+        first, last = self.ends
+        share = ((places - first) / (last - first)).clamp(1e-4, 1 - 1e-4).tolist()
+        return np.log([max(1e-4, b - a) for a, b in pairwise([0.0, *share, 1.0])])
+
+    def nodes(self, gaps: np.ndarray) -> Nodes:
+        """Nodes of these gaps, which sum to the whole path."""
+        share = np.exp(gaps - gaps.max())
+        inner = torch.from_numpy(np.cumsum(share / share.sum())[:-1])
+        first, last = self.ends
+        places = first + (last - first) * inner
+        times = self.schedule.time(places.exp()) if self.by_level else places
+        return Nodes(times=(0.0, *times.tolist(), self.horizon))

@@ -1,0 +1,224 @@
+"""Few steps: nodes placed for a model, a solver and a number of steps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from conftest import MIXTURE, seeded
+from partikel.app.cli import main
+from partikel.app.config import load_preset, make_recipe
+from partikel.app.export import export_run, load_export
+from partikel.app.runs import Run, train_run
+from partikel.app.tuning import PLACED
+from partikel.denoising import VelocityDenoiser
+from partikel.errors import ConfigError
+from partikel.fields import AtScale, DiscriminatorField, ExactScoreField, MMDField, VelocityField
+from partikel.kernels import RieszKernel
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.models.placing import SEARCHED, Placement, place_nodes
+from partikel.networks import MLP, Conditioning
+from partikel.priors import GaussianPrior
+from partikel.schedules import EDMSchedule, KarrasGrid, LinearSchedule, Nodes
+from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun, PredictorCorrector, UniPC
+
+PATH = EDMSchedule(40.0)
+
+
+def noised(steps: int = 28) -> ParticleModel:
+    """The exact probability flow of a mixture along EDM's path."""
+    field = PATH.half_rate * ExactScoreField(MIXTURE)
+    return ParticleModel(
+        field,
+        GaussianPrior((2,), PATH.prior_std),
+        steps=steps,
+        schedule=PATH,
+        grid=KarrasGrid(PATH),
+        score=AtScale(ExactScoreField(MIXTURE), PATH),
+    )
+
+
+class Velocity(nn.Module):
+    """The exact velocity along the linear path, as a network."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        from test_interpolants import ExactVelocity
+
+        return ExactVelocity(LinearSchedule())(x, t, cond)
+
+
+def interpolated() -> ParticleModel:
+    path = LinearSchedule()
+    field = VelocityField(VelocityDenoiser(Velocity(), path))
+    return ParticleModel(field, GaussianPrior((2,)), steps=14, schedule=path, solver=Heun())
+
+
+def chain(steps: int = 20) -> ParticleModel:
+    """A Discriminator Flow, not trained: a field at its nodes alone."""
+    torch.manual_seed(1)
+    network = MLP((2,), (), width=32, depth=2, conditions=Conditioning(scalars=1)).double()
+    field = DiscriminatorField(network, "logit", conditions=("t",))
+    return ParticleModel(field, GaussianPrior((2,)), steps=steps, eta=30.0)
+
+
+def error(model: ParticleModel, nodes: Nodes, solver: Any, seed: int = 77) -> float:
+    """Root mean square distance from converged paths, of fresh starts."""
+    x = model.prior.sample(1000, generator=seeded(seed), dtype=torch.float64)
+    fine = model.sample(1000, generator=seeded(), start=x, grid=Nodes(200), solver=Heun())
+    found = model.sample(1000, generator=seeded(), start=x, grid=nodes, solver=solver)
+    return float((found - fine).square().sum(1).mean().sqrt())
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_placed_levels_beat_every_karras_grid(steps: int) -> None:
+    """On starts that took no part, and the model's own grid by far."""
+    model, solver = noised(), DPMSolver2M()
+    placed = place_nodes(model, steps, solver=solver)
+    grids = [Nodes(steps, KarrasGrid(PATH, low, rho)) for low, rho in SEARCHED]
+    best = min(error(model, grid, solver) for grid in grids)
+    found = error(model, placed.nodes, solver)
+    assert found < 0.9 * best
+    assert found < 0.4 * error(model, Nodes(steps), solver)
+    assert placed.evaluations == steps
+    assert placed.nodes.times is not None
+    assert len(placed.nodes.times) == steps + 1
+    assert (placed.nodes.times[0], placed.nodes.times[-1]) == (0.0, PATH.horizon)
+    assert placed.error < placed.before
+
+
+def test_a_path_that_begins_at_infinite_noise() -> None:
+    model, solver = interpolated(), UniPC(2)
+    placed = place_nodes(model, 5, solver=solver)
+    assert error(model, placed.nodes, solver) < 0.95 * error(model, Nodes(5), solver)
+
+
+def test_the_same_seed_places_the_same_nodes() -> None:
+    one, two, other = (place_nodes(noised(), 4, solver=UniPC(2), seed=s) for s in (3, 3, 4))
+    assert one == two
+    assert one.nodes != other.nodes
+
+
+def test_what_is_handed_out_is_never_worse_than_the_own_grid() -> None:
+    """Few starts mislead the search, not the verdict."""
+    for seed in range(4):
+        for steps in (1, 3):
+            placed = place_nodes(noised(), steps, solver=DPMSolver2M(), starts=8, seed=seed)
+            assert placed.error <= placed.before
+
+
+def test_a_distance_can_be_the_criterion() -> None:
+    """Here of the spread: the nodes follow what is asked, not the path."""
+    asked: list[int] = []
+
+    def distance(x: Tensor) -> float:
+        asked.append(len(x))
+        return abs(float(x.var(0).sum()) - 5.0)
+
+    placed = place_nodes(noised(), 3, solver=DPMSolver2M(), distance=distance, starts=400)
+    assert placed.criterion == "data"
+    assert placed.error < placed.before
+    assert set(asked) == {200}
+
+
+def test_of_a_discriminator_flow_they_are_among_its_own() -> None:
+    model = chain()
+    placed = place_nodes(model, 5)
+    own = model.grid.nodes(20).tolist()
+    assert placed.nodes.times is not None
+    assert {*placed.nodes.times} <= {*own}
+    assert len(placed.nodes.times) == 6
+    assert placed.error < placed.before
+    x = model.prior.sample(500, generator=seeded(9), dtype=torch.float64)
+    ends = model.sample(500, generator=seeded(), start=x)
+    few = model.sample(500, generator=seeded(), start=x, grid=placed.nodes)
+    even = model.sample(500, generator=seeded(), start=x, grid=Nodes(5))
+    assert (few - ends).square().sum() < (even - ends).square().sum()
+    all_of_them = place_nodes(model, 20)
+    assert_close(torch.tensor(all_of_them.nodes.times), torch.tensor(own))
+    assert all_of_them.error == 0
+
+
+def test_what_cannot_be_placed() -> None:
+    network = MLP((2,), (2,), width=8, depth=1).double()
+    generator = GeneratorModel(MMDField(RieszKernel()), network, GaussianPrior((2,)))
+    with pytest.raises(ConfigError, match="one call"):
+        place_nodes(generator, 4)
+    with pytest.raises(ConfigError, match="without noise"):
+        place_nodes(noised(), 4, solver=PredictorCorrector())
+    assert isinstance(place_nodes(noised(), 2, solver=EulerMaruyama(), starts=8), Placement)
+    with pytest.raises(ConfigError, match="at most 20"):
+        place_nodes(chain(), 21)
+    with pytest.raises(ConfigError):
+        place_nodes(noised(), 0)
+
+
+# --- beside a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "edm"
+    changed = {"iterations": 60, "network": {"width": 32, "depth": 2}, "evaluate_every": None}
+    return train_run(make_recipe("edm", load_preset("edm-gaussians").settings, changed), out)
+
+
+def protocol(capsys: pytest.CaptureFixture[str], run: Run, *options: str) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["evaluate", str(run.path), "--n", "200", "--json", *options])
+    return json.loads(capsys.readouterr().out)["protocol"]
+
+
+def stopped(capsys: pytest.CaptureFixture[str], *line: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*line])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_tuned_steps_are_taken_from_then_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """By as many steps, of that solver or of none in particular; and by an export."""
+    assert "times" not in protocol(capsys, run, "--steps", "3")
+    main(["tune", str(run.path), "--steps", "3", "--json"])
+    kept = json.loads(capsys.readouterr().out)
+    assert (kept["steps"], kept["solver"], kept["criterion"]) == (3, "unipc-2", "path")
+    assert kept["error"] <= kept["before"]
+    said = protocol(capsys, run, "--steps", "3")
+    assert (said["times"], said["solver"], said["nfe"]) == (kept["times"], "UniPC", 3)
+    assert protocol(capsys, run, "--steps", "3", "--solver", "unipc-2")["times"] == kept["times"]
+    for other in (["--steps", "3", "--solver", "heun"], ["--steps", "4"], []):
+        assert "times" not in protocol(capsys, run, *other)
+    levels = protocol(capsys, run, "--levels", "[5,1,0.2]")
+    assert levels["times"] != kept["times"]
+
+    main(["tune", str(run.path), "--steps", "3", "--solver", "dpmpp-2m", "--criterion", "data"])
+    capsys.readouterr()
+    assert protocol(capsys, run, "--steps", "3")["solver"] == "DPMSolver2M"  # the latest
+    assert protocol(capsys, run, "--steps", "3", "--solver", "unipc-2")["times"] == kept["times"]
+    exported = export_run(run, run.path.parent / "export")
+    assert protocol(capsys, load_export(exported), "--steps", "3")["solver"] == "DPMSolver2M"
+    main(["sample", str(run.path), "--steps", "3", "--n", "8"])
+
+
+def test_what_tune_refuses(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    place = str(run.path)
+    said = stopped(capsys, "tune", place, "--solver", "dpmpp-2m-sde")
+    assert "without noise" in said
+    assert "at least 1" in stopped(capsys, "tune", place, "--steps", "0")
+    assert "without labels" in stopped(capsys, "tune", place, "--guidance", "2")
+    before = (run.path / PLACED).read_bytes() if (run.path / PLACED).exists() else b"{}"
+    for damaged in (
+        b"{",
+        b'{"placed": []}',
+        before[: len(before) // 2],
+        before.replace(b"3", b"4", 1),
+    ):
+        (run.path / PLACED).write_bytes(damaged)
+        assert "remove it" in stopped(capsys, "sample", place, "--steps", "3", "--n", "4")
+    (run.path / PLACED).unlink()
