@@ -148,12 +148,51 @@ def four_models() -> str:
     return "\n".join(lines)
 
 
+def few_steps() -> str:
+    """The table of placed nodes beside fixed grids."""
+    grids = ("own", "best fixed", "placed")
+    lines = [
+        "| run | evaluations | solver | own grid | best fixed | placed | CPU s to place |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("gaussians", "digits"):
+        result = load(f"few-steps-{name}")
+        if result is None:
+            continue
+        runs = result["runs"]
+        whole = spread([each["28 by the run's own"] for each in runs])
+        lines.append(f"| `edm-{name}` | 28 steps | its own | {whole} | | | |")
+        for steps in (4, 8):
+            for solver in ("dpmpp-2m", "unipc-2"):
+                told = [
+                    spread([each[f"{steps} {solver} {grid}"] for each in runs]) for grid in grids
+                ]
+                seconds = statistics.mean(each[f"{steps} {solver} seconds"] for each in runs)
+                cells = [f"`edm-{name}`", str(steps), f"`{solver}`", *told, f"{seconds:.2g}"]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def own_pictures() -> str:
+    """The table of four recipes on a folder of pictures."""
+    result = load("emoji")
+    assert result is not None
+    lines = ["| recipe | Fréchet | precision | recall | the sheet |", "|---|---|---|---|---|"]
+    for name, found in result["recipes"].items():
+        m = found["metrics"]
+        figures = f"{m['frechet']:.3g} | {m['precision']:.2g} | {m['recall']:.2g}"
+        lines.append(f"| `{name}` | {figures} | {found['sheet']} |")
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
     """Pages as they should be: what stands between a page's marks is a table of results."""
     tables = {
         "README.md": four_models,
         "docs/measurements.md": table,
         "docs/images.md": image_table,
+        "docs/few-steps.md": few_steps,
+        "docs/data.md": own_pictures,
     }
     found = {}
     for name, content in tables.items():

@@ -255,7 +255,8 @@ def _app(name: str, command: Callable[..., Any], options: Sequence[Option], **to
 def _kept(hint: Any, tokens: Any) -> Any:
     """The text of an option as it stands, the last one where there are several; nested settings read."""
     if isinstance(tokens, Mapping):
-        return {key.replace("-", "_"): _kept(hint, each) for key, each in tokens.items()}
+        # whatever the cyclopts of Python 3.10 makes of their type
+        return {key.replace("-", "_"): _kept(Any, each) for key, each in tokens.items()}
     token: Token = tokens[-1]
     return given(token.value, token.keyword or "") if hint is Any else token.value
 
