@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import OptimizeResult, least_squares, minimize
 from torch import Tensor
 
 from partikel.errors import ConfigError
@@ -179,6 +178,8 @@ class _Search:
 
     def anywhere(self) -> Nodes:
         """Gauss-Newton on the logarithms of the gaps, from the best of Karras's grids."""
+        from scipy.optimize import least_squares, minimize  # a tenth of a second
+
         place = _Places(self.model, self.steps)
         trials = (ROUNDS if self.distance is None else TRIALS) * self.steps
         total = len(place.grids) + trials
@@ -198,7 +199,6 @@ class _Search:
                 return self.worth(0, nodes)
             return self.residuals(0, nodes).flatten().numpy()
 
-        result: OptimizeResult
         if self.distance is None:
             scale = 0.2 / math.sqrt(
                 len(self.parts[0][0])
