@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,28 @@ def cpu_seconds(work: Callable[[], Any], repeats: int) -> float:
         work()
         times.append(time.process_time() - started)
     return statistics.median(times)
+
+
+def in_turns(
+    works: Mapping[str, Callable[[], Any]], rounds: int, calls: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """Median process times of one call, a round of all after another, so that a busy machine slows all alike.
+
+    Args:
+        works: by name; each is called once before.
+        rounds: how many.
+        calls: of a work in a round, by its name; 1 unless given.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(rounds):
+        for name, work in works.items():
+            count, started = (calls or {}).get(name, 1), time.process_time()
+            for _ in range(count):
+                work()
+            times[name].append((time.process_time() - started) / count)
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def unit() -> Callable[[], None]:

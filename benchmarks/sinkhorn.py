@@ -10,12 +10,10 @@ more; process times are medians of runs in turns.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-from common import one_thread, save  # isort: skip
+from common import in_turns, one_thread, save  # isort: skip
 import torch
 from torch import Tensor
 
@@ -52,17 +50,6 @@ def peer(x: Tensor, real: Tensor, scaling: float) -> Tensor:
     point = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(point, real), point)
     return -len(x) * slope
-
-
-def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median process times, one round of all after another."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            started = time.process_time()
-            work()
-            times[name].append(time.process_time() - started)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def compare(n: int, rounds: int) -> dict[str, Any]:

@@ -8,12 +8,10 @@ that a busy machine slows both alike. The steps are those of the paper's presets
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-from common import one_thread, save, system_of, unit  # isort: skip
+from common import in_turns, one_thread, save, system_of, unit  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
@@ -35,20 +33,6 @@ def step_of(preset: str, **settings: Any) -> Callable[[], Any]:
     return lambda: next(iterations)
 
 
-def in_turns(work: dict[str, Callable[[], Any]], calls: dict[str, int]) -> dict[str, float]:
-    """Median process time of each work, one round of all after another."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for name in work:
-        work[name]()
-    for _ in range(ROUNDS):
-        for name, each in work.items():
-            started = time.process_time()
-            for _ in range(calls.get(name, 1)):
-                each()
-            times[name].append((time.process_time() - started) / calls.get(name, 1))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def sampling_overhead(points: int = 4096) -> dict[str, float]:
     """EDM, Heun 28: sampling against its 55 network calls alone."""
     recipe = make_recipe("edm", load_preset("edm-gaussians").settings)
@@ -67,9 +51,8 @@ def sampling_overhead(points: int = 4096) -> dict[str, float]:
             for _ in range(2 * recipe.steps - 1):  # type: ignore[attr-defined]
                 network(x, c, None)
 
-    seconds = in_turns(
-        {"calls": calls, "sample": lambda: model.sample(points, generator=generator)}, {}
-    )
+    works = {"calls": calls, "sample": lambda: model.sample(points, generator=generator)}
+    seconds = in_turns(works, ROUNDS)
     return {**seconds, "ratio": seconds["sample"] / seconds["calls"]}
 
 
@@ -86,7 +69,9 @@ def main() -> None:
     truncated = "discriminator-flow-gaussians-paper, only the steps a particle needs"
     work[truncated] = step_of("discriminator-flow-gaussians-paper", truncate=True)
     presets.append(truncated)
-    seconds = in_turns(work, {"unit": 5, "edm-gaussians-paper": 5, "gan-gaussians-paper": 3})
+    seconds = in_turns(
+        work, ROUNDS, {"unit": 5, "edm-gaussians-paper": 5, "gan-gaussians-paper": 3}
+    )
     units = {preset: seconds[preset] / seconds["unit"] for preset in presets}
     sampling = sampling_overhead()
     within = {preset: units[preset] <= limit for preset, limit in LIMITS.items()}

@@ -198,13 +198,13 @@ def export_run(
     with writing_to(out), replacing(out) as part:
         part.mkdir()
         config, sampling = _FORMS[form](run, part, steps)
-        if form == "partikel" and (run.path / PLACED).exists():
-            write_whole(part / PLACED, (run.path / PLACED).read_bytes())
         config["files"] = {
             each.relative_to(part).as_posix(): fingerprint(each.read_bytes(), 32)
             for each in sorted(part.rglob("*"))
             if each.is_file()
         }
+        if form == "partikel" and (run.path / PLACED).exists():  # sealed, and may be tuned anew
+            write_whole(part / PLACED, (run.path / PLACED).read_bytes())
         write_json(part / CONFIG, sealed(config))
         # what cannot be read back is not handed out
         exported = load_export(part) if form == "partikel" else run

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from partikel.app.runs import Run
+from partikel.errors.checks import Count, checked
 from partikel.files import read_json, reading, sealed, write_json, writing_to
 from partikel.metrics.evaluation import quick_evaluation
 from partikel.metrics.measures import main_measure
@@ -25,9 +26,10 @@ SEVERAL_STEPS = "unipc-2"
 Criterion: TypeAlias = Literal["path", "data"]
 
 
+@checked
 def tune_run(
     run: Run,
-    steps: int,
+    steps: Count,
     *,
     solver: str | None = None,
     criterion: Criterion | None = None,
@@ -56,8 +58,7 @@ def tune_run(
         ConfigError: for a run that takes no steps, moves with noise, or a stochastic solver.
         CheckpointError: where the file beside the run is damaged, or cannot be written.
     """
-    follows = getattr(run.model, "follows_path", False)
-    name = solver or (SEVERAL_STEPS if follows else None)
+    name = solver or (SEVERAL_STEPS if run.model.follows_path else None)
     kept, images = _kept(run), len(run.data.shape) > 1
     criterion = criterion or ("data" if images else "path")
     starts = (2000 if images else 4096) if criterion == "data" else 512

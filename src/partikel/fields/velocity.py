@@ -128,9 +128,8 @@ class AlongPath(Field):
         t = at.t.to(x.dtype)
         a, b = self.other.scale(t), self.other.spread(t)
         point, there = onto_path(self.path, x, a, b)
-        sigma = (b / a).clamp(
-            self.path.sigma_end, self.path.sigma_max
-        )  # what 'there' would round to 0
+        # the level itself, which the time would round to 0 near the data
+        sigma = (b / a).clamp(self.path.sigma_end, self.path.sigma_max)
         velocity = self.field(point, At(there, sigma, at.cond))
         denoised = denoiser_from_velocity(velocity, point, self.path, there)
         return velocity_from_denoiser(denoised, x, self.other, t)

@@ -26,6 +26,7 @@ from partikel.models.map_losses import (
 )
 from partikel.models.ntk import kernel_operator, ntk_matrix, ntk_operator, ntk_spectrum
 from partikel.models.particle import ParticleModel, free_particles, nodes_at
+from partikel.models.placing import Placement, place_nodes
 from partikel.models.pooled import PooledParticleModel
 from partikel.models.reflow import Reflow
 from partikel.models.staged import StagedParticleModel
@@ -42,6 +43,7 @@ __all__ = [
     "MapLoss",
     "MeanFlow",
     "ParticleModel",
+    "Placement",
     "PooledParticleModel",
     "Reflow",
     "Sampling",
@@ -56,5 +58,6 @@ __all__ = [
     "ntk_operator",
     "ntk_spectrum",
     "own_flow",
+    "place_nodes",
     "surrogate_loss",
 ]

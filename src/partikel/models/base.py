@@ -145,6 +145,11 @@ class Carrier(Checked, nn.Module, ABC):
         """What trains the field, then what trains the carrier, in the order of an iteration."""
         return self.field.losses()
 
+    @property
+    def follows_path(self) -> bool:
+        """Whether samples follow a velocity that is known all along a path of noised data."""
+        return False
+
     def alone(self) -> Carrier:
         """Leave behind what only its training asks; its samples stay what they are."""
         return self

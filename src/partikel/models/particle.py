@@ -159,7 +159,7 @@ class ParticleModel(Carrier):
 
     @property
     def follows_path(self) -> bool:
-        """Whether its velocity is known all along a path of noised data, not at trained nodes only."""
+        """See :attr:`Carrier.follows_path`: not where it is known at trained nodes only."""
         return self.schedule is not None and (
             self._score[0] is not None or velocity_in(self.field) is not None
         )

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from partikel.errors import ConfigError
-from partikel.errors.checks import Count, Size, checked
+from partikel.errors.checks import Count, Range, checked
 from partikel.models.base import Carrier, Sampling
 from partikel.models.particle import ParticleModel, free_particles
 from partikel.schedules import KarrasGrid, Nodes
@@ -43,7 +43,7 @@ class Placement:
     Attributes:
         nodes: the times.
         error: the criterion with them.
-        before: with the model's own grid of as many steps.
+        before: with the model's own grid of as many steps, or with evenly spread nodes of a chain.
         criterion: "path", root mean square distance of where paths end from where converged ones do; "data",
             a distance of the samples to data.
         evaluations: of the field, for one sample.
@@ -64,7 +64,7 @@ def place_nodes(
     solver: Solver | None = None,
     guidance: float | None = None,
     distance: Callable[[Tensor], float] | None = None,
-    starts: Size = 512,
+    starts: Annotated[int, Range(least=2, most=2**24)] = 512,
     real: Tensor | None = None,
     seed: int = 0,
     told: Told | None = None,
@@ -73,7 +73,7 @@ def place_nodes(
 
     Half of the starts are searched with, the others decide: what is handed out is never worse on them
     than the model's own grid. For a field that was trained at its nodes only (a Discriminator Flow) they
-    are some of these, and the reference is its own chain.
+    are some of these, never worse than evenly spread ones, and the reference is its own chain.
 
     Args:
         model: free particles.
@@ -81,7 +81,7 @@ def place_nodes(
         solver: a deterministic one; the model's own unless given.
         guidance: weight of the labels.
         distance: of samples (n, ...) to data, the criterion; without, that of the path's end.
-        starts: how many particles, both halves together; labels are drawn for them.
+        starts: how many particles, both halves together, >= 2; labels are drawn for them.
         real: samples of the data, for a field that compares with them.
         seed: of the starts.
         told: hears how far the search has come.
@@ -99,74 +99,71 @@ def place_nodes(
             "nodes are placed for a path without noise: choose a deterministic solver and a model that moves "
             "by an ODE."
         )
-    search = _Search(free, steps, chosen, guidance, distance, starts, real, seed, told)
-    found = (
-        search.among_own() if free.schedule is None or not free.follows_path else search.anywhere()
-    )
-    own = Nodes(steps)
-    before, after = search.judged(own), search.judged(found)
+    x, cond, sampling = *_starts(free, starts, seed), Sampling(solver=chosen, guidance=guidance)
+    search = _Search(free, steps, sampling, x, cond, distance, real, seed, told)
+    found, plain = search.anywhere() if free.follows_path else search.among_own()
+    before, after = search.worth(1, plain), search.worth(1, found)
     if not after < before:
-        found, after = own, before
+        found, after = plain, before
     times = found.of(free.grid, free.steps, free.horizon)
     nodes = Nodes(times=tuple(times.tolist()))
-    count = model.evaluations(real=real, grid=nodes, solver=chosen, guidance=guidance)
+    count = model.evaluations(real=real, sampling=replace(sampling, grid=nodes))
     return Placement(nodes, after, before, "path" if distance is None else "data", count)
 
 
+def _starts(model: ParticleModel, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    device = next(model.parameters(), torch.empty(0)).device
+    generator = torch.Generator(device).manual_seed(seed)
+    return model.start(n, generator), model.labels(n, generator=generator)
+
+
+@dataclass
 class _Search:
-    """Starts, their references, and what a set of nodes makes of them."""
+    """Starts in two halves, the first to search with, and what a set of nodes makes of them."""
 
-    def __init__(
-        self,
-        model: ParticleModel,
-        steps: int,
-        solver: Solver,
-        guidance: float | None,
-        distance: Callable[[Tensor], float] | None,
-        starts: int,
-        real: Tensor | None,
-        seed: int,
-        told: Told | None,
-    ) -> None:
-        self.model, self.steps, self.solver, self.distance = model, steps, solver, distance
-        self.sampling, self.real, self.seed = Sampling(guidance=guidance), real, seed
-        self.told, self.done = told, 0
-        device = next(model.parameters(), torch.empty(0)).device
-        generator = torch.Generator(device).manual_seed(seed)
-        x, cond = model.start(starts, generator), model.labels(starts, generator=generator)
-        self.parts = [
-            (each, None if cond is None else cond[rows])
-            for rows in (slice(0, starts // 2), slice(starts // 2, starts))
-            for each in (x[rows],)
-        ]
+    model: ParticleModel
+    steps: int
+    sampling: Sampling
+    x: Tensor
+    cond: Tensor | None
+    distance: Callable[[Tensor], float] | None
+    real: Tensor | None
+    seed: int
+    told: Told | None
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        """Follow all starts to where converged paths end, or a field's own chain."""
         self.ends: list[Tensor] = []
-        if distance is None:
-            chain = not model.follows_path
-            fine, by = (Nodes(), None) if chain else (Nodes(FINE), Heun())
-            self.ends = [self._drawn(half, fine, by) for half in (0, 1)]
+        if self.distance is None:
+            fine = replace(self.sampling, grid=Nodes(FINE), solver=Heun())
+            if not self.model.follows_path:
+                fine = replace(self.sampling, solver=None)
+            self.ends = [self._drawn(half, fine) for half in (0, 1)]
 
-    def _drawn(self, half: int, nodes: Nodes, solver: Solver | None) -> Tensor:
-        x, cond = self.parts[half]
-        generator = torch.Generator(x.device).manual_seed(self.seed)
-        sampling = replace(self.sampling, grid=nodes, solver=solver)
+    def _drawn(self, half: int, sampling: Sampling) -> Tensor:
+        middle = len(self.x) // 2
+        rows = slice(middle) if half == 0 else slice(middle, None)
+        generator = torch.Generator(self.x.device).manual_seed(self.seed)
         return self.model.sample(
-            len(x), generator=generator, start=x, cond=cond, real=self.real, sampling=sampling
+            len(self.x[rows]),
+            generator=generator,
+            start=self.x[rows],
+            cond=None if self.cond is None else self.cond[rows],
+            real=self.real,
+            sampling=sampling,
         )
 
     def residuals(self, half: int, nodes: Nodes) -> Tensor:
         """(n, D) where paths end less where they should, each entry over √n."""
-        ends = self._drawn(half, nodes, self.solver)
+        ends = self._drawn(half, replace(self.sampling, grid=nodes))
         return ((ends - self.ends[half]).flatten(1) / math.sqrt(len(ends))).double().cpu()
 
     def worth(self, half: int, nodes: Nodes) -> float:
         """The criterion: lower is better."""
         if self.distance is not None:
-            return self.distance(self._drawn(half, nodes, self.solver))
+            return self.distance(self._drawn(half, replace(self.sampling, grid=nodes)))
         return float(self.residuals(half, nodes).norm())
-
-    def judged(self, nodes: Nodes) -> float:
-        """The criterion on the other half."""
-        return self.worth(1, nodes)
 
     def counted(self, total: int) -> None:
         """One more trial."""
@@ -176,8 +173,12 @@ class _Search:
 
     # --- along a path of noise
 
-    def anywhere(self) -> Nodes:
-        """Gauss-Newton on the logarithms of the gaps, from the best of Karras's grids."""
+    def anywhere(self) -> tuple[Nodes, Nodes]:
+        """What was found, and the model's own grid.
+
+        By Gauss-Newton steps on the logarithms of the gaps, from the best of Karras's grids; by a search
+        without derivatives, where the criterion has none.
+        """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
         place = _Places(self.model, self.steps)
@@ -189,7 +190,7 @@ class _Search:
             self.counted(total)
         best = min(found)
         if self.steps == 1:
-            return best[2]
+            return best[2], Nodes(self.steps)
         theta = place.gaps(best[2])
 
         def missed(gaps: np.ndarray) -> Any:
@@ -200,37 +201,33 @@ class _Search:
             return self.residuals(0, nodes).flatten().numpy()
 
         if self.distance is None:
-            scale = 0.2 / math.sqrt(
-                len(self.parts[0][0])
-            )  # a few paths that go astray do not decide
+            # a few paths that go astray do not decide
+            scale = 0.2 / math.sqrt(len(self.x) // 2)
             result = least_squares(
                 missed, theta, diff_step=1e-2, max_nfev=ROUNDS, loss="soft_l1", f_scale=scale
             )
         else:
             result = minimize(missed, theta, method="Nelder-Mead", options={"maxfev": trials})
         tried = [best[2], place.nodes(result.x)]
-        return min(tried, key=lambda nodes: self.judged(nodes))
+        return min(tried, key=lambda nodes: self.worth(1, nodes)), Nodes(self.steps)
 
     # --- among the nodes that a field was trained at
 
-    def among_own(self) -> Nodes:
-        """Exchanges of single nodes, from evenly spread ones, until none is better."""
-        model = self.model
-        times = model.grid.nodes(model.steps).tolist()
-        count = model.steps
+    def among_own(self) -> tuple[Nodes, Nodes]:
+        """What was found, and evenly spread ones: exchanges of single nodes, until none is better."""
+        count = self.model.steps
+        times = self.model.grid.nodes(count).tolist()
         if self.steps > count:
             raise ConfigError(
                 f"this model's field was trained at its {count} nodes: ask for at most {count} steps."
             )
-        if self.steps == count:
-            return Nodes()
-        inner = [round(k * count / self.steps) for k in range(1, self.steps)]
 
         def nodes(of: list[int]) -> Nodes:
             return Nodes(times=tuple(times[k] for k in (0, *sorted(of), count)))
 
-        total = ROUNDS * self.steps
-        best, improved = self.worth(0, nodes(inner)), True
+        inner = [round(k * count / self.steps) for k in range(1, self.steps)]
+        even, total = nodes(inner), ROUNDS * self.steps
+        best, improved = self.worth(0, even), self.steps < count
         while improved and self.done < total:
             improved = False
             for place in range(len(inner)):
@@ -242,7 +239,7 @@ class _Search:
                     self.counted(total)
                     if (worth := self.worth(0, nodes(other))) < best:
                         best, inner, improved = worth, other, True
-        return nodes(inner)
+        return nodes(inner), even
 
 
 class _Places:
@@ -253,8 +250,7 @@ class _Places:
         self.schedule, self.steps, self.horizon = model.schedule, steps, model.horizon
         self.by_level = math.isfinite(self.schedule.sigma_max)
         lowest = max(self.schedule.sigma_end, LOWEST)
-        own = Nodes(steps)
-        times = [own.of(model.grid, model.steps, model.horizon)]
+        times = [Nodes(steps).of(model.grid, model.steps, model.horizon)]
         if self.by_level:
             self.ends = math.log(self.schedule.sigma_max), math.log(lowest)
             times += [

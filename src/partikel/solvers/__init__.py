@@ -13,7 +13,7 @@ The orders of convergence are what the tests measure; "evaluations" are those of
 | :class:`RK4` | ODEs | 4 | 4N |
 | :class:`DDIM` | ODEs with a schedule, the linear part exactly | 1 | N |
 | :class:`DPMSolver2M` | likewise | 2 | N |
-| :class:`UniPC` of order p | likewise, corrected | p + 1, at most 3 | N |
+| :class:`UniPC` of order p | likewise, corrected | p + 1, after short first steps | N |
 | :class:`DPMSolver2MSDE` | a flow's reverse SDE, its linear part exactly | weak 1 | N |
 | :class:`AdaptiveODE` | ODEs, to a tolerance | that of its method | as many as it takes |
 | :class:`EulerMaruyama` | SDEs | strong 1, weak 1 | N |

@@ -55,21 +55,18 @@ class FrechetField(Field):
             self.bound_cloud(x), self.bound_real(x)
         )
 
-        def pull(some: Tensor, y: Tensor) -> Tensor:
+        def velocity(y: Tensor) -> Tensor:
             gap = y.detach().double() - mean_own
-            velocity = 2 * ((mean - mean_own) + gap @ transport - gap).to(y)
-            if y is some:
-                return velocity
-            return torch.autograd.grad(y, some, velocity)[0]
+            return 2 * ((mean - mean_own) + gap @ transport - gap).to(y)
 
         if self.features is None:
-            flat = point.flatten(1)
-            return pull(flat, flat).view_as(x)
+            return velocity(point.flatten(1)).view_as(x)
         parts = []
         for block in point.split(_PASS):
             with torch.enable_grad():
                 some = block.clone().requires_grad_()
-                parts.append(pull(some, self.features(some).flatten(1)))
+                y = self.features(some).flatten(1)
+            parts.append(torch.autograd.grad(y, some, velocity(y))[0])
         return torch.cat(parts)
 
     def prepare(self) -> None:
