@@ -112,6 +112,22 @@ class Trained {
   }
 }
 
+/** A generator that follows a field, asked at its batch and at the arrows. */
+class Followed extends Trained {
+  constructor(state, target, n) {
+    super(state, target, n);
+    this.field = new Float64Array(2 * ASKED);
+  }
+
+  get arrows() {
+    return this.field.subarray(2 * BATCH);
+  }
+
+  get carried() {
+    return this.generator.moved;
+  }
+}
+
 /** Iterations in which a generator's noise level falls, and from where to where. */
 const ANNEALING = 1000;
 const LEVELS = [3, 0.3];
@@ -121,7 +137,7 @@ const LEVELS = [3, 0.3];
  * without noise, that of (λ², λ²): in units of β, (1 - ½λ²) ∇log(p/ρ) + ½λ² ∇log p, all smoothed by one
  * kernel, ρ that of the batch.
  */
-export class GeneratedFlow extends Trained {
+export class GeneratedFlow extends Followed {
   constructor(state, target, n, score) {
     super(state, target, n);
     this.path = new Path(...LEVELS);
@@ -129,7 +145,6 @@ export class GeneratedFlow extends Trained {
     this.flow = new PlaneFlow(target, this.path, { ...at, score });
     this.share = state.lambda2 / 2; // of the score
     this.ratio = new Float64Array(2 * ASKED);
-    this.field = new Float64Array(2 * ASKED);
     this.reset(state.seed);
   }
 
@@ -156,14 +171,6 @@ export class GeneratedFlow extends Trained {
     for (let i = 0; i < 2 * ASKED; i++) field[i] = size * (share * field[i] + (1 - share) * ratio[i]);
     this.generator.follow(this.field, this.state.arrows);
     this.iterations++;
-  }
-
-  get arrows() {
-    return this.field.subarray(2 * BATCH);
-  }
-
-  get carried() {
-    return this.generator.moved;
   }
 
   shade(points, count, t, out) {
@@ -258,11 +265,10 @@ export class Discriminator {
 const PENALTY = 0.05;
 
 /** A GAN: a discriminator's field, carried by a generator. */
-export class Gan extends Trained {
+export class Gan extends Followed {
   constructor(state, target, n) {
     super(state, target, n);
     this.relative = true; // shaded is a potential, between its least and its most
-    this.field = new Float64Array(2 * ASKED);
     this.reset(state.seed);
   }
 
@@ -278,14 +284,6 @@ export class Gan extends Trained {
     this.critic.field(this.generator.draw(), ASKED, 0, this.field);
     this.generator.follow(this.field, this.state.arrows);
     this.iterations++;
-  }
-
-  get arrows() {
-    return this.field.subarray(2 * BATCH);
-  }
-
-  get carried() {
-    return this.generator.moved;
   }
 
   shade(points, count, t, out) {

@@ -12,6 +12,16 @@ const NEAR = 0.09; // within it the point sticks to lines
 /** A number of the plane with two digits at most. */
 export const rounded = (value) => Math.round(value * 100) / 100 + 0;
 
+function dot(context, x, y, radius, fill, edge, width) {
+  context.fillStyle = fill;
+  context.strokeStyle = edge;
+  context.lineWidth = width;
+  context.beginPath();
+  context.arc(x, y, radius, 0, 2 * Math.PI);
+  context.fill();
+  context.stroke();
+}
+
 export class PlaneMap {
   /**
    * @param {HTMLCanvasElement} canvas
@@ -92,13 +102,7 @@ export class PlaneMap {
     for (const corner of CORNERS) this.drawCorner(context, colors, to, corner);
     this.drawAxes(context, colors, to, width, height);
     const [x, y] = to(g2, lambda2);
-    context.fillStyle = colors.generated;
-    context.strokeStyle = colors.card;
-    context.lineWidth = 3;
-    context.beginPath();
-    context.arc(x, y, 10, 0, 2 * Math.PI);
-    context.fill();
-    context.stroke();
+    dot(context, x, y, 10, colors.generated, colors.card, 3);
     this.canvas.setAttribute("aria-valuetext", described(g2, lambda2));
   }
 
@@ -130,13 +134,7 @@ export class PlaneMap {
 
   drawCorner(context, colors, to, { g2, lambda2, name }) {
     const [x, y] = to(g2, lambda2);
-    context.fillStyle = colors.card;
-    context.strokeStyle = colors.ink;
-    context.lineWidth = 1.6;
-    context.beginPath();
-    context.arc(x, y, 5, 0, 2 * Math.PI);
-    context.fill();
-    context.stroke();
+    dot(context, x, y, 5, colors.card, colors.ink, 1.6);
     context.font = "600 12.5px system-ui, sans-serif";
     this.write(context, name, [x + 12, y - 11], colors.ink, "left");
     context.font = "12px system-ui, sans-serif";

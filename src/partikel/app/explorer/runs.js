@@ -175,17 +175,12 @@ export class Film extends Shown {
   }
 }
 
-/** A trained Discriminator Flow: x + η/N ∇c(d(x, t)). */
-export class TrainedFlow extends Shown {
-  constructor(run, seed) {
-    super(run.n, run.steps);
+/** A run whose particles start from a Gaussian, and whose network is evaluated here. */
+class FromGaussian extends Shown {
+  constructor(run, steps) {
+    super(run.n, steps);
     this.run = run;
     this.embedded = new Embedded(run);
-    this.objective = OBJECTIVES[run.objective];
-    this.weights = new Float64Array(this.n);
-    this.relative = true;
-    this.arrows = new Float64Array(2 * this.n);
-    this.reset(seed);
   }
 
   reset(seed) {
@@ -195,6 +190,18 @@ export class TrainedFlow extends Shown {
 
   start() {
     for (let i = 0; i < 2 * this.n; i++) this.x[i] = this.run.prior * this.starts[i];
+  }
+}
+
+/** A trained Discriminator Flow: x + η/N ∇c(d(x, t)). */
+export class TrainedFlow extends FromGaussian {
+  constructor(run, seed) {
+    super(run, run.steps);
+    this.objective = OBJECTIVES[run.objective];
+    this.weights = new Float64Array(this.n);
+    this.relative = true;
+    this.arrows = new Float64Array(2 * this.n);
+    this.reset(seed);
   }
 
   /** ∇c(d(x, t)) at the particles. */
@@ -218,21 +225,10 @@ export class TrainedFlow extends Shown {
 }
 
 /** A trained flow map: jumps x + (t - s) U(x, s, t) of even length. */
-export class TrainedMap extends Shown {
+export class TrainedMap extends FromGaussian {
   constructor(run, seed) {
-    super(run.n, run.jumps);
-    this.run = run;
-    this.embedded = new Embedded(run);
+    super(run, run.jumps);
     this.reset(seed);
-  }
-
-  reset(seed) {
-    this.starts = new Stream(seed + 404).normals(new Float64Array(2 * this.n));
-    this.again();
-  }
-
-  start() {
-    for (let i = 0; i < 2 * this.n; i++) this.x[i] = this.run.prior * this.starts[i];
   }
 
   move(node) {
