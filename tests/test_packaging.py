@@ -264,7 +264,17 @@ def test_archives_are_as_an_index_wants_them(built: Path) -> None:
         metadata = wheel.read(next(n for n in names if n.endswith("/METADATA"))).decode()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"partikel"}
     kinds = {Path(name).suffix for name in names if name.startswith("partikel/")}
-    assert kinds == {".py", ".typed", ".md", ".css", ".html", ".yaml", ".json", ".safetensors"}
+    assert kinds == {
+        ".py",
+        ".typed",
+        ".md",
+        ".css",
+        ".html",
+        ".js",
+        ".yaml",
+        ".json",
+        ".safetensors",
+    }
     assert sum(each.stat().st_size for each in built.glob("*.whl")) < 2e6
     assert f"Version: {partikel.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
