@@ -43,7 +43,7 @@ PRESETS = (
 )
 
 MAP = {"batch": 128, "iterations": 4000, "optimizer": {"lr": 3e-3, "decay": "cosine"}}
-"""Settings of a distillation."""
+"""Settings of the distillation of a probability flow; a flow of N trained steps takes the recipe's."""
 
 
 def generator(*path: object) -> torch.Generator:
@@ -80,7 +80,8 @@ def samplings(run: Run) -> dict[str, dict[str, Any]]:
         return {f"{steps} steps": {}, f"first {steps // 4} of {steps}": {"stop": steps // 4}}
     steps = getattr(run.recipe, "steps", None)
     if isinstance(run.model, FlowMapModel):
-        return {"one call": {}, "4 calls": {"steps": 4}}
+        one = {"one call": {}}
+        return one if run.model.loss.one_call else {**one, "4 calls": {"steps": 4}}
     return {"one call" if steps is None else f"{steps} steps": {}}
 
 
@@ -125,12 +126,13 @@ def one(preset: str, seed: int, folder: Path, distil: bool) -> dict[str, Any]:
     found = {} if distil else measure(run)
     if distil:
         teacher, required_seconds = run, run.cpu_seconds
-        settings = {**MAP, "seed": seed, "evaluate_every": None}
+        assert isinstance(teacher.model, ParticleModel)
+        settings = MAP if teacher.model.follows_path else {}
+        settings = {**settings, "seed": seed, "evaluate_every": None}
         path = folder / f"{preset}-distilled" / f"seed-{seed}"
         run = train_run(distillation_of(teacher, settings), path, preset=f"{preset}-distilled")
         found = measure(run)
         found |= {f"teacher, {label}": row for label, row in measure(teacher).items()}
-        assert isinstance(teacher.model, ParticleModel)
         if teacher.model.diffusion is not None:
             samples = deterministic(teacher.model).sample(N, generator=generator("samples"))
             found["teacher as an ODE"] = compared(teacher, samples)

@@ -31,6 +31,7 @@ from partikel.fields import (
 from partikel.models import (
     Carrier,
     Consistency,
+    Endpoints,
     FlowMapModel,
     GeneratorModel,
     Lagrangian,
@@ -482,7 +483,10 @@ def test_distillation() -> None:
     own = replace(recipe, teacher=flow, simulated=False, average=None)
     nodes = own.compose(DATA, flow.compose(DATA).model).model
     assert isinstance(nodes, FlowMapModel)
-    assert isinstance(nodes.loss, Semigroup)
+    assert nodes.loss == Endpoints(UniformTimeLaw(), 0.4)
+    further = replace(own, steps=2).compose(DATA, flow.compose(DATA).model).model
+    assert isinstance(further, FlowMapModel)
+    assert isinstance(further.loss, Semigroup)
     assert nodes.nodes is not None
     assert len(nodes.nodes) == 5
     with pytest.raises(ConfigError, match="the teacher knows no labels"):

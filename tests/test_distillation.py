@@ -17,7 +17,7 @@ from partikel.app.runs import load, train_run
 from partikel.data import open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import At
-from partikel.models import FlowMapModel, Lagrangian, Semigroup
+from partikel.models import Endpoints, FlowMapModel, Lagrangian, Semigroup
 from partikel.recipes import Distillation, FlowMatching, Recipe
 from partikel.recipes.flow_map import deterministic
 from partikel.schedules import LinearSchedule
@@ -42,7 +42,7 @@ def distillation(name: str, **settings: Any) -> Recipe:
 
 @pytest.mark.parametrize("name", [name for name in TEACHERS if name != "score-flow"])
 def test_every_flow_of_particles_is_distilled(name: str) -> None:
-    """Along the linear path where it is one of noised data, at its own nodes where it is not."""
+    """Along the linear path where it is one of noised data; where it is not, its ends, or its own nodes."""
     recipe = distillation(name)
     assert isinstance(recipe, Distillation)
     again = load_yaml(dump_config(recipe, "x"), "x")
@@ -52,7 +52,10 @@ def test_every_flow_of_particles_is_distilled(name: str) -> None:
     model = system.model
     assert isinstance(model, FlowMapModel)
     noised = name in ("edm", "flow-matching", "diffflow")
-    assert isinstance(model.loss, Lagrangian if noised else Semigroup)
+    assert isinstance(model.loss, Lagrangian if noised else Endpoints)
+    further = distillation(name, steps=2).system(data).model
+    assert isinstance(further, FlowMapModel)
+    assert isinstance(further.loss, Lagrangian if noised else Semigroup)
     assert (model.schedule == LinearSchedule()) is noised
     assert model.flow.diffusion is None
     assert model.field.frozen

@@ -26,6 +26,7 @@ from partikel.fields import (
 from partikel.kernels import RBFKernel
 from partikel.models import (
     Consistency,
+    Endpoints,
     FlowMapModel,
     GeneratorModel,
     ImprovedMeanFlow,
@@ -268,29 +269,76 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     return t.view(-1, 1) if t.ndim else t
 
 
-def test_a_flow_of_trained_steps_is_learned_at_its_nodes() -> None:
-    """It is asked at its nodes only, and its N steps are what the map learns."""
+def flow_of_steps() -> ParticleModel:
     field = Nodes(tensor([[-1.0, 0.4], [0.2, -0.6]]), tensor([2.0, -1.0])).freeze()
-    flow = ParticleModel(field, GaussianPrior((2,)), steps=4, eta=0.8, times_per_path=4)
+    prior = GaussianPrior((2,))
+    return ParticleModel(field, prior, steps=4, eta=0.8, times_per_path=4).double()
+
+
+def small_network() -> nn.Module:
     settings = NetworkSettings("mlp", width=64, depth=2, activation="silu", fourier_scale=1.0)
-    network = build_network(settings, "denoiser", shape=(2,), scalars=2, generator=seeded())
-    model = FlowMapModel(flow.double(), network.double())
-    assert isinstance(model.loss, Semigroup)
-    assert model.simulated
+    return build_network(settings, "denoiser", shape=(2,), scalars=2, generator=seeded()).double()
+
+
+@pytest.mark.parametrize("loss", [None, Endpoints(size=2000)])
+def test_a_flow_of_trained_steps_is_learned(loss: MapLoss | None) -> None:
+    """At its nodes, or where it ends: its N steps are what the map learns."""
+    flow = flow_of_steps()
+    model = FlowMapModel(flow, small_network(), loss)
     phases = [Phase("map", AdamSettings(lr=3e-3, decay="cosine"), 128)]
     fit(model, law(), phases, iterations=700)
     x = randn(200, 2)
     steps = flow.sample(200, generator=seeded(), start=x)
     start = float((x - steps).square().mean().sqrt())
-    assert float(
-        (model.sample(200, generator=seeded(), start=x) - steps).square().mean().sqrt()
-    ) < (0.08 * start)
+    missed = (model.sample(200, generator=seeded(), start=x) - steps).square().mean().sqrt()
+    assert float(missed) < 0.08 * start
+
+
+def test_a_flow_of_trained_steps_is_known_at_its_nodes() -> None:
+    flow, network = flow_of_steps(), small_network()
+    model = FlowMapModel(flow, network)
+    assert isinstance(model.loss, Semigroup)
+    assert model.simulated
     assert model.evaluations(steps=3) == 3
     with pytest.raises(ConfigError, match="nodes of its flow"):
         model.sample(2, generator=seeded(), grid=times(0.0, 0.4, 1.0))
     model.sample(2, generator=seeded(), grid=times(0.0, 0.25, 1.0))
     with pytest.raises(ConfigError, match="not known between"):
         FlowMapModel(flow, network, MeanFlow())
+
+
+def test_ends_are_one_call() -> None:
+    """Pairs say nothing of what lies between, nor of what other weights of the labels would do."""
+    model = FlowMapModel(flow_of_steps(), small_network(), Endpoints(size=10))
+    assert model.evaluations() == 1
+    with pytest.raises(ConfigError, match="take one call"):
+        model.sample(2, generator=seeded(), steps=2)
+    with pytest.raises(ConfigError, match="no flow to simulate"):
+        from_data(Endpoints())
+    with pytest.raises(ConfigError, match="leave out simulated"):
+        FlowMapModel(flow_of_steps(), small_network(), Endpoints(simulated=True))
+    with pytest.raises(ConfigError, match="as they are"):
+        FlowMapModel(flow_of_steps(), small_network(), Endpoints(), guidance=2.0)
+    states = list(model.stream(randn(5, 2), generator=seeded()))
+    ways = torch.stack([(state.x - states[0].x) for state in states[1:]])
+    shares = tensor([state.t for state in states[1:]])
+    assert ways.allclose(shares.view(-1, 1, 1) * ways[-1])  # straight, as nothing else is known
+
+
+def test_the_exact_map_has_no_loss_on_the_ends_of_its_flow() -> None:
+    """But for the flow's own steps: their error falls with their square."""
+
+    def loss(steps: int) -> float:
+        flow = teacher()
+        flow.steps, flow.solver = steps, Heun()
+        model = FlowMapModel(flow, ExactMap(), Endpoints(size=500))
+        return float(model.losses()[-1].compute(batch(500, 0)).loss.detach().mean())
+
+    counts = tensor([8.0, 16.0, 32.0])
+    errors = tensor([loss(int(n)) for n in counts])  # squares
+    assert slope(1 / counts, errors) == pytest.approx(4, abs=0.5)
+    model = FlowMapModel(teacher(), ExactMap(0.1), Endpoints(size=500))
+    assert float(model.losses()[-1].compute(batch(500, 0)).loss.detach().mean()) > 1e-3
 
 
 def times(*values: float) -> Any:

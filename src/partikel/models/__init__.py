@@ -18,6 +18,7 @@ from partikel.models.flow_map import NO_MAP, Diagonal, FlowMapModel, no_map, own
 from partikel.models.generator import GeneratorModel, generate, surrogate_loss
 from partikel.models.map_losses import (
     Consistency,
+    Endpoints,
     ImprovedMeanFlow,
     Lagrangian,
     MapLoss,
@@ -36,6 +37,7 @@ __all__ = [
     "Carrier",
     "Consistency",
     "Diagonal",
+    "Endpoints",
     "FlowMapModel",
     "GeneratorModel",
     "ImprovedMeanFlow",

@@ -34,8 +34,16 @@ from partikel.fields.guidance import hide_labels
 from partikel.fields.particles import Particles
 from partikel.fields.velocity import on_the_way, through, velocity_in
 from partikel.models.base import Carrier, Sampling
-from partikel.models.map_losses import Lagrangian, MapLoss, MeanFlow, Points, Semigroup
+from partikel.models.map_losses import (
+    Endpoints,
+    Lagrangian,
+    MapLoss,
+    MeanFlow,
+    Points,
+    Semigroup,
+)
 from partikel.models.particle import ParticleModel, depends_on_cloud, free_particles
+from partikel.models.reflow import Reflow
 from partikel.objectives import exact
 from partikel.priors import GaussianPrior, Prior
 from partikel.schedules import Nodes, Schedule, UniformGrid
@@ -63,7 +71,8 @@ class FlowMapModel(Carrier):
         flow: free particles with a velocity of (x, t).
         network: U_θ.
         loss: how it is learned: MeanFlow from data, the Lagrangian equation from a velocity known at all
-            times, the semigroup from a flow of N trained steps, unless given.
+            times, the semigroup from a flow of N trained steps, unless given. Endpoints learns one call only,
+            of a trained flow.
         steps: K, jumps of sampling.
         teacher: decay of the average of weights that targets are made of; None takes the present ones.
         guidance: weight of the labels, of a conditional model: a number is learned as it is; of a pair
@@ -113,18 +122,28 @@ class FlowMapModel(Carrier):
         self.nodes = None if flow.follows_path else flow.grid.nodes(flow.steps)
         usual = Lagrangian if flow.follows_path else Semigroup
         self.loss = loss or (MeanFlow() if self.learns_itself else usual())
-        if not (flow.follows_path or isinstance(self.loss, Semigroup) and self.loss.step == 0):
+        on_nodes = isinstance(self.loss, Semigroup) and self.loss.step == 0
+        if not (flow.follows_path or on_nodes or self.loss.one_call):
             raise ConfigError(
                 "this flow was trained for its own steps and is not known between them: learn its map by "
-                "the semigroup on its nodes (Semigroup())."
+                "the semigroup on its nodes (Semigroup()), or where it ends (Endpoints())."
             )
-        if self.learns_itself and self.loss.simulated:
+        if self.learns_itself and (self.loss.simulated or self.loss.one_call):
             raise ConfigError(
-                "a map that learns from data has no flow to simulate yet: leave out simulated."
+                "a map that learns from data has no flow to simulate yet: leave out simulated, and "
+                "Endpoints."
             )
         self.simulated = (
-            not flow.follows_path if self.loss.simulated is None else self.loss.simulated
+            not (flow.follows_path or self.loss.one_call)
+            if self.loss.simulated is None
+            else self.loss.simulated
         )
+        self._ends = Reflow(flow, self.loss.size) if isinstance(self.loss, Endpoints) else None
+        if self._ends and (self.simulated or guidance != 1):
+            raise ConfigError(
+                "Endpoints learns the ends of the flow's own paths as they are: leave out simulated and "
+                "guidance."
+            )
         if guidance != 1 and not self.conditional:
             raise ConfigError("guidance weighs labels: train on labels, or leave guidance out.")
         self.guidance = guidance
@@ -152,6 +171,7 @@ class FlowMapModel(Carrier):
             flow, self.field = self.flow, _Left()
             options = {"steps": flow.steps, "schedule": flow.schedule, "grid": flow.grid}
             self._flow = (ParticleModel(self.field, flow.prior, **options),)
+            self._ends = None
         return self
 
     def losses(self) -> tuple[Loss, ...]:
@@ -260,7 +280,9 @@ class FlowMapModel(Carrier):
         return solver.step(Dynamics(drift), x, Step(0.0, 1.0))
 
     def on_the_way(self, pairs: Pairs, t: Tensor) -> Tensor:
-        """Points of the paths between pairs."""
+        """Points of the paths between pairs; straight ones where the flow has no path of noised data."""
+        if self.flow.schedule is None:
+            return torch.lerp(pairs.x0, pairs.x1, expand_like(t / self.horizon, pairs.x0))
         return on_the_way(self._path, pairs, t)[0]
 
     # --- training
@@ -299,6 +321,11 @@ class FlowMapModel(Carrier):
         """Points at s with times t, labels and weights."""
         time = batch.streams.time
         pairs = velocity = None
+        if self._ends is not None:
+            assert batch.real is not None
+            pairs = self._ends.pairs(batch.real, batch.streams)
+            s, t = self.loss.times(len(pairs.x1), self, None, generator=time, like=pairs.x1)
+            return Points(pairs.x0, s, t, cond=pairs.cond, pairs=pairs)
         if batch.particles is not None:
             x, cond = batch.particles.x, batch.particles.cond
             s, t = self.loss.times(len(x), self, batch.particles.t, generator=time, like=x)
@@ -370,7 +397,7 @@ class FlowMapModel(Carrier):
             options["steps"] = options.get("steps") or SHOWN
         sampling = Sampling.of(sampling, **options)
         x, weight = self._begun(x), self._weight(x, sampling.guidance)
-        nodes, zero = self._jumps(sampling), x.new_zeros(())
+        nodes, zero = self._jumps(sampling, shown=True), x.new_zeros(())
         for k, t in enumerate(nodes.to(x)):
             with torch.no_grad():
                 to = torch.full_like(t, self.horizon) if self.loss.to_end else t
@@ -393,7 +420,7 @@ class FlowMapModel(Carrier):
         """
         if self.loss.to_end and self.learns_itself:
             return
-        nodes = self._jumps(Sampling.of(steps=steps or SHOWN))
+        nodes = self._jumps(Sampling.of(steps=steps or SHOWN), shown=True)
         options: dict[str, Any] = {}
         if self.nodes is None:
             options = {"grid": Nodes(times=tuple(nodes.tolist())), "solver": Heun()}
@@ -410,8 +437,8 @@ class FlowMapModel(Carrier):
         """K."""
         return len(self._jumps(Sampling.of(sampling, **options))) - 1
 
-    def _jumps(self, sampling: Sampling) -> Tensor:
-        """The nodes that samples jump between, in float64."""
+    def _jumps(self, sampling: Sampling, shown: bool = False) -> Tensor:
+        """The nodes that samples jump between, in float64; those at which they are only shown."""
         other = [name for name in ("solver", "path") if getattr(sampling, name) is not None]
         if other:
             raise ConfigError(
@@ -429,6 +456,11 @@ class FlowMapModel(Carrier):
                 raise ConfigError(
                     f"this map knows the nodes of its flow's {len(own) - 1} steps only."
                 )
+        if self.loss.one_call and len(nodes) > 2 and not shown:
+            raise ConfigError(
+                "this map has learned its flow's ends only (the loss 'endpoints'): take one call, or learn "
+                "the jumps between by another loss."
+            )
         if sampling.stop is not None and sampling.stop >= len(nodes):
             raise ConfigError(f"cannot stop after {sampling.stop} jumps of {len(nodes) - 1}.")
         return nodes if sampling.stop is None else nodes[: sampling.stop + 1]

@@ -21,6 +21,7 @@ from partikel.likelihood import probability_flow
 from partikel.models import (
     Carrier,
     Consistency,
+    Endpoints,
     FlowMapModel,
     ImprovedMeanFlow,
     Lagrangian,
@@ -43,12 +44,14 @@ from partikel.training.ema import Decay
 Learned: TypeAlias = Literal[
     "mean-flow", "improved-mean-flow", "lagrangian", "semigroup", "consistency"
 ]
+Distilled: TypeAlias = Learned | Literal["endpoints"]
 LOSSES: dict[str, type[MapLoss]] = {
     "mean-flow": MeanFlow,
     "improved-mean-flow": ImprovedMeanFlow,
     "lagrangian": Lagrangian,
     "semigroup": Semigroup,
     "consistency": Consistency,
+    "endpoints": Endpoints,
 }
 """Losses by the names that configurations use."""
 
@@ -135,16 +138,17 @@ class Distillation(Recipe):
     """A flow of free particles, whatever it is, as a map: one call instead of all of its steps.
 
     A model of noised data (EDM, flow matching, a point of the plane, whose probability flow it is) is taken
-    along ``path`` and learned by the Lagrangian equation; a flow of N trained steps (Discriminator Flow,
-    DiffODE-GAN) at its own nodes, by the semigroup. A Score Flow's field draws noise wherever it is asked,
-    so that it has no map.
+    along ``path`` and learned by the Lagrangian equation. Of a flow of N trained steps (Discriminator Flow,
+    DiffODE-GAN) one call learns where it ends, and more jumps learn its own nodes by the semigroup. A Score
+    Flow's field draws noise wherever it is asked, so that it has no map.
 
     Attributes:
         run: folder of the teacher's run; null trains ``teacher`` first.
         teacher: its recipe, any of free particles, which 'partikel distil RUN' fills in.
         network: of U(x, s, t); null takes one like the teacher's.
         path: of noised data: "linear" or "trigonometric".
-        loss: as of mean-flow; null chooses by what the teacher is.
+        loss: as of mean-flow, or "endpoints", of one call: simulated pairs of where the flow starts and ends;
+            null chooses by what the teacher is.
         diagonal: share of short jumps: s = t, or one step of N.
         power: as of mean-flow.
         intervals: as of consistency.
@@ -165,7 +169,7 @@ class Distillation(Recipe):
     teacher: EDM | Recipe = field(default_factory=EDM)
     network: NetworkSettings | None = None
     path: Literal["linear", "trigonometric"] = "linear"
-    loss: Learned | None = None
+    loss: Distilled | None = None
     diagonal: Share = 0.25
     power: NotNegative = 0.0
     intervals: Count = 64
@@ -202,7 +206,8 @@ class Distillation(Recipe):
             classes=self.classes(dataset),
             generator=self.init_generator("map"),
         )
-        kind = self.loss or ("lagrangian" if flow.follows_path else "semigroup")
+        of_steps = "endpoints" if self.steps == 1 else "semigroup"
+        kind = self.loss or ("lagrangian" if flow.follows_path else of_steps)
         loss = _loss(kind, UniformTimeLaw(), self.diagonal, self.power, self.intervals)
         if not flow.follows_path and isinstance(loss, Semigroup):
             loss = replace(loss, solver=flow.solver)

@@ -2,6 +2,7 @@
 
 from partikel.models.map_losses.base import MapLoss, Points
 from partikel.models.map_losses.consistency import Consistency
+from partikel.models.map_losses.endpoints import Endpoints
 from partikel.models.map_losses.improved_mean_flow import ImprovedMeanFlow
 from partikel.models.map_losses.lagrangian import Lagrangian
 from partikel.models.map_losses.mean_flow import MeanFlow
@@ -9,6 +10,7 @@ from partikel.models.map_losses.semigroup import Semigroup
 
 __all__ = [
     "Consistency",
+    "Endpoints",
     "ImprovedMeanFlow",
     "Lagrangian",
     "MapLoss",
