@@ -43,7 +43,7 @@ PRESETS = (
 )
 
 MAP = {"batch": 128, "iterations": 4000, "optimizer": {"lr": 3e-3, "decay": "cosine"}}
-"""Settings of the distillation of a probability flow; a flow of N trained steps takes the recipe's."""
+"""Settings of a distillation by the Lagrangian equation; ends of steps are learned as the recipe says."""
 
 
 def generator(*path: object) -> torch.Generator:
@@ -127,7 +127,7 @@ def one(preset: str, seed: int, folder: Path, distil: bool) -> dict[str, Any]:
     if distil:
         teacher, required_seconds = run, run.cpu_seconds
         assert isinstance(teacher.model, ParticleModel)
-        settings = MAP if teacher.model.follows_path else {}
+        settings = MAP if run.recipe.name in ("edm", "flow-matching") else {}
         settings = {**settings, "seed": seed, "evaluate_every": None}
         path = folder / f"{preset}-distilled" / f"seed-{seed}"
         run = train_run(distillation_of(teacher, settings), path, preset=f"{preset}-distilled")

@@ -52,7 +52,8 @@ def test_every_flow_of_particles_is_distilled(name: str) -> None:
     model = system.model
     assert isinstance(model, FlowMapModel)
     noised = name in ("edm", "flow-matching", "diffflow")
-    assert isinstance(model.loss, Lagrangian if noised else Endpoints)
+    alone = name in ("edm", "flow-matching")  # a discriminator learned at particles of its own steps
+    assert isinstance(model.loss, Lagrangian if alone else Endpoints)
     further = distillation(name, steps=2).system(data).model
     assert isinstance(further, FlowMapModel)
     assert isinstance(further.loss, Lagrangian if noised else Semigroup)
@@ -89,20 +90,25 @@ def test_what_has_no_map_is_said() -> None:
         deterministic(gan.system(data).model)
 
 
-def test_a_run_is_distilled_and_read_back(tmp_path: Path) -> None:
-    train_run(make_recipe("flow-matching", EDM), tmp_path / "flow")
+@pytest.mark.parametrize("name", ["flow-matching", "discriminator-flow"])
+def test_a_run_is_distilled_and_read_back(name: str, tmp_path: Path) -> None:
+    train_run(make_recipe(name, TEACHERS[name]), tmp_path / "flow")
     made = gallery.distil_run(
         load(tmp_path / "flow"), {**SMALL, "network": TINY}, str(tmp_path / "map"), None
     )
     assert made is not None
     run = load(tmp_path / "map")
     assert isinstance(run.model, FlowMapModel)
+    assert run.model.loss == made[0].model.loss
     x = run.sample(5, generator=seeded())
     assert_close(x, made[0].sample(5, generator=seeded()))
     assert (tmp_path / "map" / "animation.gif").exists()
     (tmp_path / "flow" / "config.yaml").rename(tmp_path / "gone.yaml")  # its teacher is in it
     assert_close(load(tmp_path / "map").sample(5, generator=seeded()), x)
-    (tmp_path / "gone.yaml").rename(tmp_path / "flow" / "config.yaml")
+
+
+def test_a_flow_matching_run_is_the_score_of_a_score_gan(tmp_path: Path) -> None:
+    train_run(make_recipe("flow-matching", EDM), tmp_path / "flow")
     score = {"data_score": str(tmp_path / "flow"), **SMALL, "own_score": TINY, "generator": TINY}
     gan = train_run(make_recipe("score-gan", score), tmp_path / "gan")
     assert isinstance(gan.recipe.score, FlowMatching)  # type: ignore[attr-defined]

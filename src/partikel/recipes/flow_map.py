@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from partikel.data import Dataset
@@ -37,7 +38,8 @@ from partikel.networks import NetworkSettings, build_network
 from partikel.recipes.base import Recipe, System
 from partikel.recipes.edm import EDM
 from partikel.recipes.flow_matching import Interpolants
-from partikel.schedules import PATHS, TimeLaw, UniformTimeLaw
+from partikel.schedules import PATHS, Schedule, TimeGrid, TimeLaw, UniformTimeLaw
+from partikel.solvers import DDIM
 from partikel.training import EMA, AdamSettings, Phase
 from partikel.training.ema import Decay
 
@@ -194,9 +196,11 @@ class Distillation(Recipe):
         if required.conditional is not self.conditional:
             knows = "knows labels" if required.conditional else "knows no labels"
             raise ConfigError(f"the teacher {knows}: its map is conditional just as it is.")
+        loss = self.loss or self._usual(required)  # asks what is frozen next
         flow = deterministic(required, self.batch)
-        if flow.follows_path and _has_score(flow.field) and flow.schedule != PATHS[self.path]():
-            flow = flow.along(PATHS[self.path]())
+        path = PATHS[self.path]()
+        if flow.follows_path and _has_score(flow.field) and flow.schedule != path:
+            flow = _same_steps(flow, path) if loss == "endpoints" else flow.along(path)
             flow.field.freeze()
         network = build_network(
             self.network or _like(self.teacher),
@@ -206,9 +210,7 @@ class Distillation(Recipe):
             classes=self.classes(dataset),
             generator=self.init_generator("map"),
         )
-        of_steps = "endpoints" if self.steps == 1 else "semigroup"
-        kind = self.loss or ("lagrangian" if flow.follows_path else of_steps)
-        loss = _loss(kind, UniformTimeLaw(), self.diagonal, self.power, self.intervals)
+        loss = _loss(loss, UniformTimeLaw(), self.diagonal, self.power, self.intervals)
         if not flow.follows_path and isinstance(loss, Semigroup):
             loss = replace(loss, solver=flow.solver)
         model = FlowMapModel(
@@ -220,6 +222,17 @@ class Distillation(Recipe):
             label_dropout=self.label_dropout,
         )
         return System(model, (Phase("map", self.optimizer, self.batch),))
+
+    def _usual(self, required: Carrier) -> str:
+        """The loss that a teacher is learned by.
+
+        What was trained at its own particles moves them by its own steps, and is less good elsewhere.
+        """
+        own = any("particles" in loss.needs for loss in required.losses())
+        own = own and getattr(required, "diffusion", None) is None
+        if own and self.steps == 1:
+            return "endpoints"
+        return "lagrangian" if required.follows_path else "semigroup"
 
 
 class _ProbabilityFlow(Field):
@@ -264,6 +277,32 @@ def deterministic(model: Carrier, batch: int = 1) -> ParticleModel:
         times_per_path=max(n for n in range(1, model.steps + 1) if batch % n == 0),
         label_weights=model.label_weights,
     )
+
+
+@dataclass(frozen=True)
+class _SameLevels(TimeGrid):
+    """The nodes at which another path's particles pass the levels of a flow's own."""
+
+    flow: ParticleModel
+    path: Schedule
+
+    def nodes(self, steps: Count) -> Tensor:
+        """(N + 1,), of as many steps as asked for."""
+        assert self.flow.schedule is not None
+        times = self.flow.grid.nodes(steps)
+        inner = self.path.time(self.flow.schedule.sigma(times[1:-1]))
+        ends = times.new_tensor([0.0, self.path.horizon])
+        return torch.cat([ends[:1], inner, ends[1:]])
+
+
+def _same_steps(flow: ParticleModel, path: Schedule) -> ParticleModel:
+    """The same steps of a probability flow along another path, between the same levels of noise.
+
+    Euler's steps in σ are DDIM's, and those are the same along any path.
+    """
+    moved = flow.along(path)
+    moved.grid, moved.solver = _SameLevels(flow, path), DDIM()
+    return moved
 
 
 def _has_score(field: Field) -> bool:
