@@ -52,7 +52,10 @@ def test_every_flow_of_particles_is_distilled(name: str) -> None:
     model = system.model
     assert isinstance(model, FlowMapModel)
     noised = name in ("edm", "flow-matching", "diffflow")
-    alone = name in ("edm", "flow-matching")  # a discriminator learned at particles of its own steps
+    alone = name in (
+        "edm",
+        "flow-matching",
+    )  # a discriminator learned at particles of its own steps
     assert isinstance(model.loss, Lagrangian if alone else Endpoints)
     further = distillation(name, steps=2).system(data).model
     assert isinstance(further, FlowMapModel)
