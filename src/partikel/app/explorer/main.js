@@ -9,6 +9,7 @@ import { OBJECTIVES } from "./objectives.js";
 import { bandwidth, modelName, onPlane, Path, PlaneFlow } from "./plane.js";
 import { keyedNormals, Stream } from "./random.js";
 import { showRun, TrainedScore } from "./runs.js";
+import { SAMPLE_FIELDS, sampleField } from "./samples.js";
 import { fromFragment, RUNS, toFragment } from "./settings.js";
 import { SOLVERS, Workspace } from "./solvers.js";
 import { openTarget } from "./targets.js";
@@ -33,6 +34,8 @@ globalThis.explorer = {
   PlaneFlow,
   simulate,
   RUNS,
+  SAMPLE_FIELDS,
+  sampleField,
   showRun,
   SOLVERS,
   Stream,

@@ -7,7 +7,8 @@ const LEFT = -0.45;
 const RIGHT = 3.35;
 const BOTTOM = -1.35;
 const TOP = 2.4;
-const NEAR = 0.09; // within it the point sticks to lines
+/** So near to lines the point sticks to them. */
+export const NEAR = 0.09;
 
 /** A number of the plane with two digits at most. */
 export const rounded = (value) => Math.round(value * 100) / 100 + 0;
