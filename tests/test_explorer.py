@@ -666,16 +666,19 @@ def test_the_page_says_which_field_of_samples_runs(browser: Page) -> None:
             assert shown == [f"formula-{field}", f"formula-{other}"]
             assert browser.run("document.getElementById('map').hidden")
             law = browser.run("document.getElementById('law').textContent")
-            one = browser.run(
-                "(one => [one.eta ?? 0, one.steps, (one.follows ?? one.field).count])(explorer.page.simulation)"
+            eta, steps, count = browser.run(
+                "(one => [one.eta ?? 0, one.steps, (one.follows ?? one.field).count])"
+                "(explorer.page.simulation)"
             )
             if field != "stein":
-                assert f"{one[2]} points of the data" in law
+                assert f"{count} points of the data" in law
             if other == "walk":
                 said = browser.run(
                     "['walk-eta', 'walk-steps'].map(id => Number(document.getElementById(id).textContent))"
                 )
-                assert said == pytest.approx(one[:2], rel=1e-3)
+                assert said == pytest.approx([eta, steps], rel=1e-3)
+                time = "getComputedStyle(document.getElementById('walk-time')).display"
+                assert browser.run(time) == "none"  # the field has none
             browser.run("(one => one.train ? one.train() : one.step())(explorer.page.simulation)")
             browser.run("explorer.page.measure()")
     browser.run("explorer.page.set({field: 'plane'})")

@@ -348,7 +348,7 @@ export class Explorer {
     }
     find("beta").hidden = !formulas.includes("plane");
     find("key-arrows").hidden = !(formulas.includes("surrogate") && this.state.arrows);
-    find("walk-time").hidden = field !== "critic";
+    find("walk-time").toggleAttribute("hidden", field !== "critic"); // formulas have no property for it
     if (formulas.includes("walk")) {
       find("walk-eta").textContent = `${Number(this.simulation.eta.toPrecision(4))}`;
       find("walk-steps").textContent = `${this.simulation.steps}`;
