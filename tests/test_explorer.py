@@ -45,6 +45,7 @@ from partikel.kernels import (
     MultiRBFKernel,
     RBFKernel,
     RieszKernel,
+    median_distance,
 )
 from partikel.metrics import energy_distance
 from partikel.metrics.chance import energy_quantile
@@ -584,7 +585,15 @@ def test_fields_of_samples_are_the_librarys(
     ours, theirs = tensor(found[0]).view(-1, 2), bound(x, At(tensor(0.0)))
     if state["field"] == "sliced":  # which of two that coincide goes where is nobody's choice
         ours[[3, 7]], theirs[[3, 7]] = ours[[3, 7]].mean(0), theirs[[3, 7]].mean(0)
-    assert_close(ours, theirs, **CLOSE)
+    assert_close(ours, theirs, rtol=1e-9, atol=2e-10)  # which approximate exponentials keep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 999, 1000, 1001, 2000])
+def test_median_distances_are_the_librarys(browser: Page, n: int) -> None:
+    x = randn(n, 2)
+    found = browser.run(f"explorer.medianDistance(given[0], {n})", x.flatten())
+    assert found == pytest.approx(median_distance(x), rel=1e-12)
 
 
 @pytest.mark.slow

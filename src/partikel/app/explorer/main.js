@@ -3,7 +3,7 @@
 import { Explorer, simulate, tourState } from "./app.js";
 import { Discriminator, Generator } from "./learned.js";
 import { energyDistance } from "./measures.js";
-import { kernelScore } from "./kernels.js";
+import { kernelScore, medianDistance } from "./kernels.js";
 import { Adam, Network } from "./networks.js";
 import { OBJECTIVES } from "./objectives.js";
 import { bandwidth, modelName, onPlane, Path, PlaneFlow } from "./plane.js";
@@ -25,6 +25,7 @@ globalThis.explorer = {
   Generator,
   kernelScore,
   keyedNormals,
+  medianDistance,
   modelName,
   Network,
   OBJECTIVES,

@@ -137,7 +137,7 @@ export class PlaneMap {
     const [x, y] = to(g2, lambda2);
     dot(context, x, y, 5, colors.card, colors.ink, 1.6);
     context.font = "600 12.5px system-ui, sans-serif";
-    this.write(context, name, [x + 12, y - 11], colors.ink, "left");
+    this.write(context, name, [x + 12, y + (g2 === lambda2 ? 14 : -11)], colors.ink, "left"); // beside the diagonal
     context.font = "12px system-ui, sans-serif";
   }
 
