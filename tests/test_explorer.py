@@ -85,8 +85,9 @@ def test_the_page_is_whole_and_small(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--out", "page.pdf"], "use .html"),
-        (["--out", "FILE/page.html"], "FILE"),
-        (["--out", "FOLDER.html"], "FOLDER.html"),
+        (["--out", "FILE/page.html"], "name another file with --out"),
+        (["--out", "FOLDER.html"], "name another file with --out"),
+        (["--out", "/proc/page.html"], "name another file with --out"),
         (["nowhere"], "nowhere"),
         (["FOLDER.html"], "FOLDER.html"),
     ],

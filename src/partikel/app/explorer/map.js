@@ -142,10 +142,10 @@ export class PlaneMap {
   }
 
   drawAxes(context, colors, to, width, height) {
-    for (const k of [1, 2, 3]) this.write(context, `${k}`, to(k, -0.13), colors.muted, "center");
+    for (const k of [1, 2, 3]) this.write(context, `${k}`, to(k - 0.06, -0.13), colors.muted, "right"); // beside lines
     for (const k of [-1, 1, 2]) this.write(context, `${k}`.replace("-", "−"), to(-0.13, k), colors.muted, "center");
     context.font = "600 12px system-ui, sans-serif";
-    this.write(context, "g²/β", [width - 8, to(0, 0)[1] + 15], colors.ink, "right");
+    this.write(context, "g²/β", [width - 8, to(0, 0)[1] + 28], colors.ink, "right");
     this.write(context, "λ²/β", [to(0, 0)[0] - 8, 14], colors.ink, "right");
     context.textAlign = "left";
     context.strokeStyle = colors.hairline;
