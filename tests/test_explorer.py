@@ -25,14 +25,28 @@ from partikel.data import Batch, DataSettings, open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import (
     At,
+    Context,
     DiscriminatorField,
+    DriftField,
     ExactScoreField,
     Field,
+    MMDField,
     ScoreField,
+    SlicedWassersteinField,
+    SteinField,
     TrainingBatch,
 )
 from partikel.fields.particles import Particles
 from partikel.fields.ratio import kernel_density
+from partikel.kernels import (
+    IMQKernel,
+    Kernel,
+    LaplaceKernel,
+    MultiRBFKernel,
+    RBFKernel,
+    RieszKernel,
+    median_distance,
+)
 from partikel.metrics import energy_distance
 from partikel.metrics.chance import energy_quantile
 from partikel.models import ParticleModel
@@ -41,11 +55,13 @@ from partikel.models.ntk import ntk_operator
 from partikel.networks import MLP, Conditioning
 from partikel.networks.conditions import UNCONDITIONAL
 from partikel.objectives import OBJECTIVES, GradientPenalty
+from partikel.priors import GaussianPrior
 from partikel.schedules import GeometricGrid, VESchedule
 from partikel.solvers import SOLVERS, Dynamics, Step
 from partikel.solvers.noise import BrownianMotion
 from partikel.streams import Streams
 from partikel.studies import plane
+from partikel.studies.catalogue import CATALOGUE, Kit
 from partikel.targets import GaussianMixture, Target
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
@@ -69,8 +85,9 @@ def test_the_page_is_whole_and_small(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--out", "page.pdf"], "use .html"),
-        (["--out", "FILE/page.html"], "FILE"),
-        (["--out", "FOLDER.html"], "FOLDER.html"),
+        (["--out", "FILE/page.html"], "name another file with --out"),
+        (["--out", "FOLDER.html"], "name another file with --out"),
+        (["--out", "/proc/page.html"], "name another file with --out"),
         (["nowhere"], "nowhere"),
         (["FOLDER.html"], "FOLDER.html"),
     ],
@@ -310,7 +327,7 @@ def test_the_kernel_score_is_the_librarys(browser: Page, h: float) -> None:
 
 @pytest.mark.slow
 def test_the_plane_is_the_maps(browser: Page) -> None:
-    for g2, lambda2 in (*plane.POINTS, (0.5, 0.25), (2.7, 0.125)):
+    for g2, lambda2 in (*plane.POINTS, (0.5, 0.25), (2.7, 0.125), (2.0, 0.02)):
         assert browser.run("explorer.modelName(...given)", g2, lambda2) == plane.model_name(
             g2, lambda2
         )
@@ -446,6 +463,247 @@ def test_other_laws_are_the_librarys_too(browser: Page, lambda2: float) -> None:
     assert energy_distance(ours, theirs[:2000]) < floor
     if lambda2 < 0:  # flatter than the data, so that the law is another one
         assert energy_distance(ours, first[:2000]) > floor
+
+
+# --- fields of samples
+
+KERNELS: dict[str, Any] = {
+    "energy": lambda h: RieszKernel(),
+    "rbf": RBFKernel,
+    "multi-rbf": MultiRBFKernel,
+    "laplace": LaplaceKernel,
+    "imq": IMQKernel,
+}
+USUAL = {"energy": None, "rbf": "median", "multi-rbf": 1.0, "laplace": 2.0, "imq": 1.0}
+
+
+class AtNoise(Field):
+    """A target's score at one noise level, whatever it is asked at."""
+
+    def __init__(self, target: Target, sigma: float) -> None:
+        super().__init__()
+        self.target, self.sigma = target, sigma
+
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return self.target.score(x, torch.full_like(x[:, 0], self.sigma))
+
+
+def kernel_of(state: dict[str, Any]) -> Kernel:
+    """The library's kernel of a state."""
+    usual = USUAL[state["kernel"]] if state["field"] == "mmd" else 0.5
+    h = state.get("bandwidth", "own")
+    return KERNELS[state["kernel"]](usual if h == "own" else h)
+
+
+def sample_field(state: dict[str, Any], target: Target) -> Field:
+    """The library's field of a state."""
+    if state["field"] == "sliced":
+        return SlicedWassersteinField(state.get("lines", 32))
+    if state["field"] == "drift":
+        return DriftField(state.get("temperature", 0.5))
+    if state["field"] == "mmd":
+        return MMDField(kernel_of(state))
+    return SteinField(AtNoise(target, state.get("noise", 0.1)), kernel_of(state))
+
+
+SAMPLED = [
+    *({"field": "mmd", "kernel": kernel} for kernel in KERNELS),
+    *({"field": "mmd", "kernel": kernel, "bandwidth": 0.25} for kernel in KERNELS),
+    *({"field": "stein", "kernel": kernel} for kernel in KERNELS if kernel != "energy"),
+    {"field": "stein", "kernel": "rbf", "bandwidth": "median", "noise": 0.6},
+    {"field": "drift"},
+    {"field": "drift", "temperature": 0.2},
+    {"field": "sliced"},
+    {"field": "sliced", "lines": 1},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "state"),
+    [
+        *((f"mmd-{kernel}", {"field": "mmd", "kernel": kernel}) for kernel in KERNELS),
+        ("svgd", {"field": "stein", "kernel": "rbf"}),
+        ("drifting", {"field": "drift"}),
+        ("sliced", {"field": "sliced"}),
+    ],
+)
+def test_flows_of_samples_are_those_of_the_matrix(
+    browser: Page, row: str, state: dict[str, Any]
+) -> None:
+    """The same field, start, strength and steps; the RBF's steps, six hundred there, are twice as long."""
+    script = """(state => {
+        const all = {...explorer.fromFragment(''), ...state};
+        const one = explorer.simulate(all, explorer.openTarget('gaussians'), 2000);
+        const begun = one.x.slice();
+        one.step();
+        const length = one.eta / one.steps;
+        const moved = Math.max(...one.x.map((v, i) => Math.abs(v - begun[i] - length * one.arrows[i])));
+        const spread = Math.sqrt(begun.reduce((sum, v) => sum + v * v, 0) / begun.length);
+        return [one.eta, one.steps, spread, moved, one.field.count ?? 0];
+    })(given[0])"""
+    eta, steps, spread, moved, count = browser.run(script, state)
+    dataset = open_dataset(DataSettings("gaussians"))
+    kit = Kit(dataset, "particles", 0, lambda: None)  # type: ignore[arg-type,return-value]
+    model = CATALOGUE[row].particles(kit).model
+    assert isinstance(model, ParticleModel)
+    assert isinstance(model.prior, GaussianPrior)
+    slow = row == "mmd-rbf"
+    assert steps == model.steps / (2 if slow else 1)
+    assert eta == pytest.approx(model.eta, rel=0.1 if slow else 1e-9)
+    assert spread == pytest.approx(model.prior.std, rel=0.05)
+    assert moved < 1e-12
+    assert count == 1000
+    ours = sample_field(state, target_of(browser, "gaussians"))
+    kernels = [repr(getattr(each, "kernel", each)) for each in (ours, model.field)]
+    if row not in ("sliced", "drifting"):
+        assert kernels[0] == kernels[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", SAMPLED, ids=lambda each: "-".join(map(str, each.values())))
+@pytest.mark.parametrize(("n", "count"), [(200, 80), (70, 210), (90, 90)])
+def test_fields_of_samples_are_the_librarys(
+    browser: Page, state: dict[str, Any], n: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, real = 2 * randn(n, 2) + tensor([1.0, -0.5]), 1.5 * randn(count, 2, seed=1)
+    x[7] = x[3]  # two particles that coincide
+    x[5] = real[4]
+    found = browser.run(
+        """(([state, x, real]) => {
+            const all = {...explorer.fromFragment(''), ...state}, n = x.length / 2;
+            const field = explorer.sampleField(all, explorer.openTarget('unequal'));
+            field.bind(real, real.length / 2);
+            const out = field.at(x, n, new Float64Array(2 * n), new explorer.Stream(3));
+            return [Array.from(out), Array.from(field.lines ?? [])];
+        })([given[0], Float64Array.from(given[1]), Float64Array.from(given[2])])""",
+        *(state, x.flatten(), real.flatten()),
+    )
+    lines = tensor(found[1]).view(-1, 2)
+    monkeypatch.setattr("partikel.fields.samples.transport.normal", lambda *_, **__: lines)
+    field = sample_field(state, target_of(browser, "unequal"))
+    bound = field.bind(Context(real=real, generator=seeded()))
+    ours, theirs = tensor(found[0]).view(-1, 2), bound(x, At(tensor(0.0)))
+    if state["field"] == "sliced":  # which of two that coincide goes where is nobody's choice
+        ours[[3, 7]], theirs[[3, 7]] = ours[[3, 7]].mean(0), theirs[[3, 7]].mean(0)
+    assert_close(ours, theirs, rtol=1e-9, atol=2e-10)  # which approximate exponentials keep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 999, 1000, 1001, 2000])
+def test_median_distances_are_the_librarys(browser: Page, n: int) -> None:
+    x = randn(n, 2)
+    found = browser.run(f"explorer.medianDistance(given[0], {n})", x.flatten())
+    assert found == pytest.approx(median_distance(x), rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "state"),
+    [
+        ("unequal", {"field": "mmd", "kernel": "energy"}),
+        ("moons", {"field": "mmd", "kernel": "multi-rbf"}),
+        ("spiral", {"field": "sliced"}),
+        ("gaussians", {"field": "stein", "kernel": "rbf"}),
+        ("checkerboard", {"field": "drift"}),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each["field"],
+)
+def test_flows_of_samples_end_as_the_librarys(
+    browser: Page, data: str, state: dict[str, Any]
+) -> None:
+    """The law of 2,000 particles, from another start; toward the same points of the data."""
+    ours = ended(browser, data=data, **state)
+    script = """(state => {
+        const all = {...explorer.fromFragment(''), ...state};
+        const one = explorer.simulate(all, explorer.openTarget(all.data), 2000);
+        return [one.eta, one.steps, one.field.start, Array.from(one.field.real)];
+    })(given[0])"""
+    eta, steps, start, real = browser.run(script, {"data": data, **state})
+    field = sample_field(state, target_of(browser, data))
+    model = ParticleModel(field, GaussianPrior((2,), std=start), steps=steps, eta=eta)
+    points = tensor(real).float().view(-1, 2)
+    theirs = model.sample(2000, generator=seeded(), real=points).double()
+    assert energy_distance(ours, theirs) < energy_quantile(theirs, 2000, 2000, 0.999)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"field": "mmd", "kernel": "imq"},
+        {"field": "stein", "kernel": "laplace", "bandwidth": "median"},
+        {"field": "drift"},
+    ],
+    ids=lambda each: each["field"],
+)
+def test_a_generator_follows_fields_of_samples(browser: Page, state: dict[str, Any]) -> None:
+    """ρ is all outputs that are asked about, p the batch of the iteration."""
+    script = """(state => {
+        const all = {...explorer.fromFragment(''), ...state, carrier: 'generator'};
+        const one = explorer.simulate(all, explorer.openTarget('moons'), 120);
+        one.train();
+        one.generator.optimiser.step = () => {};
+        one.train();
+        const own = [...one.generator.outputs, ...one.field];
+        one.show();
+        const spread = Math.sqrt(one.x.reduce((sum, v) => sum + v * v, 0) / one.x.length);
+        return [own, Array.from(one.real), spread];
+    })(given[0])"""
+    own, real, spread = browser.run(script, state)
+    x, found = tensor(own).view(-1, 2).chunk(2)
+    points = tensor(real).view(-1, 2)
+    assert len(points) == 256
+    assert spread == pytest.approx(2 if state["field"] == "stein" else 1, rel=0.1)
+    bound = sample_field(state, target_of(browser, "moons")).bind(Context(real=points))
+    assert_close(found, bound(x, At(tensor(0.0))), **CLOSE)
+
+
+@pytest.mark.slow
+def test_the_page_says_which_field_of_samples_runs(browser: Page) -> None:
+    browser.open("#field=stein&kernel=energy")  # which is not definite
+    assert browser.run("explorer.page.state.kernel") == "rbf"
+    assert browser.run(
+        "[...document.getElementById('set-kernel').options].find(o => o.value === 'energy').disabled"
+    )
+    for field in browser.run("Object.keys(explorer.SAMPLE_FIELDS)"):
+        for carrier, other in (("particles", "walk"), ("generator", "surrogate")):
+            browser.run("explorer.page.set(given[0])", {"field": field, "carrier": carrier})
+            assert browser.run("explorer.fromFragment(location.hash).field") == field
+            shown = browser.run(
+                "[...document.getElementById('formulas').children].filter(e => !e.hidden).map(e => e.id)"
+            )
+            assert shown == [f"formula-{field}", f"formula-{other}"]
+            assert browser.run("document.getElementById('map').hidden")
+            law = browser.run("document.getElementById('law').textContent")
+            eta, steps, count = browser.run(
+                "(one => [one.eta ?? 0, one.steps, (one.follows ?? one.field).count])"
+                "(explorer.page.simulation)"
+            )
+            if field != "stein":
+                assert f"{count} points of the data" in law
+            if other == "walk":
+                said = browser.run(
+                    "['walk-eta', 'walk-steps'].map(id => Number(document.getElementById(id).textContent))"
+                )
+                assert said == pytest.approx([eta, steps], rel=1e-3)
+                time = "getComputedStyle(document.getElementById('walk-time')).display"
+                assert browser.run(time) == "none"  # the field has none
+            browser.run("(one => one.train ? one.train() : one.step())(explorer.page.simulation)")
+            browser.run("explorer.page.measure()")
+    browser.run("explorer.page.set({field: 'plane'})")
+    assert not browser.run("document.getElementById('map').hidden")
+    assert browser.faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [0.03, 0.0899])
+def test_no_place_asks_for_steps_that_none_can_make(browser: Page, given: float) -> None:
+    browser.open(f"#g2=2&lambda2={given}")
+    assert browser.run("explorer.page.state.lambda2") == 0
+    x = ended(browser, data="unequal", g2=2.0, lambda2=0.09, solver="heun", steps=100)
+    real = open_dataset(DataSettings("unequal")).draw(4000, generator=seeded()).x.double()
+    assert energy_distance(x, real[:2000]) < energy_quantile(real[2000:], 2000, 2000, 0.999)
 
 
 # --- runs

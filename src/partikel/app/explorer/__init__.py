@@ -39,7 +39,7 @@ def write_explorer(path: str | Path, runs: Sequence[Run] = ()) -> Path:
         The file.
 
     Raises:
-        ConfigError: for another suffix, or a run that cannot be shown.
+        ConfigError: for another suffix, a run that cannot be shown, or a place that cannot be written to.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
@@ -52,7 +52,13 @@ def write_explorer(path: str | Path, runs: Sequence[Run] = ()) -> Path:
         script=Markup(joined_script()),
         runs=Markup(held),
     )
-    write_whole(path, page)
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"the page cannot be written to {path} ({why}): name another file with --out."
+        ) from error
     return path
 
 

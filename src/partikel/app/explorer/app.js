@@ -3,12 +3,14 @@
 import { Controls, element } from "./controls.js";
 import { fitted, palette, Stage } from "./draw.js";
 import { FreeFlow } from "./flow.js";
-import { DiscriminatorFlow, Gan, GeneratedFlow } from "./learned.js";
-import { described, PlaneMap, rounded } from "./map.js";
+import { KERNELS } from "./kernels.js";
+import { DiscriminatorFlow, Gan, GeneratedFlow, GeneratedSamples } from "./learned.js";
+import { described, NEAR, PlaneMap, rounded } from "./map.js";
 import { energyDistance, modesCovered, NullSpread } from "./measures.js";
 import { modelName, onPlane, strength } from "./plane.js";
 import { Stream } from "./random.js";
 import { GivenData, showRun, TrainedScore } from "./runs.js";
+import { SAMPLE_FIELDS, SampleFlow } from "./samples.js";
 import { defaults, fromFragment, offer, packed, runOf, toFragment, unpacked } from "./settings.js";
 import { SOLVERS } from "./solvers.js";
 import { openTarget } from "./targets.js";
@@ -29,6 +31,7 @@ const HEART = Array.from({ length: 60 }, (_, k) => {
 
 const PASS = 2500; // milliseconds of a run through a flow that is trained meanwhile
 const TRAINING = 14; // milliseconds of a frame for training, at least an iteration
+const STEPPING = 16; // and for steps of particles: where one costs more, a run takes longer
 
 /** What a state shows: a field, and what carries it. */
 export function simulate(state, target, n) {
@@ -40,6 +43,7 @@ export function simulate(state, target, n) {
     const count = generated ? n : trained.n;
     return new (generated ? GeneratedFlow : FreeFlow)(state, target, count, new TrainedScore(trained));
   }
+  if (state.field in SAMPLE_FIELDS) return new (generated ? GeneratedSamples : SampleFlow)(state, target, n);
   if (state.field === "critic") return new (generated ? Gan : DiscriminatorFlow)(state, target, n);
   return new (generated ? GeneratedFlow : FreeFlow)(state, target, n);
 }
@@ -66,9 +70,9 @@ export class Explorer {
     this.pastEnergies = [];
     this.tourStep = -1;
     this.connect();
-    this.restyle();
     this.openData();
     this.begin();
+    this.restyle();
     requestAnimationFrame((now) => this.frame(now));
   }
 
@@ -188,7 +192,8 @@ export class Explorer {
     }
     if (simulation.continuous) return true;
     this.part += (passed / (simulation.train ? PASS : DURATION)) * simulation.steps;
-    while (this.part > 1 && !simulation.finished) {
+    const until = performance.now() + STEPPING;
+    while (this.part > 1 && !simulation.finished && performance.now() < until) {
       simulation.step();
       this.part -= 1;
     }
@@ -329,34 +334,35 @@ export class Explorer {
   /** Where the point is, and what its equation is there. */
   showPlace() {
     const { g2, lambda2 } = this.state;
-    const { field, carrier } = this.state;
-    const run = runOf(field);
-    const generated = carrier === "generator" && !run;
-    const learned = field === "critic";
-    const [x, y] = learned ? [0, 0] : [g2, lambda2];
+    const { field } = this.state;
+    const [x, y] = field === "critic" ? [0, 0] : [g2, lambda2];
     this.map.draw(x, y);
-    const name = learned ? (generated ? "GAN" : "Discriminator Flow") : modelName(g2, lambda2);
-    find("place").textContent = run ? run.label : generated && !learned ? `${name}, in a generator` : name;
-    find("map").hidden = Boolean(run);
-    find("place-numbers").hidden = Boolean(run);
+    find("place").textContent = titleOf(this.state);
+    const elsewhere = Boolean(runOf(field)) || field in SAMPLE_FIELDS;
+    find("map").hidden = elsewhere;
+    find("place-numbers").hidden = elsewhere;
     find("place-numbers").textContent = `(${rounded(x)}, ${rounded(y)})`.replaceAll("-", "−");
-    find("formula-plane").hidden = learned || generated || Boolean(run);
-    find("formula-followed").hidden = learned || !generated;
-    find("formula-critic").hidden = !learned;
-    find("formula-walk").hidden = !learned || generated;
-    find("formula-surrogate").hidden = !generated;
-    find("beta").hidden = learned || generated || Boolean(run);
-    find("key-arrows").hidden = !(generated && this.state.arrows);
-    const beta = strength(lambda2);
+    const formulas = formulasOf(this.state);
+    for (const each of find("formulas").children) {
+      each.hidden = !formulas.includes(each.id.replace("formula-", ""));
+    }
+    find("beta").hidden = !formulas.includes("plane");
+    find("key-arrows").hidden = !(formulas.includes("surrogate") && this.state.arrows);
+    find("walk-time").toggleAttribute("hidden", field !== "critic"); // formulas have no property for it
+    if (formulas.includes("walk")) {
+      find("walk-eta").textContent = `${Number(this.simulation.eta.toPrecision(4))}`;
+      find("walk-steps").textContent = `${this.simulation.steps}`;
+    }
     const weights = { gan: 1 - g2 / 2, score: g2 / 2, noise: Math.sqrt(Math.max(0, g2 - lambda2)) };
     for (const [key, value] of Object.entries(weights)) {
       find(`weight-${key}`).textContent = signed(value);
       find(`term-${key}`).classList.toggle("absent", Math.abs(value) < 1e-9);
     }
-    find("beta-value").textContent = signed(beta);
+    find("beta-value").textContent = signed(strength(lambda2));
     find("weight-own").textContent = signed(1 - lambda2 / 2);
-    find("law").textContent = lawOf(this.state, beta);
-    find("spoken").textContent = described(g2, lambda2);
+    const follows = this.simulation.follows ?? this.simulation.field;
+    find("law").textContent = field in SAMPLE_FIELDS ? follows.told : lawOf(this.state);
+    find("spoken").textContent = elsewhere ? titleOf(this.state) : described(g2, lambda2);
   }
 
   // --- what people do
@@ -488,8 +494,26 @@ const TOLD = {
   sheets: (run) => `Data: ${run.data}. ${run.moments.length} moments, ${Math.round(run.size / 1000)} kB of pictures.`,
 };
 
+/** What a state is called. */
+function titleOf({ field, carrier, g2, lambda2 }) {
+  const run = runOf(field);
+  if (run) return run.label;
+  const generated = carrier === "generator";
+  if (field === "critic") return generated ? "GAN" : "Discriminator Flow";
+  const { title, short = title } = SAMPLE_FIELDS[field] ?? { title: modelName(g2, lambda2) };
+  return generated ? `${short}, in a generator` : title;
+}
+
+/** The formulas of a state, by name. */
+function formulasOf({ field, carrier }) {
+  if (runOf(field)) return [];
+  const generated = carrier === "generator";
+  if (field === "plane") return generated ? ["followed", "surrogate"] : ["plane"];
+  return [field, generated ? "surrogate" : "walk"];
+}
+
 /** What law particles follow, in a sentence. */
-function lawOf({ field, carrier, lambda2, score }, beta) {
+function lawOf({ field, carrier, lambda2, score }) {
   const run = runOf(field);
   if (run) return TOLD[run.kind](run);
   if (runOf(score)) return `The score is that of ${runOf(score).label}; the data are those chosen below.`;
@@ -505,22 +529,22 @@ function lawOf({ field, carrier, lambda2, score }, beta) {
       ? "A generator settles where both scores are equal: at the data."
       : `A generator has no clock of its own: it settles at the data's density to the power ${power}.`;
   }
-  return beta === STRONGEST && lambda2 < 1 / STRONGEST
-    ? "No β matches the forward process here: laws follow that of the noised data with a lag."
-    : "β matches the forward process: the law is that of the noised data, wherever the point is.";
+  return lambda2 > 0
+    ? "β matches the forward process: the law is that of the noised data, wherever the point is."
+    : "No β matches the forward process here: laws follow that of the noised data with a lag.";
 }
-
-const STRONGEST = strength(0);
 
 /** The state of a step of the tour. */
 export function tourState(index) {
   return settled({ ...defaults(), ...TOUR[index].set });
 }
 
-/** A state that can be: solvers without noise stand on the diagonal g = λ. */
+/** A state that can be: solvers without noise stand on the diagonal g = λ, and Stein's kernels are definite. */
 function settled(state, changes = state) {
   const made = { ...state };
   [made.g2, made.lambda2] = onPlane(made.g2, made.lambda2);
+  if (made.lambda2 > 0 && made.lambda2 < NEAR) made.lambda2 = 0; // nearer to 0, no step is short enough for β
+  if (made.field === "stein" && KERNELS[made.kernel].conditional) made.kernel = "rbf";
   if (!SOLVERS[made.solver].noise && made.g2 !== made.lambda2) {
     if ("solver" in changes) made.g2 = made.lambda2 = made.lambda2 > 0 ? made.lambda2 : 2;
     else made.solver = "heun";

@@ -72,6 +72,9 @@ export class Controls {
       if (setting.kind === "switch") input.checked = state[key];
       else input.value = state[key];
       if (told) told.value = shown(setting, state[key]);
+      setting.options?.forEach(({ unless }, k) => {
+        if (unless) input.options[k].hidden = input.options[k].disabled = unless(state);
+      });
     }
     for (const box of this.boxes.values()) {
       box.hidden = [...box.children].slice(1).every((row) => row.hidden);

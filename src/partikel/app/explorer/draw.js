@@ -40,6 +40,7 @@ export class Stage {
     this.shown = new Float64Array(0);
     this.reference = new Float64Array(0);
     this.shadedAt = Number.NaN;
+    this.shadedFor = 0;
     this.frames = 0;
   }
 
@@ -91,8 +92,10 @@ export class Stage {
   shade(context, simulation, t, scale, { unit, cx, cy }) {
     const reach = Math.max(cx, cy) / unit; // the whole canvas
     this.frames++;
+    if (this.shadedFor !== reach) this.shadedAt = Number.NaN;
     if (this.shadedAt !== t && (this.frames % RESTING === 0 || !(Math.abs(t - this.shadedAt) < 0.05))) {
       this.shadedAt = t;
+      this.shadedFor = reach;
       for (let row = 0, i = 0; row < CELLS; row++) {
         for (let column = 0; column < CELLS; column++, i++) {
           this.cells[2 * i] = scale * reach * ((2 * column + 1) / CELLS - 1);

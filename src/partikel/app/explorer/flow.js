@@ -136,3 +136,71 @@ export class FreeFlow {
     return this.target.logDensity(points, count, this.path.sigma(t), out);
   }
 }
+
+/** What moves from node to node, as the page sees it; its own is `start()` and `move(node)`. */
+export class Shown {
+  constructor(n, steps) {
+    this.n = n;
+    this.steps = steps;
+    this.x = new Float64Array(2 * n);
+    this.before = new Float64Array(2 * n);
+    this.history = new Float64Array(2 * TRACED * (steps + 1));
+    this.ahead = null;
+    this.node = 0;
+    this.evaluations = 0;
+    this.scales = new Float64Array(steps + 1).fill(1);
+  }
+
+  /** To the first node, with the particles where `start` puts them. */
+  again() {
+    this.node = 0;
+    this.evaluations = 0;
+    this.start();
+    this.before.set(this.x);
+    this.remember();
+  }
+
+  get finished() {
+    return this.node >= this.steps;
+  }
+
+  get settled() {
+    return true;
+  }
+
+  get progress() {
+    return this.node;
+  }
+
+  get horizon() {
+    return this.steps;
+  }
+
+  time(part = 1) {
+    return Math.max(0, this.node - 1 + part) / Math.max(1, this.steps);
+  }
+
+  /** The camera's distance, between those at two nodes. */
+  scale(t) {
+    const place = t * this.steps;
+    const low = Math.min(Math.floor(place), Math.max(0, this.steps - 1));
+    const high = this.scales[low + 1] ?? this.scales[low];
+    return this.scales[low] + (place - low) * (high - this.scales[low]);
+  }
+
+  step() {
+    this.before.set(this.x);
+    this.move(this.node);
+    this.node++;
+    this.remember();
+  }
+
+  remember() {
+    const scale = this.scales[this.node];
+    for (let i = 0; i < 2 * Math.min(TRACED, this.n); i++) {
+      this.history[2 * TRACED * this.node + i] = this.x[i] / scale;
+    }
+  }
+
+  arrows = new Float64Array(0);
+}

@@ -3,8 +3,9 @@
 import { TRACED } from "./flow.js";
 import { Adam, Network } from "./networks.js";
 import { OBJECTIVES } from "./objectives.js";
-import { bandwidth, Path, PlaneFlow } from "./plane.js";
+import { bandwidth, Path, PlaneFlow, SIGMA_END } from "./plane.js";
 import { Stream } from "./random.js";
+import { sampleField } from "./samples.js";
 
 const BATCH = 256;
 const WIDTH = 64;
@@ -178,6 +179,39 @@ export class GeneratedFlow extends Followed {
   }
 }
 
+/** A field of samples, carried by a generator: ρ is its outputs, p a fresh batch of the data. */
+export class GeneratedSamples extends Followed {
+  constructor(state, target, n) {
+    super(state, target, n);
+    this.follows = sampleField(state, target);
+    this.real = new Float64Array(2 * BATCH);
+    this.reset(state.seed);
+  }
+
+  reset(seed) {
+    this.iterations = 0;
+    this.stream = new Stream(seed + 505);
+    this.generator = new Generator(this.n, new Stream(seed + 101), this.follows.start);
+    this.draw();
+    this.show();
+  }
+
+  draw() {
+    this.follows.bind(this.target.sample(this.stream, BATCH, this.real), BATCH);
+  }
+
+  train() {
+    this.draw();
+    this.follows.at(this.generator.draw(), ASKED, this.field, this.stream);
+    this.generator.follow(this.field, this.state.arrows);
+    this.iterations++;
+  }
+
+  shade(points, count, _, out) {
+    return this.target.logDensity(points, count, SIGMA_END, out);
+  }
+}
+
 const FREQUENCIES = [0.25, 0.5, 1, 2];
 
 /** A discriminator d(x) or d(x, t), its objective, and R1, a penalty on ‖∇d‖ at the data. */
@@ -307,6 +341,7 @@ export class DiscriminatorFlow extends Trained {
     this.continuous = false;
     this.relative = true;
     this.steps = NODES;
+    this.eta = ETA;
     this.history = new Float64Array(2 * TRACED * (NODES + 1));
     this.ahead = null;
     this.field = new Float64Array(2 * n);

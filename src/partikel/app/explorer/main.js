@@ -3,12 +3,13 @@
 import { Explorer, simulate, tourState } from "./app.js";
 import { Discriminator, Generator } from "./learned.js";
 import { energyDistance } from "./measures.js";
-import { kernelScore } from "./kernels.js";
+import { kernelScore, medianDistance } from "./kernels.js";
 import { Adam, Network } from "./networks.js";
 import { OBJECTIVES } from "./objectives.js";
 import { bandwidth, modelName, onPlane, Path, PlaneFlow } from "./plane.js";
 import { keyedNormals, Stream } from "./random.js";
 import { showRun, TrainedScore } from "./runs.js";
+import { SAMPLE_FIELDS, sampleField } from "./samples.js";
 import { fromFragment, RUNS, toFragment } from "./settings.js";
 import { SOLVERS, Workspace } from "./solvers.js";
 import { openTarget } from "./targets.js";
@@ -24,6 +25,7 @@ globalThis.explorer = {
   Generator,
   kernelScore,
   keyedNormals,
+  medianDistance,
   modelName,
   Network,
   OBJECTIVES,
@@ -33,6 +35,8 @@ globalThis.explorer = {
   PlaneFlow,
   simulate,
   RUNS,
+  SAMPLE_FIELDS,
+  sampleField,
   showRun,
   SOLVERS,
   Stream,

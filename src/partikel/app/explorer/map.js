@@ -7,7 +7,8 @@ const LEFT = -0.45;
 const RIGHT = 3.35;
 const BOTTOM = -1.35;
 const TOP = 2.4;
-const NEAR = 0.09; // within it the point sticks to lines
+/** So near to lines the point sticks to them. */
+export const NEAR = 0.09;
 
 /** A number of the plane with two digits at most. */
 export const rounded = (value) => Math.round(value * 100) / 100 + 0;
@@ -136,15 +137,15 @@ export class PlaneMap {
     const [x, y] = to(g2, lambda2);
     dot(context, x, y, 5, colors.card, colors.ink, 1.6);
     context.font = "600 12.5px system-ui, sans-serif";
-    this.write(context, name, [x + 12, y - 11], colors.ink, "left");
+    this.write(context, name, [x + 12, y + (g2 === lambda2 ? 14 : -11)], colors.ink, "left"); // beside the diagonal
     context.font = "12px system-ui, sans-serif";
   }
 
   drawAxes(context, colors, to, width, height) {
-    for (const k of [1, 2, 3]) this.write(context, `${k}`, to(k, -0.13), colors.muted, "center");
+    for (const k of [1, 2, 3]) this.write(context, `${k}`, to(k - 0.06, -0.13), colors.muted, "right"); // beside lines
     for (const k of [-1, 1, 2]) this.write(context, `${k}`.replace("-", "−"), to(-0.13, k), colors.muted, "center");
     context.font = "600 12px system-ui, sans-serif";
-    this.write(context, "g²/β", [width - 8, to(0, 0)[1] + 15], colors.ink, "right");
+    this.write(context, "g²/β", [width - 8, to(0, 0)[1] + 28], colors.ink, "right");
     this.write(context, "λ²/β", [to(0, 0)[0] - 8, 14], colors.ink, "right");
     context.textAlign = "left";
     context.strokeStyle = colors.hairline;

@@ -8,7 +8,7 @@ import { kernelScore } from "./kernels.js";
 
 export const SIGMA_END = 0.02;
 
-/** Most of β/g_s²: that of λ² <= 0, where no β matches the forward process. */
+/** β/g_s² where λ² <= 0, and no β matches the forward process. */
 export const STRENGTH = 8;
 
 export const CORNERS = [
@@ -66,9 +66,9 @@ export class Path {
   }
 }
 
-/** β/g_s² at a point: the forward process's own where λ² > 0 is not too small. */
+/** β/g_s² at a point: where λ² > 0 it is λ² that is the forward process's. */
 export function strength(lambda2) {
-  return lambda2 > 1 / STRENGTH ? 1 / lambda2 : STRENGTH;
+  return lambda2 > 0 ? 1 / lambda2 : STRENGTH;
 }
 
 /** Bandwidth of the density of particles, in units of √(σ² + the data's own scale²). */
@@ -99,7 +99,7 @@ export class PlaneFlow {
     this.noisy = at.g2 > at.lambda2;
     // The law is p_σ(t), and an ideal discriminator constant, where nothing is wrong and β matches.
     const exact = at.error === 0 && at.exactStart && !at.score;
-    const known = exact && at.lambda2 >= 1 / STRENGTH;
+    const known = exact && at.lambda2 > 0;
     this.estimates =
       at.g2 !== 2 && (at.discriminator === "kernel" || (at.discriminator === "ideal" && !known));
     this.scratch = new Float64Array(0);

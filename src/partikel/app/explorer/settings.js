@@ -1,12 +1,15 @@
 // What can be set: one table makes the controls, the address and the defaults.
 
+import { KERNELS } from "./kernels.js";
 import { OBJECTIVES } from "./objectives.js";
+import { SAMPLE_FIELDS } from "./samples.js";
 import { SOLVERS } from "./solvers.js";
 
 const named = (pairs) => pairs.map(([value, label]) => ({ value, label }));
 const listed = (table) => Object.entries(table).map(([value, { label }]) => ({ value, label }));
 const isPlane = (state) => state.field === "plane";
 const isOwn = (state) => !state.field.startsWith("run");
+const hasKernel = ({ field }) => field === "mmd" || field === "stein";
 const isSampled = (state) => isPlane(state) && state.carrier === "particles";
 
 /** Runs that the page holds: those with a score stand on the plane, others are a field of their own. */
@@ -52,7 +55,7 @@ export const SETTINGS = [
     options: named([
       ["plane", "the plane: score and discriminator"],
       ["critic", "a discriminator, trained here"],
-    ]),
+    ]).concat(listed(SAMPLE_FIELDS)),
   },
   {
     key: "carrier",
@@ -83,6 +86,64 @@ export const SETTINGS = [
     initial: "non-saturating",
     options: listed(OBJECTIVES),
     when: (state) => state.field === "critic",
+  },
+  {
+    key: "kernel",
+    kind: "choice",
+    of: "model",
+    label: "Kernel",
+    initial: "energy",
+    options: listed(KERNELS).map((option) => ({
+      ...option,
+      unless: ({ field }) => field === "stein" && KERNELS[option.value].conditional,
+    })),
+    when: hasKernel,
+  },
+  {
+    key: "bandwidth",
+    kind: "choice",
+    of: "model",
+    label: "Bandwidth h",
+    initial: "own",
+    options: named([
+      ["own", "the kernel's usual one"],
+      ["median", "median distance"],
+      ...[0.25, 0.5, 1, 2, 4].map((h) => [h, `${h}`]),
+    ]),
+    when: (state) => hasKernel(state) && state.kernel !== "energy",
+  },
+  {
+    key: "noise",
+    kind: "range",
+    of: "model",
+    label: "Score of data with noise σ",
+    initial: 0.1,
+    low: 0.05,
+    high: 2,
+    by: 0.05,
+    when: (state) => state.field === "stein",
+  },
+  {
+    key: "lines",
+    kind: "range",
+    of: "model",
+    label: "Lines a step",
+    initial: 32,
+    low: 1,
+    high: 64,
+    by: 1,
+    when: (state) => state.field === "sliced",
+  },
+  {
+    key: "temperature",
+    kind: "range",
+    of: "model",
+    label: "Temperature τ",
+    initial: 0.5,
+    low: 0.2,
+    high: 2,
+    by: 0.05,
+    when: (state) => state.field === "drift",
   },
   {
     key: "data",
