@@ -22,7 +22,6 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -30,6 +29,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from partikel import __version__
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
@@ -295,7 +295,7 @@ def _config(run: Run) -> dict[str, Any]:
     shares, shape = run.model.label_weights, run.data.shape
     config = {
         "schema": SCHEMA,
-        "partikel": metadata.version("partikel"),
+        "partikel": __version__,
         "shape": list(shape),
         "range": [-1, 1] if len(shape) == 3 else None,
         "classes": None if shares is None else len(shares),
