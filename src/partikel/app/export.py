@@ -261,10 +261,13 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
     denoiser = next(each for each in run.model.modules() if isinstance(each, EDMDenoiser))
     levels = {name: getattr(recipe, name) for name in ("sigma_min", "sigma_max", "rho")}
     kind = save_diffusers(denoiser, part, run.data.shape, **levels, solver=recipe.solver)
-    back = load_diffusers(part, run.data.shape)
+    shares = run.model.label_weights
+    back = load_diffusers(part, run.data.shape, None if shares is None else len(shares))
     x, sigma = run.model.start(16, seeded(0, "diffusers")), torch.logspace(-2, 1, 16)
+    cond = None if shares is None else torch.arange(16) % len(shares)
     with torch.no_grad():
-        difference = float((back(x, sigma) - denoiser(x, sigma)).abs().max())
+        theirs, ours = (each(x, sigma, cond=cond) for each in (back, denoiser))
+    difference = float((theirs - ours).abs().max())
     solver = "dpmpp-2m" if "DPM" in kind else "euler"
     config = {"kind": "diffusers pipeline", **_config(run), "scheduler": kind, "solver": solver}
     return {**config, "difference": difference}, Sampling(solver=SOLVERS[solver]())
