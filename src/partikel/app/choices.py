@@ -3,8 +3,8 @@
 :func:`choose` maps what was seen of the pictures (:mod:`partikel.data.looking`) and the kind of machine to
 settings of a recipe, and says why. The same pictures on the same kind of machine get the same settings; what
 was given is kept, and the rest follows it. On a CPU a training at 32x32 is meant to take about twenty minutes
-of one core; what it takes here is timed and said (:func:`partikel.app.planning.estimate`). A preset's settings
-are never looked at.
+of one core; what it takes here is timed and said (:func:`partikel.app.planning.estimate`). The settings of a
+preset are never looked at.
 """
 
 from __future__ import annotations
