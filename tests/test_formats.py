@@ -336,6 +336,7 @@ def test_every_generator_has_its_onnx(
     assert write_onnx(model.eval(), tmp_path / "g.onnx")["difference"] < 1e-4
 
 
+@pytest.mark.usefixtures("runtime")
 def test_onnx_is_refused_where_it_cannot_be(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
