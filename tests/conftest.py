@@ -64,6 +64,12 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture
+def pot() -> None:
+    """What the exact W2 needs: the test skips without."""
+    pytest.importorskip("ot", reason="needs the extra 'transport'")
+
+
+@pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """``real_data("mnist")`` is that entry of the folder $PARTIKEL_DATA; the test skips without."""
 

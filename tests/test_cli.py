@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 import yaml
 from rich.console import Console
 
+import partikel
 from partikel.app.arguments import options_in
 from partikel.app.cli import COMMANDS, SolverName, main
 from partikel.app.config import load_preset, make_recipe, preset_names
@@ -59,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     err = capsys.readouterr().err
     *progress, said = err.splitlines()
     assert said.startswith("partikel: ")
-    assert all("it/s" in line for line in progress)
+    assert all(re.search("it/s|s/it", line) for line in progress)
     return err
 
 
@@ -74,12 +76,13 @@ def test_a_run_explains_itself(gan: Path) -> None:
     assert config["recipe"] == "gan"
     assert config["settings"]["generator"]["width"] == 16
     environment = json.loads((gan / "environment.json").read_text())
-    assert environment["packages"]["torch"] != "not installed"
+    assert environment["packages"]["partikel"] == partikel.__version__
     steps = [json.loads(line)["step"] for line in (gan / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 2, 4, 6]
     assert len(list((gan / "frames").glob("step-*.npz"))) == 4
     assert "<html" in (gan / "report.html").read_text()
-    assert list((gan / "tensorboard").rglob("events.*"))
+    if importlib.util.find_spec("tensorboard"):  # an extra
+        assert list((gan / "tensorboard").rglob("events.*"))
 
 
 def test_sample_writes_points(flow: Path, tmp_path: Path) -> None:
@@ -103,7 +106,10 @@ def test_evaluate_prints_json(gan: Path, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     main(["evaluate", str(gan), "-n", "200", "--json"])
     result = json.loads(capsys.readouterr().out)
-    assert {"energy", "mmd2", "sliced_w2", "w2", "modes", "nll"} <= set(result["metrics"])
+    expected = {"energy", "mmd2", "sliced_w2", "modes", "nll"}
+    assert expected | ({"w2"} if importlib.util.find_spec("ot") else set()) <= set(
+        result["metrics"]
+    )
     assert result["protocol"]["samples"] == 200
     assert abs(result["reference"]["energy"]) < result["metrics"]["energy"]
 
@@ -253,7 +259,7 @@ def test_a_pipe_is_told_rate_time_and_losses(monkeypatch: pytest.MonkeyPatch) ->
     class Some:
         step, iterations = 100, 300
 
-    clock = iter([0.0, 5.0, 20.0, 40.0])
+    clock = iter([0.0, 5.0, 20.0, 400.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     out = io.StringIO()
     shown = progress_bar(Console(file=out, width=40), "gan")
@@ -266,7 +272,7 @@ def test_a_pipe_is_told_rate_time_and_losses(monkeypatch: pytest.MonkeyPatch) ->
             show({"generator/loss": loss, "generator/gradient_norm": loss, **figures})
     assert out.getvalue().splitlines() == [
         "gan: 200/300  0:00:20 left  5.0 it/s  energy 0.5  generator loss 2",
-        "gan: 300/300  0:00:00 left  5.0 it/s  energy 0.25  generator loss 3",
+        "gan: 300/300  0:00:00 left  2.0 s/it  energy 0.25  generator loss 3",
     ]
 
 
@@ -280,7 +286,7 @@ def test_help_of_a_preset_has_its_values(preset: str, capsys: pytest.CaptureFixt
     assert recipe.iterations != type(recipe).iterations
     assert "default:77]" in told
     assert "[trueorfalse;default:false]" in told  # settings have values, as --dry-run need not
-    assert "--data.nameVALUEoneofgaussians,ring" in told  # a setting's choices
+    assert re.search("--data.name(VALUE)?oneofgaussians,ring", told)  # a setting's choices
     assert ("--score.optimizer.lr" in told) == (recipe.required is not None)
 
 

@@ -474,7 +474,8 @@ def test_a_folder_that_vanishes_is_told(
 
 
 def test_a_resumed_run_has_one_file_of_tensorboard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events_of = "tensorboard.backend.event_processing.event_accumulator"
+    accumulator = pytest.importorskip(events_of, reason="needs the extra 'tensorboard'")
 
     model = RUNS["gan"][1]
     for iterations in (2, 4):
@@ -488,7 +489,7 @@ def test_a_resumed_run_has_one_file_of_tensorboard(tmp_path: Path) -> None:
             evaluate=lambda model, step: {"figure": float(step)}, evaluate_every=1,
         )  # fmt: skip
     (events,) = (tmp_path / "tensorboard").glob("events*")
-    found = EventAccumulator(str(events)).Reload().Scalars("figure")
+    found = accumulator.EventAccumulator(str(events)).Reload().Scalars("figure")
     assert [(each.step, each.value) for each in found] == [(k, k) for k in range(5)]
 
 

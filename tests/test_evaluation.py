@@ -62,6 +62,7 @@ def test_a_perfect_sampler_of_points_is_within_the_noise() -> None:
     assert result.protocol["samples"] == 3000
 
 
+@pytest.mark.usefixtures("pot")
 def test_a_shifted_sampler_of_points_is_seen() -> None:
     dataset = open_dataset(DataSettings("moons"))
     result = evaluate(lambda n, g: dataset.draw(n, generator=g).x + 0.3, dataset, n=1000)

@@ -52,6 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return {
         "heun": trained("edm", folder / "heun", **edm),
         "euler": trained("edm", folder / "euler", **edm, solver="euler"),
+        "classes": trained("edm", folder / "classes", **edm, conditional=True),
         "mlp": trained("edm", folder / "mlp", data=digits, network=MLP, steps=2),
         "points": trained("gan", folder / "points", **gan),
         "labels": trained("gan", folder / "labels", **gan, data=digits, conditional=True),
@@ -101,6 +102,21 @@ def test_a_unet2d_is_the_network_of_diffusers(
         assert_close(unet(x, c[:, 0]).sample, expected, rtol=1e-4, atol=1e-5)
         assert expected.abs().max() > 0.1
         assert not torch.allclose(network(x, c.flip(0)), expected, atol=1e-3)
+
+
+def test_a_unet2d_with_labels_is_the_network_of_diffusers(diffusers: Any) -> None:
+    settings = NetworkSettings("unet2d", channels=12, init="orthogonal")
+    options = {"shape": (1, 8, 8), "scalars": 1, "classes": 3, "generator": seeded()}
+    network = build_network(settings, "denoiser", **options).eval()
+    unet = as_unet2d(network, 8)
+    assert sum(p.numel() for p in unet.parameters()) == sum(p.numel() for p in network.parameters())
+    x, c = torch.randn(4, 1, 8, 8, generator=seeded()), torch.tensor([[-1.5], [-0.2], [0.3], [0.9]])
+    cond = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        expected = network(x, c, cond)
+        assert_close(unet(x, c[:, 0], cond).sample, expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(network(x, c, cond.flip(0)), expected, atol=1e-3)
+        assert_close(network(x, c), network(x, c, torch.full((4,), 3)))
 
 
 SAMPLERS = {
@@ -198,6 +214,33 @@ def test_a_pipeline_of_diffusers_makes_our_samples_and_comes_back(
         partikel.load(out)
 
 
+def test_a_pipeline_with_labels_makes_our_samples_and_comes_back(
+    diffusers: Any, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cond = runs["classes"], torch.tensor([9, 0, 4, 4, 2])
+    out = export_run(run, tmp_path / "pipe", "diffusers")
+    monkeypatch.chdir(tmp_path)
+    assert len(card(Path("pipe"))["images"]) == 8
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(out)
+    pipeline.set_progress_bar_config(disable=True)
+    told = {"num_inference_steps": 6, "output_type": "pt", "class_labels": cond}
+    images = pipeline(batch_size=5, generator=seeded(3), **told).images
+    noise = torch.randn(5, 1, 8, 8, generator=seeded(3)) * pipeline.scheduler.init_noise_sigma
+    solver = partikel_solver("dpmpp-2m")
+    x = run.model.sample(5, generator=seeded(), start=noise, solver=solver, cond=cond)
+    assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-3, atol=2e-5)
+    assert json.loads((out / "config.json").read_text())["difference"] < 1e-4
+    back = load_diffusers(out, (1, 8, 8), classes=10)
+    own = next(m for m in run.model.modules() if type(m).__name__ == "EDMDenoiser")
+    sigma = torch.tensor([0.1, 1.0, 5.0, 9.0, 15.0])
+    with torch.no_grad():
+        for each in (cond, None):  # None: the row after the classes
+            assert_close(back(x, sigma, cond=each), own(x, sigma, cond=each), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(own(x, sigma, cond=cond), own(x, sigma), atol=1e-3)
+    with pytest.raises(ConfigError, match="knows 11 labels, the model has none"):
+        load_diffusers(out, (1, 8, 8))
+
+
 def partikel_solver(name: str) -> Any:
     from partikel.solvers import SOLVERS
 
@@ -231,21 +274,13 @@ def test_what_differs_from_diffusers_is_named(
         with pytest.raises(ConfigError, match=message):
             as_unet2d(unet(**options), 8)
     for options, message in (
-        ({"classes": 3}, "labels.*choose kind 'unet'"),
         ({"embedding_features": 64}, "are its channels"),
         ({"multipliers": (2, 2)}, "begin with 1"),
         ({"channels": 7}, "even"),
     ):
-        given = {k: v for k, v in options.items() if k != "classes"}
+        settings = NetworkSettings("unet2d", **{"channels": 8, **options})
         with pytest.raises(ConfigError, match=message):
-            build_network(
-                NetworkSettings("unet2d", **{"channels": 8, **given}),
-                "denoiser",
-                shape=(1, 8, 8),
-                scalars=1,
-                classes=options.get("classes"),
-                generator=seeded(),
-            )
+            build_network(settings, "denoiser", shape=(1, 8, 8), scalars=1, generator=seeded())
 
 
 # --- ONNX
@@ -301,6 +336,7 @@ def test_every_generator_has_its_onnx(
     assert write_onnx(model.eval(), tmp_path / "g.onnx")["difference"] < 1e-4
 
 
+@pytest.mark.usefixtures("runtime")
 def test_onnx_is_refused_where_it_cannot_be(
     runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

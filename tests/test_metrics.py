@@ -174,6 +174,7 @@ def test_pairwise_distances_refuse_what_has_no_answer() -> None:
         metrics.pairwise_distances_report(x, x, ())
 
 
+@pytest.mark.usefixtures("pot")
 def test_points_that_are_not_finite_make_distances_nan() -> None:
     x, y = normal(20, 2), normal(20, 2, seed=1)
     x[3, 1] = math.nan
@@ -199,6 +200,7 @@ def test_sliced_wasserstein_of_shifts() -> None:
 
 
 @pytest.mark.parametrize("shift", [1e-3, 1e-8, 1e-12])
+@pytest.mark.usefixtures("pot")
 def test_small_distances_are_measured(shift: float) -> None:
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(5), dtype=F64) + 3
     x = (x * 2**20).round() / 2**20  # so that the shift is the only rounding
@@ -222,6 +224,7 @@ def test_sliced_wasserstein_leaves_the_points_alone() -> None:
     assert_close((x, y), kept, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("pot")
 def test_sliced_wasserstein_of_unequal_sizes() -> None:
     """A cloud with every point n times is the same law; in one dimension the answer is W2."""
     x, y = normal(24, 2), normal(24, 2, seed=1)
@@ -233,11 +236,13 @@ def test_sliced_wasserstein_of_unequal_sizes() -> None:
     assert metrics.sliced_wasserstein2(x, y) == pytest.approx(exact, rel=1e-9)
 
 
+@pytest.mark.usefixtures("pot")
 def test_wasserstein_of_a_moved_cloud_is_the_shift() -> None:
     x, v = normal(200, 3), torch.tensor([1.0, -2.0, 2.0], dtype=F64)
     assert metrics.wasserstein2(x, x.flip(0) + v) == pytest.approx(3.0, rel=1e-9)
 
 
+@pytest.mark.usefixtures("pot")
 def test_wasserstein_finds_the_best_matching() -> None:
     x, y = normal(6, 2), normal(6, 2, seed=1)
     costs = all_pairs(x, y)
@@ -710,6 +715,7 @@ def test_damaged_weights_are_refused(
 
 
 @pytest.mark.parametrize("dim", [2, 100])
+@pytest.mark.usefixtures("pot")
 def test_exact_transport_between_clouds_that_nearly_agree(dim: int) -> None:
     """The distance of a shift by far less than the spacing is the shift's, to its own digits."""
     generator = torch.Generator().manual_seed(0)

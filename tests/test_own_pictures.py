@@ -145,6 +145,9 @@ def test_colours_and_labels() -> None:
     choice = choose("gan", classed, {})
     assert choice.settings["conditional"]
     assert "conditional true: a class can be asked for (cats, dogs)" in choice.reasons
+    parts = choose("gan", replace(classed, classes=("Test", "train")), {})
+    assert not parts.settings["conditional"]
+    assert any("look like parts of a data set" in reason for reason in parts.reasons)
     few = replace(classed, count=12, counts=(4, 8))
     assert not choose("gan", few, {}).settings["conditional"]
     assert not choose("gan", replace(PHOTOS, classes=("all",), counts=(60,)), {}).settings[
@@ -179,6 +182,8 @@ def test_what_is_given_stays_and_the_rest_follows() -> None:
     assert choice.settings["network"] == small.settings["network"]
     assert choice.settings["conditional"] is True
     assert choice.settings["evaluate_every"] == 10
+    brief = choose("edm", PHOTOS, {"iterations": 6}).settings  # never at each of few iterations
+    assert (brief["evaluate_every"], brief["checkpoint_every"]) == (2, 1)
     assert not any(reason.startswith(("size", "channels")) for reason in choice.reasons)
     assert "network, batch 64: what suits edm at 16x16 on a CPU" in choice.reasons
 
@@ -345,6 +350,16 @@ def test_covariances_of_few_images_have_factors(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.linalg, "eigh", fail)
     for factor in (expected, _factor(matrix)):
         torch.testing.assert_close(factor @ factor.T, matrix)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(1.3, ":"), (0.25, " while others use the processor (3 min if none did):")]
+)
+def test_a_busy_machine_is_told(share: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_seconds", lambda *_: (600.0, 60.0, 0.5, share))
+    sentence = "10 min of training (0.5 s an iteration), 60 s of evaluations"
+    gan = make_recipe("gan", {"data": {"name": "digits"}})
+    assert planning.estimate(gan) == f"takes about 11 min here{said} {sentence}"
 
 
 # --- whole commands

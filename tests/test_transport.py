@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ot
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from partikel.fields import At, Context, Field
 from partikel.fields.samples.transport import SinkhornField, SlicedWassersteinField, _barycentres
 from partikel.metrics import wasserstein2
 
-POT: Any = ot  # whose functions return more types than are of use
+POT: Any = pytest.importorskip("ot", reason="needs the extra 'transport'")
 
 
 def velocity(

@@ -2,12 +2,14 @@
 
 :func:`choose` maps what was seen of the pictures (:mod:`partikel.data.looking`) and the kind of machine to
 settings of a recipe, and says why. The same pictures on the same kind of machine get the same settings; what
-was given is kept, and the rest follows it. On a CPU a training is meant to take about ten minutes of one or
-two cores. A preset's settings are never looked at.
+was given is kept, and the rest follows it. On a CPU a training at 32x32 is meant to take about twenty minutes
+of one core; what it takes here is timed and said (:func:`partikel.app.planning.estimate`). The settings of a
+preset are never looked at.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ EACH = 10
 """Pictures that half of the classes must have for that."""
 FEW = 1000
 """Pictures below which a discriminator sees them augmented, or it would remember them."""
+PARTS = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
+"""What folders are called that hold parts of a data set, not classes."""
 LEAST_HELD = 6
 """Pictures of a validation split, or there is none: fewer measure nothing."""
 MOST_HELD = 1000
@@ -89,9 +93,12 @@ def choose(recipe: str, seen: Seen, given: Mapping[str, Any], *, cuda: bool = Fa
         settings["conditional"] = given["conditional"]
     elif seen.classes:
         names = _named(seen.classes)
-        small = f"too few of each to tell {len(seen.classes)} classes apart ({names})"
-        asked = f"a class can be asked for ({names})"
-        reasons.append(f"conditional true: {asked}" if settings["conditional"] else small)
+        said = f"too few of each to tell {len(seen.classes)} classes apart ({names})"
+        if settings["conditional"]:
+            said = f"conditional true: a class can be asked for ({names})"
+        elif _parts(seen):
+            said = f"{names} look like parts of a data set, not like classes: --data may name one of them"
+        reasons.append(said)
     if prepared and "validation" not in data:
         held = _validation(round(0.9 * seen.count))
         if held != 0.1:
@@ -109,8 +116,8 @@ def choose(recipe: str, seen: Seen, given: Mapping[str, Any], *, cuda: bool = Fa
         settings = {**chosen, **settings}
         length = given.get("iterations", chosen["iterations"])
         if isinstance(length, int):
-            settings["evaluate_every"] = max(1, length // (5 if recipe in SLOW else 10))
-            settings["checkpoint_every"] = max(1, length // 10)
+            settings["evaluate_every"] = max(1, math.ceil(length / (5 if recipe in SLOW else 10)))
+            settings["checkpoint_every"] = max(1, math.ceil(length / 10))
         settings["evaluate_samples"] = 1000 if cuda else 256
         device = "a GPU" if cuda else "a CPU"
         said = {"batch": "batch {}", "iterations": "{} iterations"}
@@ -149,8 +156,12 @@ def _side(seen: Seen, cuda: bool) -> tuple[int, str]:
 
 
 def _labelled(seen: Seen) -> bool:
-    known = 2 <= len(seen.classes) <= CONDITIONAL
+    known = 2 <= len(seen.classes) <= CONDITIONAL and not _parts(seen)
     return known and statistics.median(seen.counts) >= EACH
+
+
+def _parts(seen: Seen) -> bool:
+    return {name.lower() for name in seen.classes} <= PARTS
 
 
 def _named(classes: tuple[str, ...]) -> str:

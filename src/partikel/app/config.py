@@ -152,7 +152,7 @@ def read_configuration(name: str | Path) -> dict[str, Any]:
         return foreign_recipes(name)[name]
     else:
         raise ConfigError(
-            f"there is no preset '{name}': {nearest(name, [*preset_names(), *foreign_recipes()])} "
+            f"there is no preset '{name}': {nearest(name, [*preset_names(), *RECIPES, *foreign_recipes()])} "
             "('partikel presets' lists them all; a path to a .yaml file works too)"
         )
     content = load_yaml(text, name)

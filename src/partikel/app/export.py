@@ -22,7 +22,6 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -30,6 +29,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from partikel import __version__
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
@@ -261,10 +261,13 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
     denoiser = next(each for each in run.model.modules() if isinstance(each, EDMDenoiser))
     levels = {name: getattr(recipe, name) for name in ("sigma_min", "sigma_max", "rho")}
     kind = save_diffusers(denoiser, part, run.data.shape, **levels, solver=recipe.solver)
-    back = load_diffusers(part, run.data.shape)
+    shares = run.model.label_weights
+    back = load_diffusers(part, run.data.shape, None if shares is None else len(shares))
     x, sigma = run.model.start(16, seeded(0, "diffusers")), torch.logspace(-2, 1, 16)
+    cond = None if shares is None else torch.arange(16) % len(shares)
     with torch.no_grad():
-        difference = float((back(x, sigma) - denoiser(x, sigma)).abs().max())
+        theirs, ours = (each(x, sigma, cond=cond) for each in (back, denoiser))
+    difference = float((theirs - ours).abs().max())
     solver = "dpmpp-2m" if "DPM" in kind else "euler"
     config = {"kind": "diffusers pipeline", **_config(run), "scheduler": kind, "solver": solver}
     return {**config, "difference": difference}, Sampling(solver=SOLVERS[solver]())
@@ -295,7 +298,7 @@ def _config(run: Run) -> dict[str, Any]:
     shares, shape = run.model.label_weights, run.data.shape
     config = {
         "schema": SCHEMA,
-        "partikel": metadata.version("partikel"),
+        "partikel": __version__,
         "shape": list(shape),
         "range": [-1, 1] if len(shape) == 3 else None,
         "classes": None if shares is None else len(shares),

@@ -34,6 +34,8 @@ TIMED = 8
 """Iterations that are timed."""
 PATIENCE = 6.0
 """Seconds after which fewer of them are enough."""
+BUSY = 0.8
+"""Share of the time in which a CPU computes, below which other programs are taken to keep it from that."""
 PAGE = 10_000
 """Samples that a run's page measures, at most as many as there are test pictures."""
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -224,24 +226,26 @@ def estimate(recipe: Recipe) -> str:
         if getattr(recipe, recipe.builds_on[0], None) is None:
             parts.append((f"{first.title} first", _seconds(first, dataset, None)))
     parts.append(("" if not parts else "then itself", _seconds(recipe, dataset, required)))
-    total = sum(each for _, (train, more, _) in parts for each in (train, more))
+    total = sum(train + more for _, (train, more, _, _) in parts)
+    alone = sum((train + more) * share for _, (train, more, _, share) in parts)
     told = [
         f"{name + ': ' if name else ''}{duration(train)} of training ({pace:.2g} s an iteration), "
         f"{duration(more)} of evaluations"
-        for name, (train, more, pace) in parts
+        for name, (train, more, pace, _) in parts
     ]
-    return f"takes about {duration(total)} here: {'; '.join(told)}"
+    busy = f" while others use the processor ({duration(alone)} if none did)"
+    return f"takes about {duration(total)} here{busy * (alone < BUSY * total)}: {'; '.join(told)}"
 
 
 def _seconds(
     recipe: Recipe, dataset: Dataset, required: Carrier | None
-) -> tuple[float, float, float]:
-    """Seconds of training, of evaluations, and of an iteration."""
+) -> tuple[float, float, float, float]:
+    """Seconds of training, of evaluations, of an iteration, and the share in which a processor computed."""
     system = recipe.system(dataset, required)
     options = {**recipe.training, "iterations": TIMED}
     trainer = Trainer(system.model, dataset, system.phases, **options)
     begun = last = time.monotonic()
-    spent: list[float] = []
+    computed, spent = time.process_time(), list[float]()
     for _ in trainer.run():
         now = time.monotonic()
         spent.append(now - last)
@@ -249,9 +253,10 @@ def _seconds(
         if now - begun > PATIENCE and len(spent) > 1:
             break
     pace = sorted(spent[1:] or spent)[len(spent[1:]) // 2]
+    device = next(system.model.parameters()).device
+    share = (time.process_time() - computed) / (last - begun) if device.type == "cpu" else 1.0
     few = 8
     begun = time.monotonic()
-    device = next(system.model.parameters()).device
     system.model.eval()
     draw_samples(
         system.model,
@@ -264,7 +269,7 @@ def _seconds(
     if recipe.evaluate_every is not None:
         watched = dataset.at_most(recipe.evaluate_samples, "validation") + 64
         drawn += (recipe.iterations // recipe.evaluate_every + 1) * watched
-    return pace * recipe.iterations, each * drawn, pace
+    return pace * recipe.iterations, each * drawn, pace, share
 
 
 def duration(seconds: float) -> str:

@@ -51,7 +51,8 @@ def progress_bar(console: Console | None, title: str) -> Shown | None:
             losses = {name: v for name, v in figures.items() if name.endswith("/loss")}
             told.update((name.replace("/", " "), float(v)) for name, v in losses.items())
             rate = max(1e-9, trainer.step - begun) / max(1e-9, now - started)
-            text = "  ".join((f"{rate:.1f} it/s", *(f"{k} {v:.4g}" for k, v in told.items())))
+            pace = f"{rate:.1f} it/s" if rate >= 1 else f"{1 / rate:.1f} s/it"
+            text = "  ".join((pace, *(f"{k} {v:.4g}" for k, v in told.items())))
             if console.is_terminal:
                 bar.update(task, completed=trainer.step, figures=text)
             else:

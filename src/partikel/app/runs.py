@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -713,17 +713,11 @@ def fit_batches(
 
 def _environment() -> dict[str, Any]:
     packages = ("partikel", "torch", "numpy", "accelerate", "safetensors")
-    versions: dict[str, str] = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "command": sys.argv,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": {each: str(import_module(each).__version__) for each in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "git": _git_state(),

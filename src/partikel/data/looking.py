@@ -80,7 +80,10 @@ def look(settings: DataSettings) -> Seen:
     source = entry.source(replace(settings, **changes))
     with source.open() as listing:
         if not listing.names:
-            raise DataError(f"{source.where} holds no pictures: check the path, or put some there.")
+            raise DataError(
+                f"{source.where} holds no pictures (what is in a zip file inside is not seen): check the "
+                "path, or put some there."
+            )
         return replace(_seen(listing, source.where), sizes=sizes, changes=changes)
 
 

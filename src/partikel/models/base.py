@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from partikel.data import Batch
-from partikel.errors import ConfigError, NumericsError
+from partikel.errors import ConfigError, NumericsError, nearest
 from partikel.errors.checks import Checked, Natural, checked
 from partikel.fields import Context, Field, Loss
 from partikel.fields.base import Weight
@@ -62,6 +62,9 @@ class Sampling:
             options["grid"] = Nodes(steps)
         if sampling is not None and options:
             raise TypeError(f"{', '.join(options)}: give these in the record of sampling.")
+        valid = [each.name for each in fields(cls)]
+        for name in options.keys() - valid:
+            raise TypeError(f"sampling has no option '{name}': {nearest(name, ['steps', *valid])}")
         return cls(**options) if sampling is None else sampling
 
     @property

@@ -37,6 +37,8 @@ class Conditioning:
         embedding: of each scalar, "fourier" or "positional".
         embedding_features: size of each embedding; even.
         fourier_scale: scale of the Fourier frequencies (unused by "positional").
+        late: whether a label's vector is added after the layers of :class:`ConditionNetwork`, as diffusers
+            does, not embedded beside the scalars.
 
     Raises:
         ValueError: an unknown embedding, or a number out of range.
@@ -47,6 +49,7 @@ class Conditioning:
     embedding: str = "fourier"
     embedding_features: int = 128
     fourier_scale: float = 16.0
+    late: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -78,7 +81,8 @@ class ScalarConditions(nn.Module):
     def __init__(self, told: Conditioning) -> None:
         super().__init__()
         self.told, features = told, told.embedding_features
-        self.dim = features * (told.scalars + (told.classes is not None))
+        beside = told.classes is not None and not told.late
+        self.dim = features * (told.scalars + beside)
         self.embed = self.label = None
         if told.scalars:
             self.embed = (
@@ -86,7 +90,7 @@ class ScalarConditions(nn.Module):
                 if told.embedding == "fourier"
                 else PositionalEmbedding(features)
             )
-        if told.classes is not None:
+        if told.classes is not None and beside:
             self.label = nn.Embedding(told.classes + 1, features)
 
     def forward(self, batch: int, c: Tensor | None, cond: Tensor | None) -> Tensor | None:
@@ -114,14 +118,7 @@ class ScalarConditions(nn.Module):
         elif c is not None:
             raise ValueError("c was given to a network built with scalars=0")
         if self.label is not None:
-            if cond is None:
-                parts.append(self.label.weight[-1:])
-            elif cond.shape != (batch,) or cond.is_floating_point():
-                raise ValueError(
-                    f"cond must be ({batch},) integers, got {tuple(cond.shape)} of {cond.dtype}"
-                )
-            else:
-                parts.append(self.label(cond))
+            parts.append(_looked_up(self.label, batch, cond))
         elif cond is not None:
             raise ValueError("cond was given to a network built without classes")
         if len(parts) < 2:
@@ -130,8 +127,21 @@ class ScalarConditions(nn.Module):
         return torch.cat([part.expand(rows, -1) for part in parts], 1)
 
 
+def _looked_up(table: nn.Embedding, batch: int, cond: Tensor | None) -> Tensor:
+    """The vectors of labels (B, ...), or the one of no label (1, ...)."""
+    if cond is None:
+        return table.weight[-1:]
+    if cond.shape != (batch,) or cond.is_floating_point():
+        raise ValueError(
+            f"cond must be ({batch},) integers, got {tuple(cond.shape)} of {cond.dtype}"
+        )
+    return table(cond)
+
+
 class ConditionNetwork(nn.Module):
     """Conditions to the vector that modulates: emb -> SiLU(Linear(SiLU(Linear(emb)))).
+
+    Labels that are told late (:attr:`Conditioning.late`) are added before the last SiLU.
 
     Args:
         told: the conditions; none give no vector.
@@ -153,6 +163,8 @@ class ConditionNetwork(nn.Module):
         self.layers = nn.ModuleList()
         if self.dim:
             self.layers.extend([nn.Linear(self.conditions.dim, width), nn.Linear(width, width)])
+        late = told.late and told.classes is not None
+        self.label = nn.Embedding((told.classes or 0) + 1, width) if late else None
 
     def forward(self, batch: int, c: Tensor | None, cond: Tensor | None) -> Tensor | None:
         """The modulating vector: (B, dim), or (1, dim) for all rows, or None if unconditional.
@@ -160,11 +172,12 @@ class ConditionNetwork(nn.Module):
         Raises:
             ValueError: ``c`` or ``cond`` is not what the network was built for.
         """
-        e = self.conditions(batch, c, cond)
-        if e is not None:
-            for layer in self.layers:
-                e = F.silu(layer(e))
-        return e
+        e = self.conditions(batch, c, cond if self.label is None else None)
+        if e is None:
+            return None
+        first, second = self.layers
+        e = second(F.silu(first(e)))
+        return F.silu(e if self.label is None else e + _looked_up(self.label, batch, cond))
 
 
 class Conditioned(nn.Module, ABC):

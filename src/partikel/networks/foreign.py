@@ -48,13 +48,16 @@ class Foreign(NamedTuple):
 
 
 class _UNet(nn.Module):
-    """A diffusers UNet2DModel that is called as our networks are."""
+    """A diffusers UNet2DModel that is called as our networks are; a label after the last is none."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: Any, classes: int | None) -> None:
         super().__init__()
         self.unet = unet
+        self.none = classes if (unet.config.num_class_embeds or 0) > (classes or 0) else None
 
     def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is None and self.none is not None:
+            cond = torch.full((len(x),), self.none, device=x.device)
         return self.unet(x, c[:, 0].expand(len(x)), class_labels=cond).sample
 
 
@@ -103,7 +106,7 @@ def read_diffusers(path: Path | str, shape: tuple[int, ...], classes: int | None
             f"the weights in {home} are not those of its config.json: '{missing[0]}' "
             f"({len(missing)} in all) is missing or unknown; download or save it again."
         )
-    return Foreign(_UNet(unet), kind, _predicted(chain), scheduler)
+    return Foreign(_UNet(unet, classes), kind, _predicted(chain), scheduler)
 
 
 def the_package() -> Any:
@@ -119,7 +122,8 @@ def as_unet2d(network: nn.Module, side: int) -> Any:
     """The UNet2DModel of diffusers that computes what a U-Net of ours does, with its weights.
 
     Args:
-        network: the U-Net, called as ``network(x, c)``; its c (B, 1) is the other's timestep.
+        network: the U-Net, called as ``network(x, c, cond)``; its c (B, 1) is the other's timestep. Where
+            it knows labels, the last of the other's is "no label".
         side: of the images, which are square.
 
     Raises:
@@ -133,6 +137,8 @@ def as_unet2d(network: nn.Module, side: int) -> Any:
             "which is one."
         )
     assert isinstance(network, UNet)
+    conditions: Any = network.conditions
+    table = conditions.label
     down, up = _levels(network.down), _levels(network.up)
     attend = [isinstance(blocks[0].attention, Attention) for blocks, _ in down]
     with torch.random.fork_rng(devices=[]):
@@ -150,9 +156,11 @@ def as_unet2d(network: nn.Module, side: int) -> Any:
             norm_eps=network.norm.eps,
             resnet_time_scale_shift="scale_shift",
             dropout=down[0][0][0].dropout.p,
+            num_class_embeds=None if table is None else table.num_embeddings,
         )
-    layers: Any = network.conditions.layers
-    first, second = layers
+    if table is not None:
+        unet.class_embedding.load_state_dict(table.state_dict())
+    first, second = conditions.layers
     pairs = [
         (network.first, unet.conv_in),
         (first, unet.time_embedding.linear_1),

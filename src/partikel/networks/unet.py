@@ -137,7 +137,7 @@ class UNet2D(UNet):
         attention_resolutions: likewise.
         dropout: likewise.
         recompute: likewise.
-        conditions: the noise level alone.
+        conditions: the noise level, and labels, which are told late.
 
     Raises:
         ValueError: as :class:`UNet`, or for what a UNet2DModel has not.
@@ -156,7 +156,7 @@ class UNet2D(UNet):
     ) -> None:
         if conditions.embedding_features not in (0, channels):
             raise ValueError("embedding_features are its channels: leave them out")
-        conditions = replace(conditions, embedding_features=channels)
+        conditions = replace(conditions, embedding_features=channels, late=True)
         super().__init__(
             *(shape, channels, multipliers, blocks, attention_resolutions, dropout, recompute),
             conditions,
@@ -172,8 +172,8 @@ def not_unet2d(network: UNet) -> str | None:
     assert isinstance(network.conditions, ConditionNetwork)
     told, channels = network.conditions.conditions.told, network.first.out_channels
     groups = {m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)}
-    if told.classes is not None:
-        return "it is told labels (a UNet2DModel adds them after its layers of time)"
+    if told.classes is not None and not told.late:
+        return "its labels enter beside the noise level (a UNet2DModel adds them after its layers of time)"
     if (told.scalars, told.embedding) != (1, "positional"):
         return f"it has {told.scalars} {told.embedding} embeddings (a UNet2DModel one, positional)"
     if told.embedding_features != channels:

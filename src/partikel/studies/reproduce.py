@@ -13,13 +13,13 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from partikel import __version__
 from partikel.errors import CheckpointError, ConfigError, PartikelError, nearest
 from partikel.files import plain, write_json, write_whole, writing_to
 from partikel.studies.benches import SCALES, Scale
@@ -136,7 +136,7 @@ def _measured(
             "threads": threads,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "partikel": metadata.version("partikel"),
+            "partikel": __version__,
         },
         "values": outcome.values,
     }
