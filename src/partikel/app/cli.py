@@ -266,7 +266,8 @@ def evaluate(
         split: the reference; train is the convention of FID on 50,000 images.
         features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
             inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
-        measures: those of other packages to add, by name, several with commas (docs/extending.md).
+        measures: further ones to add, by name, several with commas: mind and fdr of images
+            (docs/evaluation.md), and those of other packages (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
             RUN/curve-NAME.json and .png (free particles only).

@@ -328,14 +328,14 @@ def evaluate_run(
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
     Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
-    ``measures`` of other packages are added by name (see :func:`partikel.metrics.own.add_own`).
+    ``measures`` that not every evaluation has are added by name (see :func:`partikel.metrics.own.add_own`).
     """
     sampling = Sampling.of(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
 
     def measured(sampler: Sampler, dataset: Dataset, **place: Any) -> Evaluation:
         result = measure(sampler, dataset, **place)
-        add_own(result, measures, sampler, dataset, place["device"])
+        add_own(result, measures, sampler, dataset, place["device"], features)
         return result
 
     result = _measured(run, sampling, measured, accelerator)
