@@ -9,13 +9,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import randn
+from conftest import LinearField, randn, tensor
 from partikel.app.cli import main
+from partikel.app.runs import field_norm
 from partikel.data import DataSettings, open_dataset
 from partikel.errors import ConfigError
+from partikel.fields import MMDField
+from partikel.kernels import RBFKernel
 from partikel.metrics.evaluation import evaluate
 from partikel.metrics.own import add_own
 from partikel.metrics.several import fd_ratio, mind, networks_without_download
+from partikel.models import GeneratorModel, ParticleModel
+from partikel.priors import GaussianPrior
+from partikel.schedules import EDMSchedule
 
 DIGITS = DataSettings("digits")
 
@@ -77,6 +83,45 @@ def test_both_rise_with_noise_and_are_small_for_data() -> None:
     assert clean[1] < some[1] / 3 < much[1] / 3
     assert clean[0] == pytest.approx(result.reference["mind"], rel=1)
     assert clean[1] == pytest.approx(1, abs=0.5)
+
+
+def test_what_pulls_at_samples_is_the_field_there() -> None:
+    """Of a generator at its horizon, of free particles at the last node; of a path of noise nothing."""
+    x = randn(30, 2)
+    field = LinearField(2 * torch.eye(2, dtype=torch.float64), tensor([1.0, 0.0]))
+    norm = float((2 * x + tensor([1.0, 0.0])).square().sum(1).mean().sqrt())
+    prior = GaussianPrior((2,))
+    for model in (
+        GeneratorModel(field, torch.nn.Linear(2, 2), prior),
+        ParticleModel(field, prior, steps=4),
+    ):
+        assert field_norm(model, x) == pytest.approx(norm)
+    schedule = EDMSchedule(10.0)
+    path = ParticleModel(schedule.half_rate * field, prior, steps=4, schedule=schedule)
+    assert field_norm(path, x) is None
+    timed = ParticleModel((lambda t: t) * field, prior, steps=4)
+    assert field_norm(timed, x) == pytest.approx(0.75 * norm)
+    # a field of samples compares with the data, and with the samples as their cloud
+    mean = GeneratorModel(MMDField(RBFKernel(1.0)), torch.nn.Linear(2, 2), prior)
+    assert field_norm(mean, x, real=x) == pytest.approx(0, abs=1e-12)
+    far = field_norm(mean, x, real=x + 1)
+    assert far is not None
+    assert far > 0.1
+
+
+def test_a_training_is_watched_by_what_can_be_trusted(tmp_path: Path) -> None:
+    small = "--iterations 4 --batch 8 --evaluate-samples 40 --evaluate-every 2 --checkpoint-every 4"
+    networks = "--discriminator.width 8 --generator.width 8"
+    main(f"train gan-digits {small} {networks} --out {tmp_path / 'gan'}".split())
+    lines = [json.loads(line) for line in (tmp_path / "gan" / "metrics.jsonl").read_text().splitlines()]
+    watched = [line for line in lines if "frechet" in line]
+    assert [line["step"] for line in watched] == [0, 2, 4]
+    for line in watched:
+        assert line["kid"] > 0
+        assert line["field"] > 0
+    page = (tmp_path / "gan" / "report.html").read_text()
+    assert "field at samples, its norm, during training" in page
+    assert "KID during training" in page
 
 
 def test_the_command_adds_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
