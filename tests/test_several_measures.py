@@ -113,7 +113,9 @@ def test_a_training_is_watched_by_what_can_be_trusted(tmp_path: Path) -> None:
     small = "--iterations 4 --batch 8 --evaluate-samples 40 --evaluate-every 2 --checkpoint-every 4"
     networks = "--discriminator.width 8 --generator.width 8"
     main(f"train gan-digits {small} {networks} --out {tmp_path / 'gan'}".split())
-    lines = [json.loads(line) for line in (tmp_path / "gan" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "gan" / "metrics.jsonl").read_text().splitlines()
+    ]
     watched = [line for line in lines if "frechet" in line]
     assert [line["step"] for line in watched] == [0, 2, 4]
     for line in watched:
