@@ -26,7 +26,7 @@ from partikel.studies.benches import on
 from partikel.studies.item import Table, Value, log_ratios, spread
 from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
-from partikel.studies.methods import METHODS, SAMPLES, SHOWN, League, Method
+from partikel.studies.methods import MANY, METHODS, RATES, SAMPLES, SHOWN, League, Method
 from partikel.studies.page import league as page
 from partikel.studies.panel import seeds_figure
 from partikel.studies.provenance import measuring, rule
@@ -74,8 +74,10 @@ LIMITS = (
     "images it does not; there such fields compare features.",
     "A unit is a time on one thread of a CPU, where small operations cost more than their numbers. On other "
     "machines methods of many small steps change places with those of few large ones.",
-    "Three rates are a small search. What else a paper tunes (penalties, bandwidths, updates between two of "
-    "the generator) has one value for all data, found elsewhere, in proportion to the data's size.",
+    "Three rates are a small search, and its trials are short, which favours large ones. A flow that takes "
+    "steps is tried by eight of its own grid, though it is measured by placed ones. What else a paper tunes "
+    "(penalties, bandwidths, updates between two of the generator) has one value for all data, found "
+    "elsewhere, in proportion to the data's size.",
     "The hypotheses were written down before the first league was run, after a look at single trainings of "
     "300 units on five Gaussians, in which all three of them held.",
 )
@@ -234,6 +236,12 @@ class Season:
                 said.append(
                     f"{what} the nearest are, by {self.league.measure.label}: {', '.join(first[:4])}{last}."
                 )
+        edge = sum(self.league.rate(method) == max(RATES) for method in self.chosen)
+        if 2 * edge > len(self.chosen):
+            said.append(
+                f"The search chose its largest rate for {edge} of {len(self.chosen)} methods: larger "
+                "ones may be better still."
+            )
         lost = [name for name, those in self.records.items() if any(r["failed"] for r in those)]
         if lost:
             said.append(f"A training left the finite numbers: {', '.join(lost)}.")
@@ -320,12 +328,16 @@ class Season:
             }
             if lines:
                 label = f"{league.measure.label}, {name}: {family}"
+                many = any(METHODS[each].calls != (1,) for each in lines)
+                how = f", by {MANY} steps of their own grid, which are not placed" if many else ""
                 options = {"log": True, "level": level, "marked": True}
                 figure = seeds_figure(
                     lines, "units of training, a teacher's first", label, **options
                 )
                 league.lab.draw(
-                    figure, f"{family.capitalize()}: quality against units.", f"curves-{number + 1}"
+                    figure,
+                    f"{family.capitalize()}: quality against units{how}.",
+                    f"curves-{number + 1}",
                 )
         panels = {
             _named((method.name, calls)): torch.from_numpy(
