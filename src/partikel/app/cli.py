@@ -627,8 +627,11 @@ def league(
     options: dict[str, Any] = {"units": budget, "seeds": seeds, "names": methods}
     found = run_league(data, out=Path(out), runs=Path(runs), console=_console(), **options)
     for each in found["tables"]:
-        rows = [["" if v is None else str(v) for v in row] for row in each["rows"]]
-        tables.table(each["title"], each["columns"], rows)
+        kept = [
+            i for i, column in enumerate(each["columns"]) if column not in ("from", "iterations")
+        ]
+        rows = [[tables.number(row[i]) for i in kept] for row in each["rows"]]
+        tables.table(each["title"], [each["columns"][i] for i in kept], rows)
     for finding in found["findings"]:
         print(f"{finding['claim']['text']}\n  {finding['measured']}")
         print(f"  {finding['judgement']['verdict']}")

@@ -186,12 +186,13 @@ class Season:
     def result(self) -> dict[str, Any]:
         """Everything but where and when, drawn and judged."""
         league, measure = self.league, self.league.measure
+        floor = league.lab.floor(league.dataset, self.samples)
         self._draw()
         return {
             "data": league.dataset.name,
             "title": f"{self.where.capitalize()}, {league.units:g} units",
-            "concluded": self.concluded(),
-            "findings": self.findings(league.lab.floor(league.dataset, self.samples)),
+            "concluded": self.concluded(floor),
+            "findings": self.findings(floor),
             "tables": [self.table(), *([self.given_table()] if self.given else [])],
             "limits": LIMITS,
             "protocol": f"{measure.label.capitalize()} of {self.samples} samples to as many test points: "
@@ -200,7 +201,7 @@ class Season:
                 r.get("cpu_seconds", 0.0) for those in self.records.values() for r in those
             ),
             "values": {
-                "floor": league.lab.floor(league.dataset, self.samples),
+                "floor": floor,
                 "figures": {f"{name}, {calls}": rows for (name, calls), rows in self.rows.items()},
                 "given": self.given,
                 "rates": {method.name: league.rate(method) for method in self.chosen},
@@ -223,8 +224,12 @@ class Season:
         }
         return sorted(those, key=lambda place: those[place])
 
-    def concluded(self) -> list[str]:
-        """The order, in words."""
+    def concluded(self, floor: float) -> list[str]:
+        """The order, in words.
+
+        Args:
+            floor: what two draws of the data differ by.
+        """
         said = []
         for few, what in ((False, "At one call"), (True, "At two, four or eight calls")):
             first = [
@@ -236,6 +241,17 @@ class Season:
                 said.append(
                     f"{what} the nearest are, by {self.league.measure.label}: {', '.join(first[:4])}{last}."
                 )
+        tied = [
+            _named(place)
+            for place, rows in self.rows.items()
+            if (found := self.figures(rows)) and statistics.fmean(found) < floor
+        ]
+        said.append(
+            f"Two draws of the data differ by less than {floor:.2g} in 19 cases of 20; below it are "
+            f"{', '.join(tied)}, whose order says nothing."
+            if tied
+            else f"Two draws of the data differ by less than {floor:.2g} in 19 cases of 20; none is below it."
+        )
         edge = sum(self.league.rate(method) == max(RATES) for method in self.chosen)
         if 2 * edge > len(self.chosen):
             said.append(
