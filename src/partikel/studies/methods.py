@@ -370,7 +370,7 @@ _LIST = (
     Method(*("consistency", "Song et al. 2023", MAPS), learned(ConsistencyMap, 3e-3, more=_paired)),
     Method(*("distilled EDM", "Boffi et al. 2025", MAPS), learned(Distillation), teacher="EDM"),
     Method(
-        *("distilled DF", "Discriminator Flow, by the semigroup", MAPS),
+        *("distilled DF", "Discriminator Flow, its endpoints", MAPS),
         learned(Distillation),
         teacher="DF",
     ),
