@@ -88,6 +88,7 @@ def test_units_are_equal_and_a_teacher_is_among_them(out: Path) -> None:
 def test_bad_lines_end_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, said in (
         (["--methods", "[GANN]"], "did you mean 'GAN'"),
+        (["--methods", "[]"], "needs a method"),
         (["--data", "nothing"], "nothing"),
         (["--budget", "0"], "budget"),
         (["--budget", "0.01", "--methods", "[GAN]"], "larger --budget"),

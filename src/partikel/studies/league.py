@@ -113,6 +113,8 @@ def run_league(
         ConfigError: for an unknown method or data set, or too few units for an iteration.
         CheckpointError: where a folder cannot be written, or a result in it cannot be read.
     """
+    if names is not None and not names:
+        raise ConfigError("a league needs a method: name one or more, or leave --methods out.")
     for name in names or ():
         if name not in METHODS:
             raise ConfigError(f"there is no method '{name}': {nearest(name, list(METHODS))}")
