@@ -21,7 +21,7 @@ import json
 import statistics
 from typing import Any
 
-from common import RESULTS, cpu_seconds, one_thread, save, unit  # isort: skip
+from common import RESULTS, cpu_seconds, one_thread, save  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
@@ -30,6 +30,7 @@ from partikel.data import open_dataset
 from partikel.metrics import energy_distance
 from partikel.recipes import DiscriminatorFlow
 from partikel.streams import derive_seed
+from partikel.studies.units import unit
 from partikel.training import Trainer
 from partikel.training.ema import swapped_in
 

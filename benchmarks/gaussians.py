@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, cpu_seconds, distances, one_thread, save, unit  # isort: skip
+from common import RESULTS, cpu_seconds, distances, one_thread, save  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
@@ -32,6 +32,7 @@ from partikel.models import FlowMapModel, ParticleModel
 from partikel.recipes import Recipe
 from partikel.recipes.flow_map import deterministic
 from partikel.streams import derive_seed
+from partikel.studies.units import unit
 from partikel.targets import GaussianMixture
 
 N = 50_000

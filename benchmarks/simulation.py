@@ -17,7 +17,7 @@ import torch
 from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
 from partikel.fields import At, DiscriminatorField
-from step_cost import in_turns
+from partikel.studies.units import in_turns
 
 ROWS = 128
 
@@ -61,7 +61,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for preset in ("discriminator-flow-gaussians-paper", "discriminator-flow-gaussians"):
         work = ways(preset)
-        seconds = in_turns(work, dict.fromkeys(work, 5))
+        seconds = in_turns(work, 20, dict.fromkeys(work, 5))
         base = seconds["input gradient, time embedded once"]
         results[preset] = {
             "milliseconds": {name: value * 1e3 for name, value in seconds.items()},

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from common import in_turns, one_thread, save  # isort: skip
+from common import one_thread, save  # isort: skip
 import torch
 from torch import Tensor
 
 from partikel.data import DataSettings, open_dataset
 from partikel.fields import At, Context
 from partikel.fields.samples.transport import SinkhornField
+from partikel.studies.units import in_turns
 
 SIZES = {1000: 5, 2000: 3}
 """Points, and how often each setting runs."""

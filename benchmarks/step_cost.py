@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from common import in_turns, one_thread, save, system_of, unit  # isort: skip
+from common import one_thread, save, system_of  # isort: skip
 import torch
 
 from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
 from partikel.fields import Scaled, ScoreField
 from partikel.models import ParticleModel
+from partikel.studies.units import in_turns, unit
 from partikel.training import Trainer
 
 LIMITS = {"edm-gaussians-paper": 1.5, "gan-gaussians-paper": 4.8}

@@ -91,7 +91,7 @@ def test_fresh_points(name: str, dtype: torch.dtype) -> None:
 def test_fresh_points_under_their_target(name: str) -> None:
     data = open_dataset(DataSettings(name))
     if data.target is None:
-        assert name in ("moons", "spiral", "checkerboard")
+        assert name in ("anisotropic", "moons", "spiral", "checkerboard")
         return
     # E[s_p] = 0 and E[x·s_p] = -D hold under the target only.
     x = data.draw(50_000, generator=seeded(), dtype=torch.float64).x
@@ -109,6 +109,16 @@ def test_gaussians_are_the_papers() -> None:
     assert_close(target.means, means, rtol=1e-6, atol=1e-6)
     assert_close(target.stds, torch.full((5,), 0.5).double())
     assert_close(target.weights, torch.full((5,), 0.2).double())
+
+
+def test_the_mixture_of_16_dimensions_is_unequal_and_stretched() -> None:
+    batch = synthetic.anisotropic().draw(60_000, generator=seeded(), dtype=torch.float64)
+    assert batch.cond is not None
+    shares = torch.bincount(batch.cond) / len(batch.x)
+    assert_close(shares, torch.tensor([0.35, 0.25, 0.2, 0.1, 0.06, 0.04]), rtol=0, atol=0.01)
+    some = batch.x[batch.cond == 0]
+    spread = torch.linalg.eigvalsh(torch.cov(some.T)).sqrt()
+    assert_close(spread, torch.logspace(-1, 0, 16, dtype=torch.float64), rtol=0.05, atol=0)
 
 
 def test_ring_takes_weights_and_refuses_wrong_ones() -> None:

@@ -114,6 +114,46 @@ def test_of_fourier_features_it_finds_the_five_gaussians() -> None:
     assert energy_distance(unseen, test) > 0.1
 
 
+def test_what_it_remembers_is_an_average_over_updates() -> None:
+    """-P/(1 - β) times the gradient of F of the averaged moments, of particles and data."""
+    field, beta = FrechetField(features(), memory=0.75), 0.75
+    clouds = [randn(12, 3, seed=s) for s in range(7)]
+    reals = [2 * randn(15, 3, seed=10 + s) + 1 for s in range(7)]
+    found = [bound(field, real)(cloud, NOW) for cloud, real in zip(clouds, reals, strict=True)]
+    weights = [1.0, 1 / 2, 1 / 3, *[1 - beta] * 4]
+
+    def averaged(some: list[Tensor]) -> tuple[Tensor, Tensor]:
+        mean = square = torch.zeros(())
+        for x, weight in zip(some, weights, strict=True):
+            y = field._moments(x)
+            second = y.covariance + y.mean.outer(y.mean)
+            mean, square = mean + weight * (y.mean - mean), square + weight * (second - square)
+        return mean, square - mean.outer(mean)
+
+    last = clouds[-1].requires_grad_()
+    (m, c), (m_own, c_own) = averaged(reals), averaged([*clouds[:-1], last])
+    roots = torch.linalg.eigvals(c @ c_own).real.clamp(min=0).sqrt()
+    loss = (m - m_own).square().sum() + c.trace() + c_own.trace() - 2 * roots.sum()
+    (slope,) = torch.autograd.grad(loss, last)
+    assert_close(found[-1], -len(last) / (1 - beta) * slope, rtol=1e-6, atol=1e-9)
+
+
+def test_its_memory_is_of_training_and_of_a_checkpoint() -> None:
+    field, x, real = FrechetField(memory=0.9), randn(12, 3), 2 * randn(15, 3, seed=1)
+    plain = bound(FrechetField(), real)(x, NOW)
+    assert_close(bound(field, real)(x, NOW), plain)  # the first update is the batch alone
+    bound(field, real)(3 * x, NOW)
+    other = FrechetField(memory=0.9)
+    other.load_state_dict(field.state_dict())
+    assert_close(bound(other, real)(x, NOW), bound(field, real)(x, NOW))
+    assert int(other.updates) == 3
+    assert_close(bound(field.eval(), real)(x, NOW), plain)
+    assert_close(bound(field.train(), real, x)(x, NOW), plain)  # of a bound cloud
+    assert int(field.updates) == 3
+    with pytest.raises(ConfigError):
+        FrechetField(memory=1.0)
+
+
 # --- minimising movements
 
 

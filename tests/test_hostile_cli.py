@@ -43,7 +43,9 @@ SMALL: dict[str, list[str]] = {
 }
 """Commands that run in a moment, with what makes them; the others are stood in for."""
 
-STOOD_IN = ("train", "compare", "verify", "map", "explore", "matrix", "reproduce", "demo")
+STOOD_IN = (
+    *("train", "compare", "verify", "map", "explore", "matrix", "league", "reproduce", "demo"),
+)
 NEEDED = {"train": ["edm-gaussians"], "compare": ["FLOW"], "reproduce": ["list"]}
 
 

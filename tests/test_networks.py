@@ -22,6 +22,7 @@ from partikel.networks import (
     Conditioning,
     ConvDiscriminator,
     ConvGenerator,
+    DiT,
     NetworkSettings,
     Role,
     UNet,
@@ -120,6 +121,7 @@ def _cases() -> list[Case]:
             image,
             {**unet, "embedding": "positional", "multipliers": (1, 2), "attention_resolutions": ()},
         ),
+        Case("dit", "denoiser", image, {"kind": "dit", "width": 8, "depth": 2}),
     ]
 
 
@@ -316,7 +318,7 @@ def test_mlp_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: network(x, c), (x,))
 
 
-@pytest.mark.parametrize("name", ["mlp", "small", "resnet-plain", "fastgan-gated", "unet"])
+@pytest.mark.parametrize("name", ["mlp", "small", "resnet-plain", "fastgan-gated", "unet", "dit"])
 def test_forward_and_reverse_derivatives_agree(name):
     case = find(name)
     network, x, c = case.build(scalars=2), case.input(), conditions()["c"]
@@ -366,7 +368,7 @@ def test_modulation_scales_and_shifts_channels():
 def test_default_init_makes_modulations_the_identity(case):
     case = case._replace(settings={**case.settings, "init": "default"})
     network, x, given = case.build(**KNOWN), case.input(), conditions()
-    modulated = any(isinstance(m, Modulation) for m in network.modules())
+    modulated = any(isinstance(m, (Modulation, DiT)) for m in network.modules())
     spread = (network(x, **given) - network(x, given["c"] + 0.3, given["cond"].flip(0))).abs().max()
     assert (spread == 0) == modulated
 
@@ -381,6 +383,69 @@ def test_unet_starts_at_zero_and_its_blocks_as_identities():
     h = torch.randn(2, 16, 4, 4, generator=rng(), dtype=torch.float64)
     e = torch.randn(2, 32, generator=rng(), dtype=torch.float64)
     assert_close(middle(h, e), h, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "published"), [(384, 12, 33e6), (768, 12, 130e6), (1152, 28, 675e6)]
+)
+def test_dit_has_the_sizes_of_the_paper(width, depth, published):
+    """S/2, B/2 and XL/2, whose output has the variance beside the mean, and whose embeddings are summed."""
+    told = Conditioning(1, 1000, embedding="positional", embedding_features=256)
+    with torch.device("meta"):
+        network = DiT((4, 32, 32), width, depth, told)
+    twice = (width + 1) * 16  # for the variance
+    apart = 1001 * (width - 256) - 256 * width  # a label's embedding is as wide as the network
+    assert parameters(network) + twice + apart == pytest.approx(published, rel=0.01)
+
+
+def test_dit_starts_at_zero_and_its_blocks_as_identities():
+    case = find("dit")
+    network = case._replace(settings={**case.settings, "init": "default"}).build(scalars=1)
+    x, c = case.input(), torch.ones(1, 1, dtype=torch.float64)
+    assert_close(network(x, c), torch.zeros_like(x), rtol=0, atol=0)
+    h, e = torch.randn(2, 16, 8, generator=rng()).double(), torch.randn(2, 8).double()
+    assert_close(network.get_submodule("blocks.0")(h, e), h, rtol=0, atol=0)
+
+
+def test_dit_sees_a_patch_as_a_token_in_its_place():
+    """Without places a permutation of patches would commute with it; with them it does not."""
+    case = find("dit")
+    network, x = case.build(), case.input()
+    assert isinstance(network, DiT)
+
+    def moved(x: Tensor) -> Tensor:
+        return torch.cat([x[..., 2:], x[..., :2]], -1)  # by one patch to the left
+
+    assert (network(moved(x)) - moved(network(x))).abs().max() > 1e-3
+    network.get_buffer("places").zero_()
+    assert_close(network(moved(x)), moved(network(x)))
+    pixel = torch.cat([x[..., 1:], x[..., :1]], -1)
+    assert (network(pixel) - network(x).roll(-1, -1)).abs().max() > 1e-3
+
+
+def test_dit_attends_with_several_heads():
+    network = DiT((1, 4, 4), width=128, depth=1).double()
+    block = network.get_submodule("blocks.0")
+    h = torch.randn(3, 4, 128, generator=rng(), dtype=torch.float64)
+    q, k, v = (p.unflatten(2, (2, 64)).transpose(1, 2) for p in block.qkv(h).chunk(3, -1))
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    assert_close(block.attention(h), block.out(mixed))
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "said"),
+    [
+        ((1, 8, 16), 8, "square"),
+        ((1, 7, 7), 8, "even side"),
+        ((1, 40, 40), 8, "divisible by 16 beyond 32"),
+        ((2,), 8, "images of shape"),
+        ((1, 8, 8), 6, "multiple of 4"),
+    ],
+)
+def test_dit_refuses_what_it_cannot_take(shape, width, said):
+    settings = NetworkSettings("dit", width=width, depth=1)
+    with pytest.raises(ConfigError, match=said):
+        build_network(settings, "denoiser", shape=shape, generator=rng())
 
 
 def test_attention_is_scaled_dot_product_attention():

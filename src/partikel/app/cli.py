@@ -266,7 +266,8 @@ def evaluate(
         split: the reference; train is the convention of FID on 50,000 images.
         features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
             inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
-        measures: those of other packages to add, by name, several with commas (docs/extending.md).
+        measures: further ones to add, by name, several with commas: mind and fdr of images
+            (docs/evaluation.md), and those of other packages (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
             RUN/curve-NAME.json and .png (free particles only).
@@ -598,6 +599,45 @@ def draw_matrix(
     print(Path(out) / "matrix.png")
 
 
+def league(
+    data: str = "gaussians",
+    budget: Positive = 4000.0,
+    seeds: Count = 3,
+    out: str = "league",
+    runs: str = "runs/league",
+    methods: list[str] | None = None,
+) -> None:
+    """Compare what makes samples in one call, or in a few, on equal terms: one network, data and budget.
+
+    GANs, distillations, fields of samples, flow maps, and beside them flows by 2, 4 and 8 calls. Interrupted,
+    the same command goes on; other data add to the page.
+
+    Args:
+        data: a data set's name (gaussians, unequal, digits, ...).
+        budget: units of each training, those of a teacher included; a unit is about 10 ms on one core,
+            and the whole league takes about 28 budgets a seed.
+        seeds: how many.
+        out: folder for league.md, league-DATA.json and pictures.
+        runs: folder of what was measured already.
+        methods: some of them, as in [GAN,MeanFlow,EDM]; all unless given.
+    """
+    from partikel.app import tables
+    from partikel.studies.league import run_league
+
+    options: dict[str, Any] = {"units": budget, "seeds": seeds, "names": methods}
+    found = run_league(data, out=Path(out), runs=Path(runs), console=_console(), **options)
+    for each in found["tables"]:
+        kept = [
+            i for i, column in enumerate(each["columns"]) if column not in ("from", "iterations")
+        ]
+        rows = [[tables.number(row[i]) for i in kept] for row in each["rows"]]
+        tables.table(each["title"], [each["columns"][i] for i in kept], rows)
+    for finding in found["findings"]:
+        print(f"{finding['claim']['text']}\n  {finding['measured']}")
+        print(f"  {finding['judgement']['verdict']}")
+    print(Path(out) / "league.md")
+
+
 def demo(out: str = "demo", seed: Seed = 0) -> None:
     """Train the four models on Gaussians and one on digits, and make a page of them (5 minutes).
 
@@ -734,7 +774,7 @@ def reproduce(
 _COMMANDS = (
     *(train, distil, tune, sample, evaluate, neighbours, interpolate, animate, compare, likelihood),
     *(export, push),
-    *(presets, verify, draw_map, explore, draw_matrix, reproduce, demo),
+    *(presets, verify, draw_map, explore, draw_matrix, league, reproduce, demo),
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.removeprefix("draw_"): command for command in _COMMANDS

@@ -328,14 +328,14 @@ def evaluate_run(
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
     Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
-    ``measures`` of other packages are added by name (see :func:`partikel.metrics.own.add_own`).
+    ``measures`` that not every evaluation has are added by name (see :func:`partikel.metrics.own.add_own`).
     """
     sampling = Sampling.of(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
 
     def measured(sampler: Sampler, dataset: Dataset, **place: Any) -> Evaluation:
         result = measure(sampler, dataset, **place)
-        add_own(result, measures, sampler, dataset, place["device"])
+        add_own(result, measures, sampler, dataset, place["device"], features)
         return result
 
     result = _measured(run, sampling, measured, accelerator)
@@ -686,11 +686,10 @@ def summarise(
     if animation and drawable and moves:
         animate_run(run, moving, size=480)
     curve_name = main_measure(run.data.shape).key
-    curve = [
-        (float(line["cpu_seconds"]), float(line[curve_name]))
-        for line in run.log
-        if curve_name in line
-    ]
+    courses = {
+        name: [(float(e["cpu_seconds"]), float(e[name])) for e in run.log if name in e]
+        for name in (curve_name, "kid", "field")
+    }
     config = read_configuration(run.path / "config.yaml")
     known = {key: config[key] for key in ("from", "history") if key in config}
     return RunSummary(
@@ -701,8 +700,7 @@ def summarise(
         metrics=result.metrics,
         left_out=result.left_out,
         protocol={**result.protocol, "reference": result.reference},
-        curve=curve,
-        curve_name=curve_name,
+        courses={name: course for name, course in courses.items() if course},
         cpu_seconds=run.cpu_seconds,
         iterations=run.step,
         parameters=sum(p.numel() for p in run.model.parameters()),

@@ -62,7 +62,8 @@ from partikel.files import (
     write_whole,
     writing_to,
 )
-from partikel.metrics.evaluation import chunk_size, quick_evaluation
+from partikel.metrics.evaluation import chunk_size
+from partikel.metrics.several import watch
 from partikel.models import Carrier, Sampling
 from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
@@ -518,6 +519,36 @@ def _load_newest(model: Carrier, data: Dataset, checkpoints: Path) -> int:
             # a training goes on there, and has removed what was being read
 
 
+def field_norm(
+    model: Carrier,
+    samples: Tensor,
+    cond: Tensor | None = None,
+    real: Tensor | None = None,
+    seed: int = 0,
+) -> float | None:
+    """Root mean square of what still pulls at samples, which adversaries' losses do not tell.
+
+    A GAN's or a Discriminator Flow's losses hover about a constant, however near the data the samples
+    are, and the surrogate loss of a generator has no value at all; the field does fall.
+
+    Args:
+        model: in evaluation mode.
+        samples: (n, ...) of the model.
+        cond: their labels, of a conditional model.
+        real: of the data, for a field that compares with them.
+        seed: of a field's own draws.
+
+    Returns:
+        None where it would tell nothing (:meth:`partikel.models.Carrier.pull`), or labels are not known.
+    """
+    if model.conditional and cond is None:
+        return None
+    generator = seeded(seed, "field", device=samples.device)
+    with torch.no_grad():
+        pull = model.pull(samples, generator=generator, cond=cond, real=real)
+    return None if pull is None else float(pull.flatten(1).square().sum(1).mean().sqrt())
+
+
 class _Watch:
     """Evaluates a model while it is trained, and hands what it looks like to whoever shows it."""
 
@@ -537,11 +568,12 @@ class _Watch:
         def sampler(n: int, generator: torch.Generator) -> Tensor:
             return draw_samples(model, n, generator, real)
 
-        figures = quick_evaluation(sampler, dataset, n=recipe.evaluate_samples, device=device)
+        figures = watch(sampler, dataset, n=recipe.evaluate_samples, device=device)
         generator = seeded(recipe.seed, "pictures", device=device)
         few = 400 if len(dataset.shape) == 1 else 64
         data = shown_data(dataset, few, generator)
         moment = Moment(self._out, step, model, recipe.seed, data, data, real=real)
+        cond = None
         if model.steps is None:  # samples move in training, so that frames are recorded there
             z = model.start(few, generator)
             cond = model.labels(few, generator=generator)
@@ -550,6 +582,8 @@ class _Watch:
                 moment = dataclasses.replace(moment, start=z, cond=cond)
         else:
             samples = sampler(few, generator)
+        norm = field_norm(model, samples, cond, real, recipe.seed)
+        figures |= {} if norm is None else {"field": norm}
         self._show(dataclasses.replace(moment, samples=samples))
         return figures
 

@@ -116,6 +116,9 @@ _OURS: dict[str, Entry] = {
     "ring": _points("eight equal Gaussians on a ring", synthetic.ring),
     "unequal": _points("five Gaussians on a ring, weights .4 to .05", synthetic.unequal),
     "grid25": _points("25 narrow Gaussians on a grid", synthetic.grid25),
+    "anisotropic": _points(
+        "six stretched Gaussians in 16 dimensions, weights .35 to .04", synthetic.anisotropic
+    ),
     "moons": _points("two interleaved half circles", synthetic.moons),
     "spiral": _points("two spiral arms", synthetic.spiral),
     "checkerboard": _points("uniform on the dark squares of a 4 x 4 board", synthetic.checkerboard),

@@ -1,4 +1,4 @@
-"""Two-dimensional laws, drawn fresh on the generator's device, about four units across.
+"""Laws of the plane and one of 16 dimensions, drawn fresh on the generator's device, four units across or so.
 
 The mixtures know their exact density (``target``) and label each point with its component.
 """
@@ -67,6 +67,25 @@ def grid25() -> SyntheticDataset:
     """25 narrow components (std 0.05) on the grid {-4, -2, 0, 2, 4}² (Lin et al. 2018, PacGAN)."""
     line = torch.arange(-4, 5, 2, dtype=torch.float64)
     return mixture("grid25", GaussianMixture(torch.cartesian_prod(line, line), std=0.05))
+
+
+def anisotropic() -> SyntheticDataset:
+    """Six components in 16 dimensions, weights 0.35 to 0.04, stretched ten times more one way than another.
+
+    Its density is not handed on: what counts modes takes them to be round.
+    """
+    draws, dim, weights = torch.Generator().manual_seed(16), 16, (0.35, 0.25, 0.2, 0.1, 0.06, 0.04)
+    means = 1.5 * torch.randn(len(weights), dim, generator=draws, dtype=torch.float64)
+    axes, _ = torch.linalg.qr(torch.randn(len(weights), dim, dim, generator=draws).double())
+    stds = torch.logspace(-1, 0, dim, dtype=torch.float64)
+    target = GaussianMixture(means, axes * stds.square() @ axes.mT, weights=weights)
+    return SyntheticDataset(
+        "anisotropic",
+        lambda n, generator, dtype: target.sample_labelled(n, generator=generator, dtype=dtype),
+        shape=target.shape,
+        sigma_data=target.sigma_data,
+        classes=len(weights),
+    )
 
 
 def moons() -> SyntheticDataset:

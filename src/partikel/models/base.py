@@ -275,6 +275,20 @@ class Carrier(Checked, nn.Module, ABC):
         """
         return 1
 
+    def pull(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Tensor | None:
+        """The field at the model's samples (n, ...), which is nothing where they have the data's law.
+
+        None of carriers that tell nothing by it: whose field is a path's, or compares class by class.
+        """
+        return None
+
     def move(
         self, particles: Particles, streams: Streams, real: Batch | Tensor | None
     ) -> Particles:

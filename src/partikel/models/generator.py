@@ -158,6 +158,20 @@ class GeneratorModel(Carrier):
         made = Particles(x, t.expand(len(x)), cond=cond, latent=z, velocity=velocity)
         return replace(batch, particles=made)
 
+    def pull(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Tensor | None:
+        """See :meth:`Carrier.pull`."""
+        if cond is not None and self.field.needs & {"real", "particles"}:
+            return None
+        at = At(self._time(x), None, cond)
+        return self.field.bind(Context(real=real, generator=generator))(x, at)
+
     def move(
         self, particles: Particles, streams: Streams, real: Batch | Tensor | None
     ) -> Particles:

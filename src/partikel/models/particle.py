@@ -199,6 +199,20 @@ class ParticleModel(Carrier):
             label_weights=self.label_weights,
         )
 
+    def pull(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator,
+        cond: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Tensor | None:
+        """See :meth:`Carrier.pull`: at the last node that the field knows, where no path carries noise."""
+        if self.schedule is not None:
+            return None
+        at = At(self.grid.nodes(self.steps)[-2].to(x), None, cond)
+        return self.field.bind(Context(real=real, generator=generator))(x, at)
+
     def stream(
         self,
         x: Tensor,

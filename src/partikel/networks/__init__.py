@@ -26,6 +26,7 @@ from partikel.networks.bank import Bank
 from partikel.networks.conditions import Conditioning
 from partikel.networks.conv import NORMS
 from partikel.networks.dcgan import SMALL, ConvDiscriminator, ConvGenerator
+from partikel.networks.dit import DiT
 from partikel.networks.embeddings import EMBEDDINGS
 from partikel.networks.fastgan import FastGANDiscriminator, FastGANGenerator
 from partikel.networks.initialise import SCHEMES, initialise
@@ -40,6 +41,7 @@ __all__ = [
     "Conditioning",
     "ConvDiscriminator",
     "ConvGenerator",
+    "DiT",
     "FastGANDiscriminator",
     "FastGANGenerator",
     "NetworkSettings",
@@ -68,6 +70,7 @@ _OURS: dict[str, Roles] = {
     "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
     "unet": {"denoiser": UNet},
     "unet2d": {"denoiser": UNet2D},
+    "dit": {"denoiser": DiT},
 }
 
 
@@ -97,10 +100,10 @@ class NetworkSettings(Checked):
     Attributes:
         kind: "mlp" (any shape), "small" (images with sides divisible by 4), "dcgan", "resnet",
             "fastgan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only), "unet2d"
-            (a unet that diffusers computes too; without labels).
+            (a unet that diffusers computes too; without labels), "dit" (square images; denoiser only).
         width: mlp: units of a hidden layer; small, dcgan, resnet: channels at (about) full
-            resolution; fastgan: a sixteenth of those at 4x4. At least 1.
-        depth: mlp: hidden layers. At least 1.
+            resolution; fastgan: a sixteenth of those at 4x4; dit: features of a patch. At least 1.
+        depth: mlp: hidden layers; dit: blocks. At least 1.
         activation: mlp, small, dcgan, resnet, and fastgan's discriminator: "leaky_relu", "relu",
             "silu", "softplus", "tanh" or "identity".
         final_activation: mlp, and all generators of images: of the output, same names.

@@ -43,6 +43,8 @@ from partikel.fields import (
     ExactScoreField,
     FDivergenceField,
     Field,
+    FrechetField,
+    JKOField,
     KernelScoreField,
     LogRatioField,
     Loss,
@@ -65,6 +67,7 @@ from partikel.kernels import (
     LaplaceKernel,
     MultiRBFKernel,
     NTKKernel,
+    RandomFourierFeatures,
     RBFKernel,
     RieszKernel,
 )
@@ -310,6 +313,7 @@ _ADAM = AdamSettings(lr=2e-3, decay="linear")
 _SLOW = AdamSettings(lr=1e-3, decay="linear")
 _NOISING = KarrasLaw(0.1, 3.0)
 _NOISE = math.sqrt(2 / 2e-3)  # in a step of the learning rate η, √(2/η) ξ stands for √2 dW
+_JKO = 10.0  # a step that is implicit
 _FAR = "a generator starts in one place, where this field does not show it the far modes"
 
 
@@ -493,6 +497,11 @@ def _sinkhorn(iterations: int, *, halves: bool = False) -> Field:
     return SinkhornField(0.5, iterations=iterations, tolerance=1e-2, halves=halves)
 
 
+def _frechet(kit: Kit) -> Field:
+    """Of a batch's moments alone a generator would see more noise than data."""
+    return FrechetField(RandomFourierFeatures((2,), 16, 1.5), memory=0.0 if kit.timed else 0.9)
+
+
 def _own(repeats: int) -> Phase:
     return Phase("own score", _ADAM, 256, repeats)
 
@@ -652,6 +661,17 @@ _ROWS = (
         lambda kit: DriftField(0.5),
         {"eta": 30, "steps": 40},
         {"eta": 1.0},
+    ),
+    _row(
+        *("frechet", "Jᵀ 2 [(m - m_ρ) + (T - I)(φ - m_ρ)]", "FD loss, 2026"),
+        _frechet,
+        {"eta": 100, "steps": 80},
+    ),
+    _row(
+        *("jko", "(x' - x)/η, x' = x + η V_ρ'(x')", "Jordan et al. 1998"),
+        lambda kit: JKOField(MMDField(MultiRBFKernel(1.0)), _JKO),
+        {"eta": 15 * _JKO, "steps": 15},
+        {"eta": _JKO, "iterations": 500},
     ),
 )
 

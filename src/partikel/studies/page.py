@@ -44,6 +44,19 @@ def page(result: Mapping[str, Any]) -> str:
     )
 
 
+def league(results: Sequence[Mapping[str, Any]]) -> str:
+    """The page of the league, of all data sets together.
+
+    Args:
+        results: contents of its JSON files, as :func:`partikel.studies.league.run_league` writes them.
+    """
+    judged = [
+        {**r, "effects": [_effect(number, f) for number, f in enumerate(r["findings"], start=1)]}
+        for r in results
+    ]
+    return _template("league.md").render(results=judged)
+
+
 def _template(name: str) -> Template:
     """A template beside this file, with what writes its tables."""
     loader = FileSystemLoader(Path(__file__).parent)

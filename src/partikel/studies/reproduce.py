@@ -32,7 +32,7 @@ from partikel.studies.provenance import measuring, stamps
 from partikel.training.engine import one_thread
 from partikel.training.fit import Interrupted
 
-_MEND = "free some space or choose another --out; the same command goes on from what is kept"
+MEND = "free some space or choose another --out; the same command goes on from what is kept"
 
 
 def reproduce(
@@ -81,7 +81,7 @@ def reproduce(
             continue
         if console is not None:
             console.print(f"[bold]{name}[/]: {item.title}", highlight=False)
-        with writing_to(out, _MEND):
+        with writing_to(out, MEND):
             try:
                 results.append(_measured(item, scale, out, runs, console))
             except Interrupted:
@@ -131,18 +131,23 @@ def _measured(
             "training": round(sum(each["cpu_seconds"] for each in trained.values()), 1),
             "measuring": round(lab.seconds, 1),
         },
-        "machine": {
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            "threads": threads,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "partikel": __version__,
-        },
+        "machine": machine(threads),
         "values": outcome.values,
     }
     result = plain(value)
     write_whole(out / f"{item.name}.md", page(result))
     return write_json(out / f"{item.name}.json", result)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a result was made on, for its page."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "partikel": __version__,
+    }
 
 
 def _finished(item: Item[Any], scale: Scale, out: Path) -> dict[str, Any] | None:
@@ -185,7 +190,7 @@ def check(out: Path) -> dict[str, list[str]]:
     if not results:
         raise ConfigError(f"{out} has no results: 'partikel reproduce all --out {out}' makes them.")
     found = {result["item"]: changed(result) for result in results}
-    with writing_to(out, _MEND):
+    with writing_to(out, MEND):
         for name, old in found.items():
             path = out / f"{name}.md"
             write_whole(path, labelled(path.read_text(encoding="utf-8"), old))

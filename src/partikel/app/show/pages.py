@@ -37,8 +37,7 @@ class RunSummary:
         metrics: measures by name; texts such as "5/5" count as fractions.
         protocol: how they were measured. Known keys: "data" (only runs of equal data are compared)
             and "reference" (the measures of data against data).
-        curve: (CPU seconds, value) during training.
-        curve_name: the metric that the curve shows.
+        courses: what was watched during training, by name: (CPU seconds, value).
         cpu_seconds: of training.
         iterations: done.
         parameters: number of trained weights.
@@ -60,8 +59,7 @@ class RunSummary:
     carrier: str
     metrics: Mapping[str, float | str]
     protocol: Mapping[str, Any] = dataclass_field(default_factory=dict)
-    curve: Sequence[tuple[float, float]] = ()
-    curve_name: str = ""
+    courses: Mapping[str, Sequence[tuple[float, float]]] = dataclass_field(default_factory=dict)
     cpu_seconds: float = 0.0
     iterations: int = 0
     parameters: int = 0
@@ -161,6 +159,8 @@ class _Group:
         return cells
 
 
+COURSES = {"field": "field at samples, its norm,"}
+"""What is watched that is no measure."""
 SIZES = {"wide": (7.2, 3.4), "narrow": (4.2, 3.0)}
 """Inches of a curve's figure on a screen and on a phone, whose text is then as large as the page's."""
 SPAN = 4
@@ -172,8 +172,10 @@ def _curves(
 ) -> list[tuple[dict[str, Markup], float | None]]:
     """Quality against CPU seconds: a figure for each metric in two sizes, with the level it is cut at."""
     figures = []
-    for name in dict.fromkeys(run.curve_name for run in runs if len(run.curve) > 1):
-        several = [run for run in runs if run.curve_name == name and len(run.curve) > 1]
+    for name in dict.fromkeys(name for run in runs for name in run.courses):
+        several = [run for run in runs if len(run.courses.get(name, ())) > 1]
+        if not several:
+            continue
         titles = [run.title for run in several]
         here = {
             run.title if titles.count(run.title) == 1 else f"{run.title} ({run.name})": run
@@ -181,15 +183,15 @@ def _curves(
         }
         reference = next((run.protocol.get("reference") or {} for run in several), {})
         noise = _value(reference.get(name))
-        values = [y for run in several for _, y in run.curve if y > 0]
+        values = [y for run in several for _, y in run.courses[name] if y > 0]
         span = [*values, noise] if noise and noise > 0 else values
         log = bool(values) and max(span) > SPAN * min(span)
         floor = abs(noise) if noise else None  # an unbiased estimate of 0 is as often negative
         drawn = {
             kind: plots.curves_figure(
-                {title: run.curve for title, run in here.items()},
+                {title: run.courses[name] for title, run in here.items()},
                 "CPU seconds",
-                f"{_plain(name)} during training",
+                f"{COURSES.get(name) or _plain(name)} during training",
                 log=log,
                 level=None if noise is None else ("data", noise),
                 floor=floor,
@@ -198,7 +200,7 @@ def _curves(
             )
             for kind, size in SIZES.items()
         }
-        cut = log and floor and any(y < floor for run in several for _, y in run.curve)
+        cut = log and floor and any(y < floor for run in several for _, y in run.courses[name])
         svgs = {kind: Markup(plots.themed_svg(figure)) for kind, figure in drawn.items()}
         figures.append((svgs, floor if cut else None))
     return figures

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from partikel.errors.checks import Part
 from partikel.fields.base import At, Field
 
 _PASS = 1024  # points that go through the network together
@@ -33,20 +34,30 @@ class FrechetField(Field):
     metric that goes by the name of FID: do not report that metric, on these features, of what it made.
 
     With no more points than features the covariances are singular, and T is taken on the space that they
-    span (pseudo-inverse): bind, or train on, more points than there are features.
+    span (pseudo-inverse): bind, or train on, more points than there are features. Or let the field
+    remember: with a ``memory`` β its moments, of particles and data, are averages over the updates of a
+    generator's training, with the weight 1 - β on the batch, and V is -P/(1 - β) times the gradient of
+    their F. Every call in training mode whose cloud is not bound counts as an update.
 
     Args:
         features: φ, (B, ...) -> (B, D), differentiable; it is copied, frozen and asked in evaluation
             mode. None takes the points themselves.
+        memory: β of [0, 1); the first updates weigh 1, 1/2, 1/3, ...
     """
 
     requires = frozenset({"real", "particles"})
+    remembered: Tensor
+    updates: Tensor
 
-    def __init__(self, features: nn.Module | None = None) -> None:
+    def __init__(self, features: nn.Module | None = None, *, memory: Part = 0.0) -> None:
         super().__init__()
         frozen = None if features is None else copy.deepcopy(features).requires_grad_(False).eval()
         self.features = frozen
+        self.memory = memory
         self._map: tuple[Tensor, Tensor, Tensor] | None = None
+        if memory:  # buffers: a checkpoint remembers too
+            self.register_buffer("remembered", torch.zeros(0, dtype=torch.float64))
+            self.register_buffer("updates", torch.tensor(0))
 
     def forward(self, x: Tensor, at: At) -> Tensor:
         """Twice the displacement, pulled back through φ."""
@@ -102,9 +113,25 @@ class FrechetField(Field):
         """The data's mean, the cloud's, and T."""
         with torch.no_grad():
             own, data = self._moments(cloud), self._moments(real)
+            if self.memory and self.training and self.context.particles is None:
+                own, data = self._averaged(own, data)
             root = _power(data.covariance, 0.5)
             inner = _power(root @ own.covariance @ root, -0.5)
             return data.mean, own.mean, root @ inner @ root
+
+    def _averaged(self, *now: Moments) -> list[Moments]:
+        """Averages over the updates so far, of means and of second moments."""
+        rows = [torch.cat([m.mean[None], m.covariance + m.mean.outer(m.mean)]) for m in now]
+        self.updates += 1
+        weight = max(1 - self.memory, 1 / int(self.updates))
+        present = torch.stack(rows)
+        self.remembered = present if weight == 1 else self.remembered.lerp(present, weight)
+        return [Moments(e[0], e[1:] - e[0].outer(e[0])) for e in self.remembered]
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        if (kept := state.get(f"{prefix}remembered")) is not None:  # whose size the features decide
+            self.remembered = torch.empty_like(kept, device=self.remembered.device)
+        super()._load_from_state_dict(state, prefix, *others)
 
 
 def _power(matrix: Tensor, power: float) -> Tensor:

@@ -1,0 +1,620 @@
+"""The league's methods: what carries the data's law to one call, or to a few, on equal terms.
+
+Equal are: one network from points to points of the data's shape for all that makes samples or denoises, one
+law of starts of that shape, the batch, the average of the weights, the fall of the learning rate, the search
+for it, and the units of training, those of a teacher included. :data:`METHODS` has a line for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from partikel.data import Dataset, DataSettings, open_dataset
+from partikel.denoising import EDMDenoiser
+from partikel.errors import ConfigError, NumericsError
+from partikel.fields import (
+    DeepMMDField,
+    DiscriminatorField,
+    DriftField,
+    FDivergenceField,
+    Field,
+    FrechetField,
+    MMDField,
+    Perturbed,
+    ScoreField,
+    SinkhornField,
+    SlicedWassersteinField,
+)
+from partikel.files import read_json, replacing, write_json
+from partikel.kernels import MultiRBFKernel, RandomFourierFeatures
+from partikel.metrics import sliced_wasserstein2
+from partikel.metrics.evaluation import quick_evaluation
+from partikel.metrics.measures import Measure, main_measure
+from partikel.models import Carrier, GeneratorModel, Sampling
+from partikel.models.placing import place_nodes
+from partikel.networks import MLP, Conditioning, NetworkSettings, build_network, initialise
+from partikel.objectives import GradientPenalty
+from partikel.priors import GaussianPrior
+from partikel.recipes import (
+    EDM,
+    ConsistencyMap,
+    DiscriminatorFlow,
+    Distillation,
+    FlowMatching,
+    MeanFlowMap,
+    Recipe,
+    System,
+)
+from partikel.recipes.base import field_of, score_in
+from partikel.schedules import KarrasLaw, Nodes
+from partikel.solvers import UniPC
+from partikel.streams import seeded
+from partikel.studies.lab import Lab
+from partikel.studies.units import in_turns, unit
+from partikel.training import EMA, AdamSettings, Phase, Trainer
+from partikel.training.ema import swapped_in
+
+BATCH = 256
+"""Samples of every update."""
+AVERAGE = EMA(sigma_rel=0.05)
+"""Of the weights, as wide for a long training as for a short one."""
+RATES = (1 / 3, 1.0, 3.0)
+"""Factors on a method's learning rates that are searched."""
+TRIAL = 0.25
+"""Share of the units that a trial of a rate takes."""
+TRIED = 1000
+"""Seed of the trials, which no training has."""
+WATCHED = 8
+"""Places of a training's curve."""
+SAMPLES = {1: 10_000, 3: 2000}
+"""Of a final figure, points and images (at most as many as the test split has); a fifth of a curve's."""
+SHOWN = {1: 1000, 3: 36}
+"""Of a picture."""
+MANY = 8
+"""Steps by which a flow that takes steps is watched and tried."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a method is given.
+
+    Attributes:
+        dataset: the data.
+        seed: of initial weights and all random draws.
+        rate: factor on its learning rates.
+        iterations: of its training.
+        teacher: the trained model that it builds on.
+    """
+
+    dataset: Dataset
+    seed: int = 0
+    rate: float = 1.0
+    iterations: int = 1
+    teacher: Carrier | None = None
+
+    @property
+    def planar(self) -> bool:
+        """Whether the data are points, not images."""
+        return len(self.dataset.shape) == 1
+
+    @property
+    def length(self) -> float:
+        """Root mean square distance of two points of the data, about."""
+        return self.dataset.sigma_data * math.sqrt(2 * math.prod(self.dataset.shape))
+
+    def settings(self, role: Literal["denoiser", "logit"], scale: float = 1.0) -> NetworkSettings:
+        """The network: of points and of images up to 8 pixels a multilayer perceptron, else a U-Net."""
+        size = math.prod(self.dataset.shape)
+        if self.planar or self.dataset.shape[-1] <= 8:
+            return NetworkSettings(
+                "mlp",
+                width=128 if size <= 16 else 384,
+                depth=3,
+                activation="silu" if role == "denoiser" else "leaky_relu",
+                init="he",
+                fourier_scale=scale,
+                embedding_features=16,
+            )
+        return (
+            NetworkSettings("unet", channels=32) if role == "denoiser" else NetworkSettings("small")
+        )
+
+    def network(self, role: Literal["denoiser", "logit"], part: str, scalars: int = 0) -> nn.Module:
+        """A network with weights of its own seed, told so many scalars."""
+        settings = self.settings(role)
+        if not scalars and settings.kind == "mlp":
+            settings = replace(settings, fourier_scale=None, embedding_features=None)
+        return build_network(
+            settings,
+            role,
+            shape=self.dataset.shape,
+            scalars=scalars,
+            generator=seeded(self.seed, "league", part),
+        )
+
+    def adam(self, lr: float, beta1: float = 0.9, beta2: float = 0.99) -> AdamSettings:
+        """Adam of a rate that is searched and falls."""
+        return AdamSettings(lr=lr * self.rate, beta1=beta1, beta2=beta2, decay="cosine")
+
+    @property
+    def law(self) -> KarrasLaw:
+        """σ of fields that are asked at noised points."""
+        low, high = (0.05, 3.0) if self.planar else (0.25, 7.0)
+        return KarrasLaw(low * self.dataset.sigma_data, high * self.dataset.sigma_data)
+
+
+Make: TypeAlias = Callable[[Seat], Field]
+Build: TypeAlias = Callable[[Seat], System]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the league.
+
+    Attributes:
+        name: what tables call it.
+        source: where it comes from.
+        family: what it is shown among.
+        build: composes it, untrained.
+        teacher: the method whose trained model it builds on; half of its units then are the teacher's.
+        descends: key of the measure that its field descends, by which it is not judged.
+        calls: evaluations of a sample, at each of which it is measured.
+    """
+
+    name: str
+    source: str
+    family: str
+    build: Build
+    teacher: str = ""
+    descends: str = ""
+    calls: tuple[int, ...] = (1,)
+
+
+def followed(
+    make: Make,
+    lr: float = 2e-3,
+    eta: float | None = None,
+    phases: Mapping[str, tuple[float, int]] = MappingProxyType({}),
+) -> Build:
+    """A generator that follows a field.
+
+    Args:
+        make: the field.
+        lr: of the generator.
+        eta: step of the outputs, where the generator is fitted to moved ones.
+        phases: of the field's own training: loss -> its learning rate, and its updates in an iteration.
+    """
+
+    def build(seat: Seat) -> System:
+        shape, network = seat.dataset.shape, seat.network("denoiser", "generator")
+        model = GeneratorModel(make(seat), network, GaussianPrior(shape), eta=eta)
+        own = (
+            Phase(loss, seat.adam(rate, 0.5), BATCH, repeats)
+            for loss, (rate, repeats) in phases.items()
+        )
+        return System(model, (*own, Phase("generator", seat.adam(lr, 0.5), BATCH)))
+
+    return build
+
+
+def learned(
+    kind: Callable[..., Recipe],
+    lr: float = 2e-3,
+    scale: float = 0.3,
+    role: Literal["denoiser", "logit"] = "denoiser",
+    more: Callable[[Seat], Mapping[str, Any]] = lambda seat: {},
+    **settings: Any,
+) -> Build:
+    """What a recipe composes.
+
+    Args:
+        kind: the recipe.
+        lr: of its network.
+        scale: of the frequencies by which the network is told times or levels.
+        role: of the network.
+        more: settings that depend on the data.
+        settings: others.
+    """
+
+    def build(seat: Seat) -> System:
+        recipe = kind(
+            network=seat.settings(role, scale),
+            optimizer=seat.adam(lr),
+            batch=BATCH,
+            seed=seat.seed,
+            iterations=seat.iterations,
+            **settings,
+            **more(seat),
+        )
+        return recipe.compose(seat.dataset, seat.teacher)
+
+    return build
+
+
+# --- fields
+
+
+def _critic(
+    objective: str, *penalties: GradientPenalty, noised: bool = False
+) -> Callable[[Seat], DiscriminatorField]:
+    def make(seat: Seat) -> DiscriminatorField:
+        network = seat.network("logit", "discriminator", int(noised))
+        told = ("log sigma",) if noised else ()
+        return DiscriminatorField(network, objective, conditions=told, penalties=penalties)
+
+    return make
+
+
+def _gap(seat: Seat) -> Field:
+    """s_p - s_ρ."""
+    denoiser = EDMDenoiser(seat.network("denoiser", "own score", 1), seat.dataset.sigma_data)
+    own = ScoreField(denoiser, seat.law, of="particles", name="own score")
+    return score_in(field_of(seat.teacher)) - own
+
+
+def _score_gan(seat: Seat) -> Field:
+    return Perturbed(_gap(seat), seat.law)
+
+
+def _f_distill(seat: Seat) -> Field:
+    critic = _critic("non-saturating", noised=True)(seat)
+    weighed = FDivergenceField(critic, "jensen-shannon", gradient=_gap(seat), clip=3.0)
+    return Perturbed(weighed, seat.law)
+
+
+def _deep_mmd(seat: Seat) -> Field:
+    told = Conditioning(scalars=1, embedding_features=16, fourier_scale=1.0)
+    size = seat.settings("logit").width or 384
+    network = MLP(seat.dataset.shape, (64,), size, 3, "silu", conditions=told)
+    network = initialise(network, "he", generator=seeded(seat.seed, "league", "features"))
+    high = seat.law.sigma_max
+    levels = tuple(high * share for share in (0.03, 0.1, 0.3, 0.7, 1.0))
+    return DeepMMDField(network, seat.law, levels=levels, l2_penalty=0.0)
+
+
+def _fourier(seat: Seat) -> Field:
+    count = 16 if math.prod(seat.dataset.shape) <= 2 else 64
+    features = RandomFourierFeatures(seat.dataset.shape, count, seat.length / 2)
+    return FrechetField(features, memory=0.9)
+
+
+def _sinkhorn(seat: Seat) -> Field:
+    return SinkhornField(seat.length / 6, iterations=5, tolerance=1e-2, halves=True)
+
+
+# --- the methods
+
+_R1 = GradientPenalty(0.05, at="real")
+_R2 = GradientPenalty(0.05, at="fake")
+_STEPS = (2, 4, 8)
+ADVERSARY, SAMPLED, MAPS, FLOWS = (
+    "a learned field, followed by a generator",
+    "a field of samples, followed by a generator",
+    "a flow map",
+    "a flow, by few steps",
+)
+"""Families."""
+
+
+def _edm(seat: Seat) -> dict[str, Any]:
+    return {"law_mean": math.log(0.3 * seat.dataset.sigma_data)}
+
+
+def _paired(seat: Seat) -> dict[str, Any]:
+    return {"over_batch": seat.planar}
+
+
+def _pull(seat: Seat) -> dict[str, Any]:
+    penalties = () if seat.planar else (GradientPenalty(0.25, at="real"),)
+    return {"eta": 10.0 if seat.planar else 30.0, "penalties": penalties}
+
+
+_map = partial(learned, MeanFlowMap, 3e-3, more=_paired, law="uniform")
+_CRITIC, _OWN = {"discriminator": (1e-3, 1)}, {"own score": (2e-3, 3)}
+_LIST = (
+    Method(
+        *("GAN", "Goodfellow et al. 2014", ADVERSARY),
+        followed(_critic("non-saturating", _R1), 5e-4, phases=_CRITIC),
+    ),
+    Method(
+        *("R3GAN", "Huang et al. 2024", ADVERSARY),
+        followed(_critic("relativistic", _R1, _R2), 5e-4, phases=_CRITIC),
+    ),
+    Method(
+        *("Score GAN", "DMD, Yin et al. 2024", ADVERSARY),
+        followed(_score_gan, 1e-3, phases=_OWN),
+        teacher="EDM",
+    ),
+    Method(
+        *("f-distill", "Xu et al. 2025", ADVERSARY),
+        followed(_f_distill, 1e-3, phases={"discriminator": (2e-3, 2), **_OWN}),
+        teacher="EDM",
+    ),
+    Method(
+        *("DMMD", "Galashov et al. 2025", ADVERSARY),
+        followed(_deep_mmd, 1e-3, phases={"features": (1e-3, 1)}),
+    ),
+    Method(
+        *("MMD", "Arbel et al. 2019", SAMPLED),
+        followed(lambda seat: MMDField(MultiRBFKernel(seat.length / 3))),
+        descends="mmd2",
+    ),
+    Method(
+        *("sliced", "Bonneel et al. 2015", SAMPLED),
+        followed(lambda seat: SlicedWassersteinField(64)),
+        descends="sliced_w2",
+    ),
+    Method(
+        *("W-Flow", "Sinkhorn, Han et al. 2026", SAMPLED),
+        followed(_sinkhorn, eta=1.0),
+        descends="w2",
+    ),
+    Method(
+        *("drifting", "Deng et al. 2026", SAMPLED),
+        followed(lambda seat: DriftField(seat.length / 6), eta=1.0),
+    ),
+    Method(*("FD field", "FD loss, 2026", SAMPLED), followed(_fourier)),
+    Method(*("MeanFlow", "Geng et al. 2025", MAPS), _map()),
+    Method(*("iMF", "Geng et al. 2025, improved", MAPS), _map(loss="improved-mean-flow")),
+    Method(*("consistency", "Song et al. 2023", MAPS), learned(ConsistencyMap, 3e-3, more=_paired)),
+    Method(*("distilled EDM", "Boffi et al. 2025", MAPS), learned(Distillation), teacher="EDM"),
+    Method(
+        *("distilled DF", "Discriminator Flow, its endpoints", MAPS),
+        learned(Distillation),
+        teacher="DF",
+    ),
+    Method(
+        *("EDM", "Karras et al. 2022", FLOWS),
+        learned(EDM, scale=1.0, more=_edm, sigma_max=40.0),
+        calls=_STEPS,
+    ),
+    Method(
+        *("flow matching", "Lipman et al. 2022", FLOWS),
+        learned(FlowMatching, 3e-3, more=_paired),
+        calls=_STEPS,
+    ),
+    Method(
+        *("DF", "Discriminator Flow, GPM", FLOWS),
+        learned(
+            *(DiscriminatorFlow, 2e-3, 1.0, "logit", _pull),
+            steps=MANY,
+            times_per_path=MANY // 2,
+        ),
+        calls=_STEPS,
+    ),
+)
+
+
+METHODS: dict[str, Method] = {method.name: method for method in _LIST}
+"""Every method by its name."""
+
+
+# --- training and measuring
+
+
+@dataclass
+class Played:
+    """A training.
+
+    Attributes:
+        model: with the averaged weights.
+        iterations: of training.
+        units: of its own training.
+        teacher_units: of its teacher's.
+        curve: (units, distance) on validation data, along its own training.
+        cpu_seconds: of its own training.
+    """
+
+    model: Carrier
+    iterations: int
+    units: float
+    teacher_units: float = 0.0
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+
+
+class League:
+    """Trains and measures methods on one data set, and keeps what was measured.
+
+    Args:
+        data: a data set's name.
+        units: of each training, with those of its teacher.
+        lab: where.
+    """
+
+    def __init__(self, data: str, units: float, lab: Lab) -> None:
+        self.dataset = open_dataset(DataSettings(data))
+        self.units = units
+        self.lab = lab
+        self._teachers: dict[tuple[Any, ...], Played] = {}
+
+    @property
+    def measure(self) -> Measure:
+        """That decides."""
+        return main_measure(self.dataset.shape)
+
+    @property
+    def kind(self) -> int:
+        """1 of points, 3 of images."""
+        return len(self.dataset.shape)
+
+    def cost(self, method: Method) -> float:
+        """Units of an iteration, measured once."""
+
+        def measured() -> float:
+            teacher = METHODS.get(method.teacher)
+            known = None if teacher is None else teacher.build(Seat(self.dataset)).model
+            seat = Seat(self.dataset, iterations=10**6, teacher=known)
+            steps = self._trainer(method.build(seat), seat).run()
+            works = {"unit": unit(), "step": lambda: next(steps)}
+            seconds = in_turns(works, 12, {"step": 4})
+            return seconds["step"] / seconds["unit"]
+
+        return self.lab.once(f"cost-{_slug(method.name)}", measured)
+
+    def rate(self, method: Method) -> float:
+        """The factor on its learning rates that the search chose."""
+        found = self.lab.once(f"rate-{_slug(method.name)}", lambda: self._searched(method))
+        return min(zip(found, RATES, strict=True), key=lambda each: each[0])[1]
+
+    def entry(self, method: Method, seed: int, given: bool = False) -> Path:
+        """The folder of a training that was measured: ``entry.json``, and samples of each number of calls.
+
+        Args:
+            method: which.
+            seed: of its training.
+            given: whether its teacher is given: trained with all units, not with half of them.
+        """
+        name = _slug(method.name) + ("-given" if given else "")
+
+        def play(folder: Path) -> None:
+            self.lab.say(f"{method.name}{', its teacher given' if given else ''}, seed {seed}")
+            record: dict[str, Any] = {"figures": {}, "failed": None}
+            try:
+                played = self._final(method, seed, given)
+                record |= {
+                    "iterations": played.iterations,
+                    "units": [played.units, played.teacher_units],
+                    "curve": played.curve,
+                    "cpu_seconds": played.cpu_seconds,
+                }
+                for calls in method.calls:
+                    samples = self._drawn(played.model, SAMPLES[self.kind], seed, calls, True)
+                    record["figures"][str(calls)] = self._figures(samples, seed)
+                    with replacing(folder / f"{calls}.npy") as part:
+                        np.save(part, samples[: SHOWN[self.kind]].numpy())
+            except NumericsError as error:
+                record["failed"] = str(error)
+            write_json(folder / "entry.json", record)
+
+        return self.lab.folder(f"{name}-seed-{seed}", play)
+
+    def record(self, method: Method, seed: int, given: bool = False) -> dict[str, Any]:
+        """``entry.json``."""
+        return read_json(self.entry(method, seed, given) / "entry.json")
+
+    def forget(self) -> None:
+        """Let go of the teachers of a seed."""
+        self._teachers.clear()
+
+    def _searched(self, method: Method) -> list[float]:
+        """A trial's distance on validation data for each of :data:`RATES`; infinite of one that failed."""
+        found = []
+        for rate in RATES:
+            try:
+                played = self._played(method, TRIED, TRIAL * self.units, rate)
+                found.append(self._watched(played.model, method.calls[-1]))
+            except NumericsError:
+                found.append(1e30)
+            self.lab.say(f"{method.name}, trial at {rate:.2g} times its rates: {found[-1]:.4g}")
+        return found
+
+    def _played(
+        self,
+        method: Method,
+        seed: int,
+        units: float,
+        rate: float,
+        given: bool = False,
+        watched: bool = False,
+    ) -> Played:
+        """A training by so many units, those of its teacher included unless it is given."""
+        teacher, of_teacher = METHODS.get(method.teacher), 0.0
+        known: Carrier | None = None
+        if teacher is not None:
+            of_teacher = units if given else units / 2
+            known = self._taught(teacher, seed, of_teacher).model
+        own = units if given else units - of_teacher
+        iterations = int(own / self.cost(method))
+        if iterations < 1:
+            raise ConfigError(
+                f"{own:.3g} units are less than an iteration of '{method.name}', which takes "
+                f"{self.cost(method):.3g}: give a larger --budget."
+            )
+        seat = Seat(self.dataset, seed, rate, iterations, copy.deepcopy(known))
+        system = method.build(seat)
+        trainer = self._trainer(system, seat)
+        played = Played(system.model, iterations, own, of_teacher)
+        places = {round(iterations * (k + 1) / WATCHED) for k in range(WATCHED)} if watched else {}
+        for done in trainer.run():
+            if done.step in places:
+                with swapped_in(system.model.sampled, trainer.average):
+                    distance = self._watched(system.model, method.calls[-1])
+                played.curve.append((own * done.step / iterations, distance))
+                system.model.train()
+        with swapped_in(system.model.sampled, trainer.average):
+            played.model = copy.deepcopy(system.model).eval()
+        played.cpu_seconds = round(trainer.cpu_seconds, 2)
+        return played
+
+    def _final(self, method: Method, seed: int, given: bool) -> Played:
+        """A training by all units; one that others build on is kept for them."""
+        if any(other.teacher == method.name for other in METHODS.values()):
+            return self._taught(method, seed, self.units)
+        return self._played(method, seed, self.units, self.rate(method), given, True)
+
+    def _taught(self, method: Method, seed: int, units: float) -> Played:
+        key = (method.name, seed, units)
+        if key not in self._teachers:
+            self._teachers[key] = self._played(method, seed, units, self.rate(method), watched=True)
+        return self._teachers[key]
+
+    def _trainer(self, system: System, seat: Seat) -> Trainer:
+        options = {"iterations": seat.iterations, "seed": seat.seed, "ema": AVERAGE}
+        return Trainer(system.model, self.dataset, system.phases, **options)
+
+    def _drawn(self, model: Carrier, n: int, seed: int, calls: int, placed: bool = False) -> Tensor:
+        """(n, ...) samples; of a flow by so many evaluations, at its own nodes or at placed ones."""
+        generator, sampling = seeded(seed, "league", "samples"), None
+        n = self.dataset.at_most(n, "test")
+        if model.steps is not None and calls > 1:
+            solver = UniPC() if model.follows_path else None
+            nodes = Nodes(calls)
+            if placed:
+                nodes = place_nodes(
+                    model, calls, solver=solver, distance=self._to_validation(), seed=seed
+                ).nodes
+            sampling = Sampling(grid=nodes, solver=solver)
+        return model.sample(n, generator=generator, sampling=sampling)
+
+    def _to_validation(self) -> Callable[[Tensor], float] | None:
+        """What nodes for images are placed by; for points they are by where paths end."""
+        if self.kind == 1:
+            return None
+        return lambda x: self._distance(x, "validation", 0)
+
+    def _distance(self, samples: Tensor, split: str, seed: int) -> float:
+        return self._quick(samples, split, seed)[self.measure.key]
+
+    def _quick(self, samples: Tensor, split: str, seed: int) -> dict[str, float]:
+        def draw(n: int, _: torch.Generator) -> Tensor:
+            return samples[:n]
+
+        return quick_evaluation(draw, self.dataset, n=len(samples), seed=seed, split=split)
+
+    def _watched(self, model: Carrier, calls: int) -> float:
+        samples = self._drawn(model, SAMPLES[self.kind] // 5, TRIED, calls)
+        return self._distance(samples, "validation", TRIED)
+
+    def _figures(self, samples: Tensor, seed: int) -> dict[str, float]:
+        figures = self._quick(samples, "test", seed)
+        if self.kind == 1:
+            generator = seeded(seed, "league", "reference")
+            reference = self.dataset.draw(len(samples), "test", generator=generator).x
+            figures["sliced_w2"] = sliced_wasserstein2(samples, reference)
+        return figures
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-")

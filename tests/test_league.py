@@ -1,0 +1,204 @@
+"""The league: equal units, a search, resuming, its page, and verdicts on known values."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from partikel.app.cli import main
+from partikel.data import DataSettings, open_dataset
+from partikel.errors import CheckpointError
+from partikel.fields import At, Context, DiscriminatorField
+from partikel.metrics.measures import MEASURES, main_measure
+from partikel.models import GeneratorModel
+from partikel.objectives import Relativistic
+from partikel.studies import league as studied
+from partikel.studies import methods as played
+from partikel.studies.judgement import FAILS, HOLDS, OPEN
+from partikel.studies.lab import Lab
+from partikel.studies.league import HYPOTHESES, Season
+from partikel.studies.methods import METHODS, RATES, TRIAL, League, Seat
+
+TINY = ("GAN", "W-Flow", "distilled EDM", "EDM")
+UNITS = 20.0
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny league, by the command line, twice: what was measured is not measured again."""
+    root = tmp_path_factory.mktemp("league")
+    line = ["league", "--budget", f"{UNITS}", "--seeds", "2", "--methods", f"[{','.join(TINY)}]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(played, "SAMPLES", {1: 300, 3: 60})
+        patch.setattr(studied, "SAMPLES", {1: 300, 3: 60})
+        patch.setattr(played, "WATCHED", 2)
+        patch.setitem(METHODS, "EDM", replace(METHODS["EDM"], calls=(4,)))
+        patch.chdir(root)
+        main(line)
+        page = (root / "league" / "league.md").read_text()
+
+        def refuse(*_: Any) -> None:
+            raise AssertionError("what was measured is trained again")
+
+        patch.setattr(League, "_trainer", refuse)
+        main(line)
+        assert (root / "league" / "league.md").read_text() == page
+    return root / "league"
+
+
+def test_every_method_is_measured_and_shown(out: Path) -> None:
+    result = json.loads((out / "league-gaussians.json").read_text())
+    page = (out / "league.md").read_text()
+    assert set(result["values"]["figures"]) == {"GAN, 1", "W-Flow, 1", "distilled EDM, 1", "EDM, 4"}
+    for rows in result["values"]["figures"].values():
+        assert len(rows) == 2
+        assert all(math.isfinite(row["energy"]) for row in rows)
+    assert len(result["tables"][0]["rows"]) == len(TINY)
+    assert result["tables"][1]["rows"][0][:2] == ["distilled EDM", "EDM"]
+    for picture in result["pictures"]:
+        assert (out / picture).stat().st_size > 1000
+        assert f"]({picture})" in page
+    assert {f["claim"]["text"] for f in result["findings"]} == {
+        claim.text for claim, *places in HYPOTHESES.values() if all(n in TINY for n, _ in places)
+    }
+    assert result["command"] in page
+
+
+def test_units_are_equal_and_a_teacher_is_among_them(out: Path) -> None:
+    values = json.loads((out / "league-gaussians.json").read_text())["values"]
+    for name, trainings in values["trainings"].items():
+        for training in trainings:
+            own, teacher = training["units"]
+            assert own + teacher == UNITS
+            assert (teacher > 0) == bool(METHODS[name].teacher)
+            assert training["iterations"] == int(own / values["units of an iteration"][name])
+            assert [place for place, _ in training["curve"]][-1] == own
+    assert (
+        values["given"]["distilled EDM"][0]["energy"]
+        != (values["figures"]["distilled EDM, 1"][0]["energy"])
+    )
+
+
+def test_bad_lines_end_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, said in (
+        (["--methods", "[GANN]"], "did you mean 'GAN'"),
+        (["--methods", "[]"], "needs a method"),
+        (["--data", "nothing"], "nothing"),
+        (["--budget", "0"], "budget"),
+        (["--budget", "0.01", "--methods", "[GAN]"], "larger --budget"),
+        (["--seeds", "0"], "seeds"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["league", *options, "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "o" / "league.md").exists()
+
+
+def test_a_damaged_result_beside_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "league-x.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="league-x.json is no result of 'partikel league'"):
+        studied._read(tmp_path / "league-x.json")
+
+
+def season(figures: dict[tuple[str, int], list[float]], tmp_path: Path) -> Season:
+    """Of known energy distances."""
+    lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
+    league = League("gaussians", 1.0, lab)
+    made = Season.__new__(Season)
+    names = dict.fromkeys(name for name, _ in figures)
+    made.league, made.chosen, made.seeds = league, [METHODS[n] for n in names], (0, 1, 2)
+    made.rows = {place: [{"energy": v} for v in values] for place, values in figures.items()}
+    made.records = {name: [{"failed": None}] * 3 for name in names}
+    made.given = {}
+    lab.once = lambda key, work: [0.0, 0.0, 0.0]  # of the search
+    return made
+
+
+def test_verdicts_are_the_rules(tmp_path: Path) -> None:
+    near, far, apart = [0.011, 0.01, 0.012], [0.1, 0.11, 0.09], [0.001, 0.4, 0.02]
+    known = {
+        ("GAN", 1): far,
+        ("W-Flow", 1): near,
+        ("distilled EDM", 1): near,
+        ("MeanFlow", 1): far,
+        ("EDM", 4): apart,
+    }
+    found = season(known, tmp_path).findings(1e-4)
+    assert [f.judgement.verdict for f in found] == [HOLDS, FAILS, OPEN]
+    # below what two draws of the data differ by nothing is told apart
+    below = season(known, tmp_path).findings(1.0)
+    assert {f.judgement.verdict for f in below} == {OPEN}
+    assert all(f.judgement.mean == 0 for f in below)
+    # a training that left the finite numbers decides nothing
+    broken = season(known, tmp_path)
+    broken.rows["GAN", 1][1] = {}
+    assert broken.findings(1e-4)[0].judgement.verdict == OPEN
+    # what is nearer than two draws of the data is named, as its order says nothing
+    assert "below it are W-Flow, distilled EDM, whose order" in " ".join(broken.concluded(0.05))
+    assert "none is below it" in " ".join(broken.concluded(1e-4))
+    assert {name for name, _ in broken.ranked(False)} == {"W-Flow", "distilled EDM", "MeanFlow"}
+
+
+def test_no_method_is_judged_by_what_it_descends() -> None:
+    judges = {main_measure(shape).key for shape in ((2,), (1, 8, 8))}
+    for method in METHODS.values():
+        assert method.descends not in judges
+        assert not method.descends or method.descends in MEASURES
+        assert not method.teacher or method.teacher in METHODS
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("data", ["gaussians", "digits"])
+def test_all_share_the_network_and_start_in_the_shape_of_the_data(name: str, data: str) -> None:
+    dataset, method = open_dataset(DataSettings(data)), METHODS[name]
+    taught = METHODS.get(method.teacher)
+    seat = Seat(dataset, teacher=taught and taught.build(Seat(dataset)).model)
+    model = method.build(seat).model
+    assert model.prior.shape == dataset.shape
+    assert {phase.batch for phase in method.build(seat).phases} == {played.BATCH}
+    weights = [w for w in model.sampled.parameters() if w.ndim == 2][1:]
+    known = [w for w in seat.network("denoiser", "x").parameters() if w.ndim == 2][1:]
+    if name != "DF":  # which has no network of samples, but a logit
+        assert [w.shape for w in weights] == [w.shape for w in known]
+
+
+def test_r3gan_compares_pairs_and_penalises_both_laws() -> None:
+    dataset = open_dataset(DataSettings("gaussians"))
+    model = METHODS["R3GAN"].build(Seat(dataset)).model
+    assert isinstance(model, GeneratorModel)
+    field = model.field
+    assert isinstance(field, DiscriminatorField)
+    assert isinstance(field.objective, Relativistic)
+    assert {penalty.at for penalty in field.penalties} == {"real", "fake"}
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    real = x + 1
+    found = field.bind(Context(real=real))(x, At(torch.ones(())))
+    point = x.clone().requires_grad_()
+    gaps = field.network(real, None, None)[None] - field.network(point, None, None)[:, None]
+    (slope,) = torch.autograd.grad(-torch.nn.functional.softplus(gaps).mean(1).sum(), point)
+    torch.testing.assert_close(found, slope)
+
+
+def test_the_search_takes_the_rate_that_is_nearest_on_validation_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
+    league = League("gaussians", 100.0, lab)
+    asked: list[tuple[int, float, float]] = []
+
+    def trial(method: Any, seed: int, units: float, rate: float) -> Any:
+        asked.append((seed, units, rate))
+        return type("Played", (), {"model": rate})
+
+    monkeypatch.setattr(league, "_played", trial)
+    monkeypatch.setattr(league, "_watched", lambda rate, calls: abs(rate - 1.0))
+    assert league.rate(METHODS["GAN"]) == 1.0
+    assert league.rate(METHODS["GAN"]) == 1.0
+    assert asked == [(played.TRIED, TRIAL * 100.0, rate) for rate in RATES]
