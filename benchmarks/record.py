@@ -21,6 +21,7 @@ from partikel.studies.item import spread
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "src" / "partikel" / "recipes" / "presets"
+DISTILLED = ("edm-distilled", "discriminator-flow-distilled", "diffusion-gan-distilled")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
@@ -173,6 +174,52 @@ def few_steps() -> str:
     return "\n".join(lines)
 
 
+def flow_maps() -> str:
+    """The table of flow matching and flow maps: means and ranges over training seeds."""
+    lines = [
+        "| data, measure | preset | seeds | units | one call | 4 calls | as a flow |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data, measure in (("gaussians", ENERGY), ("digits", FRECHET)):
+        points = measure is ENERGY
+        for name in (
+            "mean-flow",
+            "consistency",
+            *DISTILLED,
+            "flow-matching",
+            "flow-matching-transport",
+        ):
+            stem, distilled = name.removesuffix("-distilled"), name.endswith("-distilled")
+            preset = f"{stem}-{data}{'-distilled' * distilled}"
+            result = load(f"gaussians-{preset}" if points else preset)
+            if result is None:
+                continue
+            rows = result["seeds"]
+            found = {
+                label: spread([row["samplings"][label][measure.key] for row in rows])
+                for label in (rows[0]["samplings"] if points else ())
+            }
+            if not points:
+                label = "one call" if name in ("mean-flow", "consistency") else "as set"
+                found = {label: spread([row["metrics"][measure.key] for row in rows])}
+            one, _, four = (found.pop(each, "") for each in ("one call", "2 calls", "4 calls"))
+            flow = "; ".join(f"{label}: {value}" for label, value in list(found.items())[:1])
+            units = ""
+            if "units" in rows[0]:
+                units = f"{rounded(statistics.median(row['units'] for row in rows)):,.0f}"
+            cells = [
+                f"{data}, {measure.label}",
+                f"`{preset}`",
+                str(len(rows)),
+                units,
+                one,
+                four,
+                flow,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def own_pictures() -> str:
     """The table of four recipes on a folder of pictures."""
     result = load("emoji")
@@ -216,6 +263,7 @@ def pages() -> dict[Path, str]:
         "docs/measurements.md": table,
         "docs/images.md": image_table,
         "docs/few-steps.md": few_steps,
+        "docs/flow-maps.md": flow_maps,
         "docs/data.md": own_pictures,
         "docs/explorer.md": explorer,
     }
