@@ -1165,5 +1165,7 @@ def test_who_wants_no_motion_sees_the_end(browser: Page) -> None:
         )
         assert not browser.run("explorer.page.playing")
         assert browser.run("explorer.page.frames") == 0  # nothing moved
+        browser.run("explorer.page.measure()")
+        assert "NaN" not in browser.run("document.body.innerText")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -293,7 +293,7 @@ export class Explorer {
     if (simulation.path) {
       find("sigma-value").textContent = simulation.path.sigma(simulation.time(this.part)).toPrecision(2);
     }
-    find("cost").textContent = `${this.cost.toFixed(1)} ms a frame`;
+    find("cost").textContent = this.frames > 0 ? `${this.cost.toFixed(1)} ms a frame` : "";
     this.drawCurve(level);
   }
 

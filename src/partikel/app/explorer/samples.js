@@ -223,7 +223,7 @@ class Sliced extends SampleField {
   }
 
   get told() {
-    return `Each step draws ${this.lines.length / 2} lines θ, along which sorting solves the transport T_θ. p is ${this.count} points of the data.`;
+    return `Each step draws ${this.lines.length / 2} lines θ, along which sorting solves the transport. p is ${this.count} points of the data.`;
   }
 
   at(x, n, out, stream) {
