@@ -99,6 +99,11 @@ class Protocol:
         found = self.measured(lambda n, g: draw_samples(model, n, g, real, sampling=sampling))
         return sum(found) / len(found)
 
+    def choice(self, model: Carrier, sampling: Sampling) -> float:
+        """The distance to training data, for a choice."""
+        source = generator("samples", "choice")
+        return self.distance(draw_samples(model, self.chosen, source, sampling=sampling), "choice")
+
     def best_fixed(self, model: Carrier, steps: int, solver: Solver) -> Nodes:
         """The grid of two numbers whose samples are nearest to training data."""
         return self.placed(model, steps, solver, fixed=True)
@@ -133,9 +138,13 @@ def protocol_of(dataset: Dataset) -> Protocol:
 
 
 def rows(
-    run: Run, protocol: Protocol, cells: list[tuple[int, str]], placing: bool
+    run: Run,
+    protocol: Protocol,
+    cells: list[tuple[int, str]],
+    placing: bool,
+    fixed: dict[tuple[int, str], Nodes],
 ) -> dict[str, Any]:
-    """One training seed: steps and solvers, each by all grids."""
+    """One training seed: steps and solvers, each by all grids; a fixed grid that is known is not searched."""
     model, found = run.model, {}
 
     def measure(key: str, sampling: Sampling) -> None:
@@ -151,7 +160,8 @@ def rows(
         solver, key = BY[name](), f"{steps} {name}"
         plain = Sampling(Nodes(steps), solver=solver)
         measure(f"{key} own", plain)
-        measure(f"{key} best fixed", replace(plain, grid=protocol.best_fixed(model, steps, solver)))
+        nodes = fixed.get((steps, name)) or protocol.best_fixed(model, steps, solver)
+        measure(f"{key} best fixed", replace(plain, grid=nodes))
         if placing:
             started = time.process_time()
             times = tuple(tune_run(run, steps, solver=name)["times"])
@@ -226,17 +236,24 @@ def by_diffusers(model: ParticleModel, sigma_data: float) -> Iterator[tuple[str,
 
     assert model.schedule is not None
     highest = model.schedule.sigma_max
-    # betas of DDPM that reach the model's highest level
-    last = 2 * math.log1p(highest**2) / 1000 - 1e-4
+    low, last = 1e-4, 0.5  # the last beta of DDPM's even ones that reach the model's highest level
+    for _ in range(60):
+        middle = (low + last) / 2
+        betas = torch.linspace(1e-4, middle, 1000, dtype=torch.float64)
+        reached = -(-betas).log1p().sum() > math.log1p(highest**2)
+        low, last = (low, middle) if reached else (middle, last)
+    options: dict[str, dict[str, Any]] = {}
     for name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
         for grid in ("karras", "exponential"):
-            kind = getattr(diffusers, name)
-            made = kind(sigma_max=highest, sigma_data=sigma_data, sigma_schedule=grid)
-            yield f"diffusers, {name}, {grid}", _followed(model, made)
-    for grid in ("", "karras", "exponential", "beta"):
-        options = {f"use_{grid}_sigmas": True} if grid else {}
-        made = diffusers.UniPCMultistepScheduler(beta_end=last, prediction_type="sample", **options)
-        yield f"diffusers, UniPCMultistepScheduler, {grid or 'its own'}", _followed(model, made)
+            made = {"sigma_max": highest, "sigma_data": sigma_data, "sigma_schedule": grid}
+            options[f"{name}, {grid}"] = made
+    for grid in ("its own", "karras", "exponential", "beta"):
+        made = {"beta_end": last, "prediction_type": "sample"}
+        own = {} if grid == "its own" else {f"use_{grid}_sigmas": True}
+        options[f"UniPCMultistepScheduler, {grid}"] = made | own
+    for name, each in options.items():
+        kind = getattr(diffusers, name.partition(",")[0])
+        yield f"diffusers, {name}", _followed(model, kind(**each))
 
 
 def _followed(model: ParticleModel, scheduler: Any) -> Draw:
@@ -248,6 +265,7 @@ def _followed(model: ParticleModel, scheduler: Any) -> Draw:
     def draw(n: int, g: torch.Generator, count: int) -> Tensor:
         scheduler.set_timesteps(count)
         scheduler.set_begin_index(0)
+        scheduler.is_scale_input_called = True  # x is scaled here
         levels = scheduler.sigmas.tolist()
         x = model.start(n, g)  # at σ_max
         scale = 1.0 if edm else math.sqrt(1 + levels[0] ** 2)
@@ -287,13 +305,25 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--cells", nargs="+", default=CELLS, help="as 4:unipc-2")
+    parser.add_argument(
+        "--fixed-on", help="run that the fixed grids are chosen on, instead of each"
+    )
+    parser.add_argument("--samples", type=int, help="instead of the protocol's")
     parser.add_argument("--no-placing", action="store_true", help="the presets' nodes only")
     given = parser.parse_args()
     one_thread()
     opened = [load(run) for run in given.runs]
     protocol = protocol_of(opened[0].dataset)
+    protocol.n = given.samples or protocol.n
     split = [each.split(":") for each in given.cells]
     cells = [(int(steps), name) for steps, name in split]
+    fixed = {}
+    if given.fixed_on is not None:
+        other = load(given.fixed_on).model
+        searched = [(k, name) for k, name in cells if name in BY]
+        fixed = {(k, name): protocol.best_fixed(other, k, BY[name]()) for k, name in searched}
+    if given.peers:
+        protocol.seeds = protocol.seeds[:1]
     record: dict[str, Any] = {
         "measure": protocol.measure,
         "samples": protocol.n,
@@ -304,7 +334,7 @@ def main() -> None:
     name = f"few-steps-{'peers-' if given.peers else ''}{given.name}"
     for run in opened:
         placing = not given.no_placing
-        made = peers(run, protocol) if given.peers else rows(run, protocol, cells, placing)
+        made = peers(run, protocol) if given.peers else rows(run, protocol, cells, placing, fixed)
         record["runs"].append(made)
         print(save(name, record), flush=True)
 

@@ -157,8 +157,8 @@ def few_steps() -> str:
         f"|{'---|' * 9}",
     ]
     for preset in ("edm-gaussians", "edm-digits", "edm-mnist-fast", "flow-matching-gaussians"):
-        result = load(f"few-steps-{preset}")
-        for steps, solver in [] if result is None else result["cells"]:
+        result = load(f"few-steps-{preset}") or {"cells": [], "runs": []}
+        for steps, solver in result["cells"]:
             runs, of = result["runs"], f"{steps} {solver}"
 
             def cell(key: str, runs: list[dict[str, Any]] = runs) -> str:
