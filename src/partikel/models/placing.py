@@ -140,7 +140,10 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     place = _Places(model, steps)
     at = (0.0, 0.0)
     if place.by_level:
-        at = math.log2(FEW_LOWEST * sigma_data), FEW_EXPONENT[len(model.shape or ()) > 1]
+        at = (
+            math.log2(max(FEW_LOWEST * sigma_data, LOWEST)),
+            FEW_EXPONENT[len(model.shape or ()) > 1],
+        )
     nodes = place.fixed(*at)
     if nodes is None:
         return sampling
