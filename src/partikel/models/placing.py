@@ -30,8 +30,10 @@ FEW = range(4, 17)
 """Numbers of steps that have a rule."""
 FEW_LOWEST = 0.08
 """Lowest level of the rule, in standard deviations of the data."""
-FEW_EXPONENT = {True: 0.25, False: -0.125}
-"""1/ρ of the rule, for images and for points, whose steps are finest at the lowest levels."""
+FEW_EXPONENT = -1 / 8
+"""1/ρ of the rule for points: steps are finest at the lowest levels."""
+FEW_OF_IMAGES = 1 / 32
+"""1/ρ of the rule for images, by the number of steps."""
 HALVINGS = 3
 """Sizes of the steps of the search for a fixed grid, each half of the one before."""
 ROUNDS = 12
@@ -140,10 +142,8 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     place = _Places(model, steps)
     at = (0.0, 0.0)
     if place.by_level:
-        at = (
-            math.log2(max(FEW_LOWEST * sigma_data, LOWEST)),
-            FEW_EXPONENT[len(model.shape or ()) > 1],
-        )
+        bent = FEW_OF_IMAGES * steps if len(model.shape or ()) > 1 else FEW_EXPONENT
+        at = math.log2(max(FEW_LOWEST * sigma_data, LOWEST)), bent
     nodes = place.fixed(*at)
     if nodes is None:
         return sampling
