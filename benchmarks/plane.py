@@ -1,275 +1,274 @@
-"""Quality against cost on the DiffFlow plane: new points beside the pure ends with their best solvers.
+"""Quality against cost: every model with its levels placed, at 1 to 28 network passes, flow maps beside them.
 
-    python benchmarks/plane.py [--data gaussians] [--seeds 0 1 2]
+    python benchmarks/plane.py [--data gaussians] [--seeds 0 1 2] [--runs RUNS] [--only MODEL ...]
 
-Cost is in network passes for one sample: a forward is 1, an input gradient 2. The score is one trained
-EDM, frozen, for every model that uses one. At each budget every model gets its best setting, chosen on
-other draws than those it is measured on: EDM its solver's grid, Stochastic Langevin Churn (the score
-alone at g² = 2) its λ² and grid, models with a discriminator, trained anew for each number of steps,
-their step size (η/N, or λ²). Discriminator Flow is also measured stopped early, as it was trained.
+Cost is in network passes for one sample: a forward is 1, an input gradient 2. At each budget a model has the
+solver, the nodes and the settings that are best on draws of the training data, and is measured on others
+(few_steps.py says how), so that all are chosen alike. Candidates are, of models of noised data, the run's
+own grid, the best fixed one and placed nodes, by five solvers; of SLCD, which moves with noise, its λ² on
+the grids that suit the score; of flow maps, where their jumps lie; of models with a discriminator, trained
+anew for each number of steps, their step sizes. A Discriminator Flow is also measured as it was trained, by
+some of its nodes, and stopped early.
 
-Points: energy distance of 10,000 samples to 10,000 points. Digits: Fréchet distance of 2,000 samples
-to the test images on the shipped digits network (choices: to the training images).
+Runs are taken from RUNS/PRESET/seed-k, and trained there where they are missing; models that a budget
+trains anew are in RUNS/PRESET-N-steps... The result is saved after each row.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import math
 import statistics
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from common import one_thread, save  # isort: skip
 import torch
-from torch import Tensor
 
-from partikel.app.config import load_preset, make_recipe
-from partikel.data import Dataset, open_dataset
+from few_steps import Protocol, protocol_of
+from partikel.app.config import load_preset, make_recipe, preset_names
+from partikel.app.runs import Run, train_run
+from partikel.data import open_dataset
 from partikel.diffflow import DiffFlow
-from partikel.metrics import FeatureSet, energy_distance, extract_features, frechet_distance
-from partikel.metrics.evaluation import choose_features
-from partikel.metrics.measures import main_measure
-from partikel.models import Carrier, ParticleModel
-from partikel.recipes import EDM, Recipe
+from partikel.errors import PartikelError
+from partikel.models import Carrier, ParticleModel, Sampling, place_nodes
 from partikel.recipes.base import score_in
-from partikel.schedules import EDMSchedule, KarrasGrid
+from partikel.schedules import EDMSchedule, Nodes
 from partikel.solvers import SOLVERS
-from partikel.streams import derive_seed
-from partikel.training import Trainer
-from partikel.training.ema import swapped_in
+from partikel.studies.judgement import interval_of
 
-BUDGETS = (2, 4, 8, 14, 28)
-GRIDS = [(sigma_min, rho) for sigma_min in (0.002, 0.02, 0.1, 0.3) for rho in (3.0, 7.0)]
-PURE = ("euler", "heun", "ddim", "dpmpp-2m")
-CHURN = (0.25, 0.5, 1.0, 1.5, 1.7, 1.9)
-STEP_SIZES = {"gaussians": (0.7, 1.4, 2.8), "digits": (1.0, 2.5)}
-"""η/N of models whose particles follow a discriminator alone."""
+BUDGETS = (1, 2, 4, 8, 14, 28)
+PURE = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun")
+CHURN = (0.5, 1.0, 1.5, 1.9)
+BENDS = (0.5, 0.7, 1.0, 1.5, 2.0)
+"""Exponents of the times that flow maps jump between."""
+STEP_SIZES = {"gaussians": (0.7, 1.4, 2.8), "digits": (1.0, 2.5), "mnist-fast": (1.0, 2.5)}
+"""η/N of models whose particles follow a discriminator alone, by the end of their presets' names."""
+DATA = {"gaussians": "gaussians", "digits": "digits", "mnist": "mnist-fast"}
 
 Row = dict[str, Any]
+Candidate = tuple[Row, Carrier, Sampling]
+"""What it is, and how its samples are drawn."""
 
 
-class Protocol:
-    """How samples of a data set are measured."""
+class Runs:
+    """Trained runs in a folder.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.images = len(dataset.shape) > 1
-        self.n = 2_000 if self.images else 10_000
-        self.measure = main_measure(dataset.shape).key
-        if self.images:
-            self.network = choose_features(None, dataset)
-            self.references = {
-                "choice": self._seen(self._all("train")),
-                "test": self._seen(self._all("test")),
-            }
-
-    def __call__(self, model: ParticleModel, draw: str, **options: Any) -> Row:
-        """Distance of a model's samples to the data, and the CPU seconds of drawing them."""
-        started = time.process_time()
-        samples = model.sample(self.n, generator=generator("samples", draw), **options)
-        seconds = time.process_time() - started
-        return {self.measure: self.distance(samples, draw), "cpu_seconds": seconds}
-
-    def distance(self, samples: Tensor, draw: str) -> float:
-        """Of samples to the draw's reference; infinite where samples are."""
-        if not samples.isfinite().all():
-            return float("inf")
-        if self.images:
-            return frechet_distance(self._seen(samples), self.references[draw])
-        reference = self.dataset.draw(self.n, generator=generator("reference", draw)).x
-        return energy_distance(samples, reference)
-
-    def _all(self, split: str) -> Tensor:
-        size = self.dataset.size(split)
-        assert size is not None
-        return self.dataset.draw(size, split, generator=generator("reference", split)).x
-
-    def _seen(self, images: Tensor) -> FeatureSet:
-        return FeatureSet.of(self.network, extract_features(self.network, images))
-
-
-def generator(*path: object) -> torch.Generator:
-    """A stream for one purpose."""
-    return torch.Generator().manual_seed(derive_seed(0, "plane", *path))
-
-
-def trained(recipe: Recipe, dataset: Dataset, score: Carrier | None = None) -> tuple[Any, float]:
-    """A model with its averaged weights, and the CPU seconds of training."""
-    system = recipe.compose(dataset, score)
-    if not system.phases:
-        return system.model.eval(), 0.0
-    trainer = Trainer(
-        system.model,
-        dataset,
-        system.phases,
-        iterations=recipe.iterations,
-        seed=recipe.seed,
-        ema=recipe.ema,
-    )
-    for _ in trainer.run():
-        pass
-    with swapped_in(system.model.sampled, trainer.average):
-        weights = {k: v.clone() for k, v in system.model.state_dict().items()}
-    system.model.load_state_dict(weights)
-    return system.model.eval(), trainer.cpu_seconds
-
-
-def chosen(protocol: Protocol, candidates: Iterable[tuple[Row, ParticleModel, Row]]) -> Row:
-    """The best of (setting, model, options of its sampling) on the choosing draw, measured on the other.
-
-    Candidates may be one model whose settings change as they are handed out, so the best one's own
-    figure of the test draw is taken at once.
+    Args:
+        folder: holds PRESET/seed-k.
+        smaller: settings of all trainings, for a test.
     """
-    best: tuple[float, Row] | None = None
-    for setting, model, options in candidates:
-        value = protocol(model, "choice", **options)[protocol.measure]
+
+    def __init__(self, folder: Path, smaller: Mapping[str, Any]) -> None:
+        self.folder, self.smaller = folder, smaller
+
+    def __call__(self, preset: str, seed: int, changes: Mapping[str, Any] | None = None) -> Run:
+        """A run, trained if it has to be."""
+        changes, loaded = dict(changes or {}), load_preset(preset)
+        named = {k: v for k, v in changes.items() if k != "data_score"}
+        name = "-".join([preset, *(f"{v:g}-{k}" for k, v in named.items())])
+        if changes:  # of a search: no pictures on the way
+            changes["evaluate_every"] = None
+        recipe = make_recipe(
+            loaded.recipe, loaded.settings, {**self.smaller, **changes, "seed": seed}
+        )
+        return train_run(recipe, self.folder / name / f"seed-{seed}", preset=preset)
+
+
+def chosen(protocol: Protocol, candidates: Iterable[Candidate]) -> Row | None:
+    """The candidate that is best on the choosing draw, measured on the others."""
+    best: tuple[float, Candidate] | None = None
+    for candidate in candidates:
+        row, model, sampling = candidate
+        value = protocol.choice(model, sampling)
         if best is None or value < best[0]:
-            best = (value, {**setting, **protocol(model, "test", **options)})
-    assert best is not None
-    return best[1]
+            best = (value, candidate)
+    if best is None or math.isinf(best[0]):
+        return None
+    row, model, sampling = best[1]
+    times = None if sampling.grid is None else sampling.grid.times
+    return {**row, "times": times, protocol.measure: protocol.of(model, sampling)}
 
 
-def score_alone(model: ParticleModel, protocol: Protocol) -> Iterator[Row]:
-    """EDM by each solver, and Stochastic Langevin Churn, at each budget."""
-    schedule = model.schedule
-    assert isinstance(schedule, EDMSchedule)
-    s_p = score_in(model.field)
-
-    def with_grids(name: str, steps: int) -> Iterator[tuple[Row, ParticleModel, Row]]:
-        for sigma_min, rho in GRIDS:
-            model.grid = KarrasGrid(schedule, sigma_min, rho)
-            grid = {"sigma_min": sigma_min, "rho": rho}
-            yield grid, model, {"steps": steps, "solver": SOLVERS[name]()}
-
-    def churned(steps: int) -> Iterator[tuple[Row, ParticleModel, Row]]:
-        for lambda2 in CHURN:
-            flow = DiffFlow.reverse(schedule, g2=2.0, lambda2=lambda2)
-            for sigma_min, rho in GRIDS:
-                point = ParticleModel(
-                    flow.field(s_p),
-                    flow.prior(protocol.dataset.shape),
-                    steps=steps,
-                    schedule=schedule,
-                    grid=KarrasGrid(schedule, sigma_min, rho),
-                    diffusion=flow.diffusion,
-                )
-                yield {"lambda2": lambda2, "sigma_min": sigma_min, "rho": rho}, point, {}
-
-    for passes in BUDGETS:
-        for name in PURE:
-            steps = (passes + 1) // 2 if name == "heun" else passes
-            row = chosen(protocol, with_grids(name, steps))
-            yield {"model": f"EDM, {name}", "passes": passes, "steps": steps, **row}
-        row = chosen(protocol, churned(passes))
-        yield {"model": "SLCD", "passes": passes, "steps": passes, **row}
-
-
-def with_discriminator(
-    preset: str,
-    settings: list[Row],
-    passes_per_step: int,
-    seed: int,
-    protocol: Protocol,
-    **score: Any,
-) -> Iterator[Row]:
-    """A preset trained for each budget's number of steps, with the best of the given settings."""
-    loaded = load_preset(preset)
-    name = preset.removesuffix(f"-{protocol.dataset.name}")
-    for passes in BUDGETS:
-        steps = passes // passes_per_step
+def along_levels(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+    """A model of noised data by each solver and grid; a step of Heun's takes two passes, EDM's last one."""
+    last = 0 if isinstance(model.schedule, EDMSchedule) else 1
+    for name in PURE:
+        steps = (passes + 1 - last) // 2 if name == "heun" else passes
         if steps == 0:
             continue
-        seconds: list[float] = []
+        solver = SOLVERS[name]()
+        grids = {"own": Nodes(steps)}
+        if steps > 1:
+            grids["best fixed"] = protocol.best_fixed(model, steps, solver)
+            grids["placed by data"] = protocol.placed(model, steps, solver)
+            grids["placed by paths"] = place_nodes(model, steps, solver=solver, seed=1).nodes
+        for grid, nodes in grids.items():
+            yield {"solver": name, "grid": grid}, model, Sampling(nodes, solver=solver)
 
-        def candidates(
-            steps: int = steps, seconds: list[float] = seconds
-        ) -> Iterator[tuple[Row, ParticleModel, Row]]:
-            for setting in settings:
+
+def churned(model: ParticleModel, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+    """Stochastic Langevin Churn: the score alone at g² = 2."""
+    schedule = model.schedule
+    assert isinstance(schedule, EDMSchedule)
+    grids = {"own": Nodes(passes)}
+    if passes > 1:
+        for name in ("ddim", "unipc-2"):
+            grids[f"best of {name}"] = protocol.best_fixed(model, passes, SOLVERS[name]())
+    for lambda2 in CHURN:
+        flow = DiffFlow.reverse(schedule, g2=2.0, lambda2=lambda2)
+        point = ParticleModel(
+            flow.field(score_in(model.field)),
+            flow.prior(protocol.dataset.shape),
+            steps=passes,
+            schedule=schedule,
+            grid=model.grid,
+            diffusion=flow.diffusion,
+        )
+        for grid, nodes in grids.items():
+            yield {"lambda2": lambda2, "grid": grid}, point, Sampling(nodes)
+
+
+def jumping(model: Carrier, passes: int) -> Iterator[Candidate]:
+    """A flow map's jumps."""
+    even = torch.linspace(0, 1, passes + 1, dtype=torch.float64)
+    for bend in BENDS if passes > 1 else (1.0,):
+        times = tuple((model.horizon * even**bend).tolist())
+        yield {"bend": bend}, model, Sampling(Nodes(times=times))
+
+
+def as_trained(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+    """A Discriminator Flow with the steps it was trained at: stopped early, or by some of its nodes."""
+    assert model.steps is not None
+    steps = min(passes // 2, model.steps)
+    if steps == 0:
+        return
+    yield {"grid": "stopped early"}, model, Sampling(stop=steps)
+    assert isinstance(model, ParticleModel)
+    yield {"grid": "placed by data"}, model, Sampling(protocol.placed(model, steps, model.solver))
+
+
+def measured(
+    seed: int, data: str, budgets: list[int], protocol: Protocol, runs: Runs, only: list[str]
+) -> Iterator[Row]:
+    """Every row of one training seed."""
+    end = DATA[data]
+    there = set(preset_names())
+
+    def wanted(name: str) -> str | None:
+        preset = f"{name}-{end}"
+        return preset if preset in there and (not only or name in only) else None
+
+    def rows(name: str, candidates: Any) -> Iterator[Row]:
+        for passes in budgets:
+            try:
+                row = chosen(protocol, candidates(passes))
+            except PartikelError as error:  # an ending of its own: a row without a figure
+                row = {"stopped": str(error)}
+            if row is not None:
+                yield {"model": name, "passes": passes, **row}
+
+    def trained_anew(preset: str, settings: list[Row], passes_per_step: int, more: Row) -> Any:
+        def candidates(passes: int) -> Iterator[Candidate]:
+            steps = passes // passes_per_step
+            for setting in settings if steps else []:
                 values = {k: v * steps if k == "eta" else v for k, v in setting.items()}
-                recipe = make_recipe(
-                    loaded.recipe, loaded.settings, {"seed": seed, "steps": steps, **values}
-                )
-                if score:
-                    recipe = dataclasses.replace(recipe, score=score["recipe"])  # type: ignore[call-arg]
-                model, cost = trained(recipe, protocol.dataset, score.get("model"))
-                seconds.append(cost)
-                yield values, model, {}
+                run = runs(preset, seed, {"steps": steps, **values, **more})
+                yield {"steps": steps, **values}, run.model, Sampling()
 
-        row = chosen(protocol, candidates())
-        yield {
-            "model": name,
-            "passes": steps * passes_per_step,
-            "steps": steps,
-            "training_seconds": statistics.mean(seconds),
-            **row,
-        }
+        return candidates
 
-
-def stopped_early(preset: str, seed: int, protocol: Protocol) -> Iterator[Row]:
-    """A preset as it was trained, sampled by the first of its steps only."""
-    loaded = load_preset(preset)
-    recipe = make_recipe(loaded.recipe, loaded.settings, {"seed": seed})
-    model, seconds = trained(recipe, protocol.dataset)
-    for passes in (*BUDGETS, 2 * model.steps):
-        stop = min(passes // 2, model.steps)
-        yield {
-            "model": f"discriminator-flow, first of {model.steps}",
-            "passes": 2 * stop,
-            "steps": stop,
-            "training_seconds": seconds,
-            **protocol(model, "test", stop=stop),
-        }
-
-
-def measured(seed: int, data: str, protocol: Protocol) -> Iterator[Row]:
-    """Every row of one seed."""
-    loaded = load_preset(f"edm-{data}")
-    edm = make_recipe(loaded.recipe, loaded.settings, {"seed": seed})
-    assert isinstance(edm, EDM)
-    score, seconds = trained(edm, protocol.dataset)
-    for row in score_alone(score, protocol):
-        yield {**row, "training_seconds": seconds}
-    yield from stopped_early(f"discriminator-flow-{data}", seed, protocol)
-    step_sizes: list[Row] = [{"eta": size} for size in STEP_SIZES[data]]
-    yield from with_discriminator(f"discriminator-flow-{data}", step_sizes, 2, seed, protocol)
-    yield from with_discriminator(f"diffode-gan-{data}", step_sizes, 2, seed, protocol)
-    points: list[Row] = [{"lambda2": 1.0}, {"lambda2": 0.5}]
-    yield from with_discriminator(
-        f"diffusion-gan-{data}", points, 3, seed, protocol, recipe=edm, model=score
-    )
+    for name in ("edm", "flow-matching"):
+        preset = wanted(name)
+        if preset is not None:
+            model = runs(preset, seed).model
+            yield from rows(name, lambda k, model=model: along_levels(model, k, protocol))
+    if wanted("slcd"):
+        score = runs(f"edm-{end}", seed).model
+        assert isinstance(score, ParticleModel)
+        yield from rows("slcd", lambda k: churned(score, k, protocol))
+    for name in ("mean-flow", "consistency"):
+        preset = wanted(name)
+        if preset is not None:
+            model = runs(preset, seed).model
+            yield from rows(name, lambda k, model=model: jumping(model, k))
+    for name in ("gan", "score-gan"):
+        preset = wanted(name)
+        if preset is not None:
+            model = runs(preset, seed).model
+            one = protocol.of(model, Sampling())
+            yield {"model": name, "passes": 1, protocol.measure: one}
+    sizes: list[Row] = [{"eta": size} for size in STEP_SIZES[end]]
+    preset = wanted("discriminator-flow")
+    if preset is not None:
+        model = runs(preset, seed).model
+        name = f"discriminator-flow, some of {model.steps}"
+        yield from rows(name, lambda k: as_trained(model, k, protocol))
+    for name in ("discriminator-flow", "diffode-gan"):
+        preset = wanted(name)
+        if preset is not None:
+            yield from rows(name, trained_anew(preset, sizes, 2, {}))
+    preset = wanted("diffusion-gan")
+    if preset is not None:
+        points: list[Row] = [{"lambda2": 1.0}, {"lambda2": 0.5}]
+        more = {"data_score": str(runs(f"edm-{end}", seed).path)}
+        yield from rows("diffusion-gan", trained_anew(preset, points, 3, more))
 
 
-def best(rows: list[Row], measure: str) -> dict[int, list[Row]]:
-    """For each budget, the models that fit it, by their mean over seeds, best first."""
-    ranked: dict[int, list[Row]] = {}
-    for budget in BUDGETS:
+def summary(rows: list[Row], measure: str) -> dict[int, list[Row]]:
+    """For each budget, the models with their means over training seeds and 95 % intervals, best first."""
+    found: dict[int, list[Row]] = {}
+    for budget in sorted({row["passes"] for row in rows}):
         models: dict[str, list[float]] = {}
         for row in rows:
-            if row["passes"] <= budget:
-                key = f"{row['model']} ({row['steps']} steps)"
-                models.setdefault(key, []).append(row[measure])
-        means = sorted((statistics.mean(v), k) for k, v in models.items())
-        ranked[budget] = [{"model": k, measure: value} for value, k in means[:8]]
-    return ranked
+            if row["passes"] == budget and measure in row:
+                models.setdefault(row["model"], []).append(row[measure])
+        told = [
+            {
+                "model": model,
+                measure: statistics.fmean(values),
+                "interval": interval_of(values, 0.95) if len(values) > 1 else None,
+                "seeds": len(values),
+            }
+            for model, values in models.items()
+        ]
+        found[budget] = sorted(told, key=lambda each: each[measure])
+    return found
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="gaussians", choices=sorted(STEP_SIZES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--data", default="gaussians", choices=sorted(DATA))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/plane"))
+    parser.add_argument("--only", nargs="+", default=[], help="models, as edm mean-flow")
+    parser.add_argument("--passes", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--iterations", type=int, help="of all trainings, for a test")
+    parser.add_argument("--samples", type=int, help="of all measurements, for a test")
     arguments = parser.parse_args()
     one_thread()
-    protocol = Protocol(open_dataset(make_recipe("edm", {"data": {"name": arguments.data}}).data))
+    named = load_preset(f"edm-{DATA[arguments.data]}")
+    protocol = protocol_of(open_dataset(make_recipe("edm", named.settings).data))
+    name, n = f"plane-{arguments.data}", arguments.samples
+    if n is not None:
+        name, protocol.n, protocol.chosen = f"{name}-test", n, n
+    smaller = {} if arguments.iterations is None else {"iterations": arguments.iterations}
+    runs = Runs(arguments.runs, smaller)
     rows: list[Row] = []
     for seed in arguments.seeds:
-        for row in measured(seed, arguments.data, protocol):
+        made = measured(seed, arguments.data, arguments.passes, protocol, runs, arguments.only)
+        for row in made:
             rows.append({"seed": seed, **row})
             print(rows[-1], flush=True)
-            result = {"samples": protocol.n, "rows": rows, "best": best(rows, protocol.measure)}
-            save(f"plane-{arguments.data}", result)
+            record = {
+                "samples": protocol.n,
+                "evaluation_seeds": protocol.seeds,
+                "rows": rows,
+                "summary": summary(rows, protocol.measure),
+            }
+            save(name, record)
 
 
 if __name__ == "__main__":

@@ -150,27 +150,41 @@ def four_models() -> str:
 
 
 def few_steps() -> str:
-    """The table of placed nodes beside fixed grids."""
-    grids = ("own", "best fixed", "placed")
+    """The tables of placed nodes beside fixed grids, and beside peers."""
+    grids, ways = ("own", "best fixed", "placed"), ("default", "rule")
     lines = [
-        "| run | evaluations | solver | own grid | best fixed | placed | CPU s to place |",
-        "|---|---|---|---|---|---|---|",
+        "| run | evaluations | solver | own grid | best fixed | placed for the run | default | by the rule "
+        "| CPU s to place |",
+        f"|{'---|' * 9}",
     ]
-    for name in ("gaussians", "digits"):
-        result = load(f"few-steps-{name}")
+    for preset in ("edm-gaussians", "edm-digits", "edm-mnist-fast", "flow-matching-gaussians"):
+        result = load(f"few-steps-{preset}") or {"cells": [], "runs": []}
+        for steps, solver in result["cells"]:
+            runs, of = result["runs"], f"{steps} {solver}"
+
+            def cell(key: str, runs: list[dict[str, Any]] = runs) -> str:
+                return spread([each[key] for each in runs]) if key in runs[0] else "-"
+
+            told = [*(f"{of} {grid}" for grid in grids), *(f"{of} {way}" for way in ways)]
+            seconds = [each[f"{of} seconds"] for each in runs if f"{of} seconds" in each]
+            spent = f"{statistics.mean(seconds):.2g}" if seconds else "-"
+            calls = 2 * steps - 1 if solver == "heun" else steps
+            cells = [f"`{preset}`", str(calls), f"`{solver}`", *map(cell, told), spent]
+            lines.append(f"| {' | '.join(cells)} |")
+    for preset in ("edm-gaussians", "edm-digits", "edm-mnist-fast"):
+        result = load(f"few-steps-peers-{preset}")
         if result is None:
             continue
-        runs = result["runs"]
-        whole = spread([each["28 by the run's own"] for each in runs])
-        lines.append(f"| `edm-{name}` | 28 steps | its own | {whole} | | | |")
-        for steps in (4, 8):
-            for solver in ("dpmpp-2m", "unipc-2"):
-                told = [
-                    spread([each[f"{steps} {solver} {grid}"] for each in runs]) for grid in grids
-                ]
-                seconds = statistics.mean(each[f"{steps} {solver} seconds"] for each in runs)
-                cells = [f"`edm-{name}`", str(steps), f"`{solver}`", *told, f"{seconds:.2g}"]
-                lines.append(f"| {' | '.join(cells)} |")
+        counts = result["evaluations"]
+        lines += [
+            f"\n`{preset}`, beside peers' recommended levels, at evaluations:\n",
+            f"| sampler and levels | {' | '.join(map(str, counts))} |",
+            f"|{'---|' * (1 + len(counts))}",
+        ]
+        for name in result["runs"][0]:
+            columns = zip(*(each[name] for each in result["runs"]), strict=True)
+            cells = [spread(list(each)) for each in columns]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -16,20 +16,22 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 
 from common import one_thread, save  # isort: skip
 import torch
 
+from few_steps import Protocol, protocol_of
 from partikel.app.config import load_preset, make_recipe
 from partikel.data import open_dataset
 from partikel.fields import DiscriminatorField
-from partikel.models import ParticleModel
+from partikel.models import ParticleModel, Sampling
 from partikel.priors import GaussianPrior
 from partikel.recipes import EDM, Recipe
 from partikel.streams import Streams
 from partikel.training import Trainer
 from partikel.training.ema import swapped_in
-from plane import Protocol, Row, trained
+from plane import Row, Runs
 
 FAULTS: dict[str, Row] = {
     "none": {"steps": 28},
@@ -58,21 +60,15 @@ def spread(model: ParticleModel) -> float:
     return float(torch.stack(groups).detach().nanmean())
 
 
-def rows_of(seed: int, protocol: Protocol) -> Iterator[Row]:
+def rows_of(seed: int, protocol: Protocol, runs: Runs) -> Iterator[Row]:
     """Every fault at every point."""
     loaded = load_preset("diffusion-gan-gaussians")
-    base = load_preset("edm-gaussians")
-    scores = {}
     for fault, setting in FAULTS.items():
         iterations = setting.get("score_iterations")
-        edm = make_recipe(
-            "edm",
-            base.settings,
-            {"seed": seed, **({"iterations": iterations} if iterations else {})},
-        )
+        changes = {"iterations": iterations} if iterations else {}
+        scored = runs("edm-gaussians", seed, changes)
+        edm, score = scored.recipe, scored.model
         assert isinstance(edm, EDM)
-        if iterations not in scores:
-            scores[iterations] = trained(edm, protocol.dataset)[0]
         path = {
             "steps": setting["steps"],
             "sigma_max": setting.get("sigma_max", 40.0),
@@ -87,9 +83,9 @@ def rows_of(seed: int, protocol: Protocol) -> Iterator[Row]:
 
         std = setting.get("prior_std")
         for g2, lambda2 in POINTS:
-            alone = point(2.0, 2 * lambda2 / g2).compose(protocol.dataset, scores[iterations])
+            alone = point(2.0, 2 * lambda2 / g2).compose(protocol.dataset, score)
             recipe = point(g2, lambda2)
-            system = recipe.compose(protocol.dataset, scores[iterations])
+            system = recipe.compose(protocol.dataset, score)
             model = with_prior(system.model, std)  # type: ignore[arg-type]
             trainer = Trainer(
                 model,
@@ -101,17 +97,17 @@ def rows_of(seed: int, protocol: Protocol) -> Iterator[Row]:
             )
             for _ in trainer.run():
                 pass
-            control = protocol(with_prior(alone.model.eval(), std), "test")  # type: ignore[arg-type]
+            control = protocol.of(with_prior(alone.model.eval(), std), Sampling())  # type: ignore[arg-type]
             with swapped_in(model.sampled, trainer.average):
-                repaired = protocol(model, "test")
+                repaired = protocol.of(model, Sampling())
                 d = spread(model)
             yield {
                 "fault": fault,
                 "g2": g2,
                 "lambda2": lambda2,
                 "steps": setting["steps"],
-                "score_alone": control["energy"],
-                "with_discriminator": repaired["energy"],
+                "score_alone": control,
+                "with_discriminator": repaired,
                 "d": d,
             }
 
@@ -136,12 +132,14 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/plane"))
     arguments = parser.parse_args()
     one_thread()
-    protocol = Protocol(open_dataset(make_recipe("edm", {"data": {"name": "gaussians"}}).data))
+    protocol = protocol_of(open_dataset(make_recipe("edm", {"data": {"name": "gaussians"}}).data))
+    runs = Runs(arguments.runs, {})
     rows: list[Row] = []
     for seed in arguments.seeds:
-        for row in rows_of(seed, protocol):
+        for row in rows_of(seed, protocol, runs):
             rows.append({"seed": seed, **row})
             print(rows[-1], flush=True)
             save("repair", {"samples": protocol.n, "summary": summary(rows), "rows": rows})

@@ -142,8 +142,10 @@ def test_evaluations_are_counted(
         return json.loads(capsys.readouterr().out)["protocol"]["nfe"]
 
     assert nfe(str(edm)) == 55
-    assert nfe(str(edm), "--steps", "7") == 13
-    assert nfe(str(edm), "--steps", "7", "--stop", "3") == 6
+    assert nfe(str(edm), "--steps", "7") == 7  # by the rule of few steps
+    assert nfe(str(edm), "--steps", "7", "--stop", "3") == 3
+    assert nfe(str(edm), "--steps", "7", "--solver", "heun") == 13
+    assert nfe(str(edm), "--steps", "20") == 39
     assert nfe(str(edm), "--solver", "euler") == 28
     assert nfe(str(edm), "--levels", "[10,1,0.1]") == 7  # Heun's on 4 steps, the last one Euler's
     assert "fall from" in refused(capsys, "sample", str(edm), "--levels", "[1,10]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,22 +13,26 @@ from torch.testing import assert_close
 
 from conftest import MIXTURE, seeded
 from partikel.app.cli import main
-from partikel.app.config import load_preset, make_recipe
+from partikel.app.config import load_preset, make_recipe, preset_names
 from partikel.app.export import export_run, load_export
+from partikel.app.placed import PLACED, checked_entries
 from partikel.app.runs import Run, train_run
-from partikel.app.tuning import PLACED
 from partikel.denoising import VelocityDenoiser
 from partikel.errors import ConfigError
 from partikel.fields import AtScale, DiscriminatorField, ExactScoreField, MMDField, VelocityField
 from partikel.kernels import RieszKernel
-from partikel.models import GeneratorModel, ParticleModel
-from partikel.models.placing import SEARCHED, Placement, place_nodes
+from partikel.models import GeneratorModel, ParticleModel, Sampling
+from partikel.models.placing import FEW, Placement, few_steps, place_nodes
 from partikel.networks import MLP, Conditioning
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, LinearSchedule, Nodes
 from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun, PredictorCorrector, UniPC
 
 PATH = EDMSchedule(40.0)
+SEARCHED = [
+    (low, rho) for low in (0.002, 0.02, 0.1, 0.2, 0.4, 0.8) for rho in (3.0, 7.0, 20.0, 60.0)
+]
+"""Karras's grids, by lowest level and exponent."""
 
 
 def noised(steps: int = 28) -> ParticleModel:
@@ -91,10 +96,50 @@ def test_placed_levels_beat_every_karras_grid(steps: int) -> None:
     assert placed.error < placed.before
 
 
+@pytest.mark.parametrize("steps", [4, 8])
+def test_the_search_of_a_fixed_grid_has_no_edges(steps: int) -> None:
+    """Two numbers: better than a table of them, and worth less than placed nodes."""
+    model, solver = noised(), DPMSolver2M()
+    fixed = place_nodes(model, steps, solver=solver, fixed=True)
+    grids = [Nodes(steps, KarrasGrid(PATH, low, rho)) for low, rho in SEARCHED]
+    found = error(model, fixed.nodes, solver)
+    assert found < 1.02 * min(error(model, grid, solver) for grid in grids)
+    assert place_nodes(model, steps, solver=solver).error < fixed.error
+
+
 def test_a_path_that_begins_at_infinite_noise() -> None:
     model, solver = interpolated(), UniPC(2)
     placed = place_nodes(model, 5, solver=solver)
     assert error(model, placed.nodes, solver) < 0.95 * error(model, Nodes(5), solver)
+
+
+def test_few_steps_have_a_rule() -> None:
+    """Far better than a grid that was made for many; all else stays the model's own."""
+    model = noised()
+    spread = float(MIXTURE.sample(4000, generator=seeded(), dtype=torch.float64).std())
+    for steps in (4, 8, 16):
+        told = few_steps(model, Sampling(Nodes(steps)), spread)
+        assert told.grid is not None
+        assert isinstance(told.solver, UniPC)
+        assert model.evaluations(sampling=told) == steps
+        own = error(model, Nodes(steps), UniPC())
+        assert error(model, told.grid, told.solver) < (0.7 if steps < 16 else 1.0) * own
+    levels = few_steps(model, Sampling(Nodes(4), solver=DPMSolver2M()), spread)
+    assert isinstance(levels.solver, DPMSolver2M)
+    assert levels.grid != Nodes(4)
+    noisy = ParticleModel(
+        model.field, model.prior, steps=28, schedule=PATH, diffusion=torch.ones_like
+    )
+    for of, asked in (
+        (model, Sampling(Nodes(28))),
+        (model, Sampling(Nodes(min(FEW) - 1))),
+        (model, Sampling(Nodes(4), solver=Heun())),
+        (model, Sampling()),
+        (noised(4), Sampling(Nodes(4))),
+        (noisy, Sampling(Nodes(4))),
+        (chain(), Sampling(Nodes(4))),
+    ):
+        assert few_steps(of, asked, spread) == asked
 
 
 def test_the_same_seed_places_the_same_nodes() -> None:
@@ -192,7 +237,7 @@ def test_tuned_steps_are_taken_from_then_on(run: Run, capsys: pytest.CaptureFixt
     said = protocol(capsys, run, "--steps", "3")
     assert (said["times"], said["solver"], said["nfe"]) == (kept["times"], "UniPC", 3)
     assert protocol(capsys, run, "--steps", "3", "--solver", "unipc-2")["times"] == kept["times"]
-    for other in (["--steps", "3", "--solver", "heun"], ["--steps", "4"], []):
+    for other in (["--steps", "3", "--solver", "heun"], ["--steps", "28"], []):
         assert "times" not in protocol(capsys, run, *other)
     levels = protocol(capsys, run, "--levels", "[5,1,0.2]")
     assert levels["times"] != kept["times"]
@@ -222,3 +267,52 @@ def test_what_tune_refuses(run: Run, capsys: pytest.CaptureFixture[str]) -> None
         (run.path / PLACED).write_bytes(damaged)
         assert "remove it" in stopped(capsys, "sample", place, "--steps", "3", "--n", "4")
     (run.path / PLACED).unlink()
+
+
+# --- with a preset
+
+
+def test_presets_ship_nodes_of_their_paths() -> None:
+    shipped = {name: load_preset(name).placed for name in preset_names()}
+    assert {"edm-gaussians", "edm-digits", "edm-mnist-fast", "flow-matching-gaussians"} == {
+        name for name, entries in shipped.items() if entries
+    }
+    for name, entries in shipped.items():
+        loaded = load_preset(name)
+        horizon = getattr(make_recipe(loaded.recipe, loaded.settings), "sigma_max", 1.0)
+        for entry in checked_entries(entries):
+            assert len(entry["times"]) == entry["steps"] + 1
+            assert (entry["times"][0], entry["times"][-1]) == (0.0, horizon)
+        assert {4, 8} <= {entry["steps"] for entry in entries} or not entries
+
+
+def test_runs_of_a_preset_take_its_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If they have its levels; what was placed for the run goes first; Python and commands agree."""
+    small = {"iterations": 20, "network": {"width": 16, "depth": 2}, "evaluate_every": None}
+    settings = load_preset("edm-gaussians").settings
+    shipped = {each["steps"]: each for each in load_preset("edm-gaussians").placed}
+    run, other = (
+        train_run(
+            make_recipe("edm", settings, small, more), tmp_path / name, preset="edm-gaussians"
+        )
+        for name, more in (("same", {}), ("other", {"sigma_max": 30.0}))
+    )
+    for steps in (4, 8):
+        said = protocol(capsys, run, "--steps", str(steps))
+        assert (said["times"], said["solver"]) == (shipped[steps]["times"], "UniPC")
+    said = protocol(capsys, other, "--steps", "4")
+    assert said["times"][-1] == 30.0
+    assert "times" not in protocol(capsys, run, "--steps", "4", "--path", "linear")
+    placed = Sampling(Nodes(times=tuple(shipped[4]["times"])), solver=UniPC())
+    assert_close(
+        run.sample(50, generator=seeded(), steps=4),
+        run.sample(50, generator=seeded(), sampling=placed),
+    )
+    own = run.sample(50, generator=seeded(), sampling=Sampling(Nodes(4)))
+    assert not torch.equal(own, run.sample(50, generator=seeded(), steps=4))
+    main(["tune", str(run.path), "--steps", "4", "--json"])
+    tuned = json.loads(capsys.readouterr().out)["times"]
+    assert tuned != shipped[4]["times"]
+    assert protocol(capsys, run, "--steps", "4")["times"] == tuned

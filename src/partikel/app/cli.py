@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
@@ -51,7 +51,8 @@ class Drawn:
     """How samples are drawn, where not as the run says (free particles only).
 
     Attributes:
-        steps: sampling steps instead of the run's own, at the nodes that 'partikel tune' placed for as many.
+        steps: sampling steps instead of the run's own, at the nodes that were placed for as many
+            (docs/few-steps.md).
         levels: the noise levels that sampling passes through instead, as in [10,1,0.1].
         stop: stop after so many steps.
         solver: another solver.
@@ -70,20 +71,18 @@ class Drawn:
 
     def by(self, run: Run) -> Sampling:
         """The record for a run."""
-        from partikel.app.tuning import placed
-        from partikel.models import Sampling, nodes_at
+        from partikel.models import nodes_at
         from partikel.schedules import PATHS
         from partikel.solvers import SOLVERS
 
-        solver = None if self.solver is None else SOLVERS[self.solver]()
-        grid = None if self.levels is None else nodes_at(run.model, self.levels)
-        path = None if self.path is None else PATHS[self.path]()
-        if self.steps is not None and self.levels is path is None:
-            found = placed(run, self.steps, self.solver, self.guidance)
-            if found is not None:
-                return replace(found, stop=self.stop)
-        options = {"stop": self.stop, "solver": solver, "guidance": self.guidance, "path": path}
-        return Sampling.of(steps=self.steps, grid=grid, **options)
+        return run.sampling(
+            steps=self.steps,
+            grid=None if self.levels is None else nodes_at(run.model, self.levels),
+            stop=self.stop,
+            solver=None if self.solver is None else SOLVERS[self.solver](),
+            guidance=self.guidance,
+            path=None if self.path is None else PATHS[self.path](),
+        )
 
 
 _AS_TRAINED = Drawn()

@@ -41,7 +41,7 @@ _ALLOWED: dict[str, Any] = {
     **dict.fromkeys(("about", "preset"), str | None),
     **dict.fromkeys(("extends", "recipe"), str),
     **dict.fromkeys(("measured", "settings", "from"), dict | None),
-    "history": list | None,
+    **dict.fromkeys(("history", "placed"), list | None),
     "schema": int,
 }
 _PRESETS = preset_texts()
@@ -58,6 +58,7 @@ class Preset:
         settings: what differs from the recipe's defaults.
         measured: results with their protocol, as committed; empty before they are measured.
         given: settings that stand in the user's own file; none of a preset that ships.
+        placed: nodes for few steps (see :mod:`partikel.app.placed`), as committed.
         initial: the run whose weights a training begins with (see :class:`partikel.app.continuing.Origin`),
             which a file may name under ``from``.
     """
@@ -67,6 +68,7 @@ class Preset:
     recipe: str
     settings: dict[str, Any]
     measured: dict[str, Any]
+    placed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     initial: Mapping[str, Any] | None = None
 
@@ -118,7 +120,8 @@ def load_preset(name: str | Path, extended: tuple[str, ...] = ()) -> Preset:
     initial = content.get("from")
     if initial is not None and "run" in initial:
         initial = {**initial, "run": str(folder / str(initial["run"]))}  # as other relative paths
-    return Preset(label, about, recipe, dict(settings), measured, dict(chosen), initial)
+    placed = content.get("placed") or []
+    return Preset(label, about, recipe, dict(settings), measured, placed, dict(chosen), initial)
 
 
 def load_started(name: str) -> Preset:
@@ -367,8 +370,9 @@ def shown_preset(name: str) -> str:
     """A preset whole: what it is, its resolved configuration, what was measured."""
     loaded = load_preset(name)
     text = dump_config(make_recipe(loaded.recipe, loaded.settings), loaded.name)
-    measured = f"# measured: {json.dumps(loaded.measured)}\n" if loaded.measured else ""
-    return f"# {loaded.about}\n{text}{measured}"
+    known = {"measured": loaded.measured, "placed": loaded.placed}
+    more = "".join(f"# {key}: {json.dumps(value)}\n" for key, value in known.items() if value)
+    return f"# {loaded.about}\n{text}{more}"
 
 
 def _plain(value: Any) -> Any:

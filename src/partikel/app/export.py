@@ -33,8 +33,8 @@ from partikel import __version__
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
+from partikel.app.placed import PLACED
 from partikel.app.runs import Labels, Run, draw_samples, labels_of
-from partikel.app.tuning import PLACED
 from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.known import KnownData
 from partikel.denoising import EDMDenoiser

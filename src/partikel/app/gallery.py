@@ -327,10 +327,10 @@ def evaluate_run(
 
     The protocol also names the iteration, the number of function evaluations of a sample, and how
     sampling departed from the run's settings. It runs on the accelerator where there is one.
-    Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.models.Sampling.of`).
+    Samples are drawn as ``sampling``, or options by name, say (see :meth:`partikel.app.runs.Run.sampling`).
     ``measures`` that not every evaluation has are added by name (see :func:`partikel.metrics.own.add_own`).
     """
-    sampling = Sampling.of(sampling, **options)
+    sampling = run.sampling(sampling, **options)
     measure = partial(evaluate, n=n, seed=seed, split=split, features=features, baselines=baselines)
 
     def measured(sampler: Sampler, dataset: Dataset, **place: Any) -> Evaluation:
@@ -473,7 +473,7 @@ def neighbours_run(
     if rows < 1:
         raise ConfigError(f"a picture of neighbours needs rows >= 1, got {rows}.")
     measure = partial(find_memorised, n=n, k=k, seed=seed, features=features)
-    found = _measured(run, Sampling.of(sampling, **options), measure)
+    found = _measured(run, run.sampling(sampling, **options), measure)
     assert isinstance(run.dataset, FiniteDataset)
     distances = found.neighbours.distances
     nearness = distances[:, 0] / distances[:, 1].clamp(min=1e-30)

@@ -43,6 +43,7 @@ from partikel.app.config import (
 )
 from partikel.app.continuing import continued, origin_of, with_its_score
 from partikel.app.moments import Moment, paint
+from partikel.app.placed import with_nodes
 from partikel.app.progress import progress_bar
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.data.folder import find
@@ -164,18 +165,42 @@ class Run(Checked):
             label: a class, several or "all", see :meth:`labels`.
             cond: (n,) labels instead.
             sampling: how samples are drawn; as the run says unless given.
-            options: or what of it departs, see :meth:`partikel.models.Sampling.of`.
+            options: or what of it departs, see :meth:`sampling`.
 
         Raises:
             ConfigError: for an impossible n or label, options that a generator model does not have,
                 or guidance of a model that was not trained for it.
         """
-        sampling = Sampling.of(sampling, **options)
+        sampling = self.sampling(sampling, **options)
         if sampling.guidance is not None:
             _check_guidance(self.recipe)
         if label is not None:
             cond = self.labels(n, label, generator=generator)
         return draw_samples(self.model, n, generator, self.context(), cond=cond, sampling=sampling)
+
+    def sampling(self, sampling: Sampling | None = None, **options: Any) -> Sampling:
+        """How samples are drawn: a record, or one made of options by name.
+
+        A number of ``steps`` takes nodes that were placed for as many (see :mod:`partikel.app.placed`).
+
+        Args:
+            sampling: the record; then there are no options.
+            options: see :meth:`partikel.models.Sampling.of`.
+
+        Raises:
+            CheckpointError: where the file of placed nodes is damaged.
+        """
+        found = Sampling.of(sampling, **options)
+        if options.get("steps") is None or found.path is not None:
+            return found
+        return with_nodes(
+            found,
+            path=self.path,
+            preset=self.preset,
+            recipe=self.recipe,
+            model=self.model,
+            sigma_data=self.data.sigma_data,
+        )
 
     def labels(
         self, n: int, label: Labels | None = None, *, generator: torch.Generator

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from partikel.app.placed import PLACED, beside
 from partikel.app.runs import Run
 from partikel.errors.checks import Count, checked
-from partikel.files import read_json, reading, sealed, write_json, writing_to
+from partikel.files import sealed, write_json, writing_to
 from partikel.metrics.evaluation import quick_evaluation
 from partikel.metrics.measures import main_measure
-from partikel.models import Sampling
 from partikel.models.placing import place_nodes
-from partikel.schedules import Nodes
 from partikel.solvers import SOLVERS
 
-PLACED = "placed.json"
-"""The file in the folder of a run, or of an export."""
 SEVERAL_STEPS = "unipc-2"
 """The solver along a path of noised data, unless another one is asked for."""
 
@@ -59,7 +55,7 @@ def tune_run(
         CheckpointError: where the file beside the run is damaged, or cannot be written.
     """
     name = solver or (SEVERAL_STEPS if run.model.follows_path else None)
-    kept, images = _kept(run), len(run.data.shape) > 1
+    kept, images = beside(run.path), len(run.data.shape) > 1
     criterion = criterion or ("data" if images else "path")
     starts = (2000 if images else 4096) if criterion == "data" else 512
     half = starts // 2
@@ -103,33 +99,3 @@ def tune_run(
     with writing_to(run.path / PLACED):
         write_json(run.path / PLACED, sealed({"placed": [*kept, entry]}))
     return entry
-
-
-def placed(run: Run, steps: int, solver: str | None, guidance: float | None) -> Sampling | None:
-    """How samples of so many steps are drawn, where nodes were placed for them; the latest for any solver.
-
-    Raises:
-        CheckpointError: where the file beside the run is damaged.
-    """
-    for entry in reversed(_kept(run)):
-        if (entry["steps"], entry["guidance"]) == (steps, guidance) and solver in (
-            None,
-            entry["solver"],
-        ):
-            by = None if entry["solver"] is None else SOLVERS[entry["solver"]]()
-            nodes = Nodes(times=tuple(entry["times"]))
-            return Sampling.of(grid=nodes, solver=by, guidance=guidance)
-    return None
-
-
-def _kept(run: Run) -> list[dict[str, Any]]:
-    path: Path = run.path / PLACED
-    if not path.exists():
-        return []
-    with reading(path, "holds no placed nodes: remove it, and 'partikel tune' places them anew."):
-        entries = read_json(path, must_be_sealed=True)["placed"]
-        for entry in entries:
-            Nodes(times=tuple(map(float, entry["times"])))
-            if {"steps", "guidance"} - entry.keys() or entry["solver"] not in (None, *SOLVERS):
-                raise ValueError("no number of steps, or an unknown solver")
-    return entries

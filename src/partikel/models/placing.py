@@ -16,8 +16,8 @@ from partikel.errors import ConfigError
 from partikel.errors.checks import Count, Range, checked
 from partikel.models.base import Carrier, Sampling
 from partikel.models.particle import ParticleModel, free_particles
-from partikel.schedules import KarrasGrid, Nodes
-from partikel.solvers import Heun, Solver
+from partikel.schedules import Nodes, karras_level
+from partikel.solvers import DPMSolver2M, Heun, Solver, UniPC
 
 Told = Callable[[int, int], None]
 """Of progress: (done, total)."""
@@ -26,10 +26,16 @@ FINE = 64
 """Steps of Heun's method that count as converged."""
 LOWEST = 0.002
 """Level of noise below which no node is placed, where the path goes on to 0."""
-SEARCHED = tuple(
-    (low, rho) for low in (0.002, 0.02, 0.1, 0.2, 0.4, 0.8) for rho in (3.0, 7.0, 20.0, 60.0)
-)
-"""Karras's grids that the search begins from: the best of them, by lowest level and exponent."""
+FEW = range(4, 17)
+"""Numbers of steps that have a rule."""
+FEW_LOWEST = 0.08
+"""Lowest level of the rule, in standard deviations of the data."""
+FEW_EXPONENT = -1 / 8
+"""1/ρ of the rule for points: steps are finest at the lowest levels."""
+FEW_OF_IMAGES = 1 / 32
+"""1/ρ of the rule for images, by the number of steps."""
+HALVINGS = 3
+"""Sizes of the steps of the search for a fixed grid, each half of the one before."""
 ROUNDS = 12
 """Gauss-Newton steps, or exchanges of a node."""
 TRIALS = 40
@@ -64,6 +70,7 @@ def place_nodes(
     solver: Solver | None = None,
     guidance: float | None = None,
     distance: Callable[[Tensor], float] | None = None,
+    fixed: bool = False,
     starts: Annotated[int, Range(least=2, most=2**24)] = 512,
     real: Tensor | None = None,
     seed: int = 0,
@@ -81,6 +88,7 @@ def place_nodes(
         solver: a deterministic one; the model's own unless given.
         guidance: weight of the labels.
         distance: of samples (n, ...) to data, the criterion; without, that of the path's end.
+        fixed: only the best of the grids that two numbers describe, Karras's by lowest level and exponent.
         starts: how many particles, both halves together, >= 2; labels are drawn for them.
         real: samples of the data, for a field that compares with them.
         seed: of the starts.
@@ -101,7 +109,7 @@ def place_nodes(
         )
     x, cond, sampling = *_starts(free, starts, seed), Sampling(solver=chosen, guidance=guidance)
     search = _Search(free, steps, sampling, x, cond, distance, real, seed, told)
-    found, plain = search.anywhere() if free.follows_path else search.among_own()
+    found, plain = search.anywhere(fixed) if free.follows_path else search.among_own()
     before, after = search.worth(1, plain), search.worth(1, found)
     if not after < before:
         found, after = plain, before
@@ -109,6 +117,37 @@ def place_nodes(
     nodes = Nodes(times=tuple(times.tolist()))
     count = model.evaluations(real=real, sampling=replace(sampling, grid=nodes))
     return Placement(nodes, after, before, "path" if distance is None else "data", count)
+
+
+def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling:
+    """How so many steps are taken where nothing was placed for them: the rule for few steps.
+
+    In :data:`FEW`, if fewer than its own, steps of a model whose particles follow a path of noised data
+    without noise are UniPC's, of order 2, on a fixed grid: one rule for points, one for images, chosen on
+    Gaussians and digits. More steps, other models, and solvers that are asked for and not of UniPC's family
+    keep the model's own grid.
+
+    Args:
+        model: any carrier.
+        sampling: that asks for a number of steps.
+        sigma_data: standard deviation of the data.
+    """
+    steps = None if sampling.grid is None else sampling.grid.steps
+    if steps is None or not isinstance(model, ParticleModel) or not model.follows_path:
+        return sampling
+    noisy = model.diffusion is not None or model.solver.stochastic
+    known = sampling.solver is None or isinstance(sampling.solver, (UniPC, DPMSolver2M))
+    if noisy or not known or steps not in FEW or steps >= model.steps:
+        return sampling
+    place = _Places(model, steps)
+    at = (0.0, 0.0)
+    if place.by_level:
+        bent = FEW_OF_IMAGES * steps if len(model.shape or ()) > 1 else FEW_EXPONENT
+        at = math.log2(max(FEW_LOWEST * sigma_data, LOWEST)), bent
+    nodes = place.fixed(*at)
+    if nodes is None:
+        return sampling
+    return replace(sampling, grid=nodes, solver=sampling.solver or UniPC())
 
 
 def _starts(model: ParticleModel, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -173,25 +212,21 @@ class _Search:
 
     # --- along a path of noise
 
-    def anywhere(self) -> tuple[Nodes, Nodes]:
+    def anywhere(self, fixed: bool) -> tuple[Nodes, Nodes]:
         """What was found, and the model's own grid.
 
-        By Gauss-Newton steps on the logarithms of the gaps, from the best of Karras's grids; by a search
-        without derivatives, where the criterion has none.
+        By Gauss-Newton steps on the logarithms of the gaps, from the best fixed grid; by a search without
+        derivatives, where the criterion has none.
         """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
-        place = _Places(self.model, self.steps)
-        trials = (ROUNDS if self.distance is None else TRIALS) * self.steps
-        total = len(place.grids) + trials
-        found: list[tuple[float, int, Nodes]] = []
-        for grid in place.grids:
-            found.append((self.worth(0, grid), len(found), grid))
-            self.counted(total)
-        best = min(found)
-        if self.steps == 1:
-            return best[2], Nodes(self.steps)
-        theta = place.gaps(best[2])
+        place, own = _Places(self.model, self.steps), Nodes(self.steps)
+        trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
+        total = TRIALS + trials
+        best = self._fixed(place, total)
+        if fixed or self.steps == 1:
+            return best, own
+        theta = place.gaps(best)
 
         def missed(gaps: np.ndarray) -> Any:
             self.counted(total)
@@ -208,8 +243,31 @@ class _Search:
             )
         else:
             result = minimize(missed, theta, method="Nelder-Mead", options={"maxfev": trials})
-        tried = [best[2], place.nodes(result.x)]
-        return min(tried, key=lambda nodes: self.worth(1, nodes)), Nodes(self.steps)
+        tried = [best, place.nodes(result.x)]
+        return min(tried, key=lambda nodes: self.worth(1, nodes)), own
+
+    def _fixed(self, place: _Places, total: int) -> Nodes:
+        """The best of fixed grids: to the best neighbour until there is none, without edges."""
+        known: dict[tuple[float, float], float] = {}
+
+        def worth(at: tuple[float, float]) -> float:
+            if at not in known:
+                self.counted(total)
+                nodes = place.fixed(*at)
+                known[at] = math.inf if nodes is None else self.worth(0, nodes)
+            return known[at]
+
+        best = place.begin
+        for halving in range(HALVINGS):
+            first, second = (step / 2**halving for step in place.strides)
+            while True:
+                a, b = best
+                around = [(a - first, b), (a + first, b), (a, b - second), (a, b + second)]
+                nearest = min(around, key=worth)
+                if worth(nearest) >= worth(best):
+                    break
+                best = nearest
+        return place.fixed(*best) or Nodes(self.steps)
 
     # --- among the nodes that a field was trained at
 
@@ -243,28 +301,46 @@ class _Search:
 
 
 class _Places:
-    """Between the gaps of n nodes and their times: along log σ, or along t where σ begins at infinity."""
+    """Between n nodes and what describes them: along log σ, or along t where σ begins at infinity.
+
+    Attributes:
+        begin: the two numbers of a fixed grid that a search begins with.
+        strides: the first steps from there.
+    """
 
     def __init__(self, model: ParticleModel, steps: int) -> None:
         assert model.schedule is not None
         self.schedule, self.steps, self.horizon = model.schedule, steps, model.horizon
         self.by_level = math.isfinite(self.schedule.sigma_max)
-        lowest = max(self.schedule.sigma_end, LOWEST)
-        times = [Nodes(steps).of(model.grid, model.steps, model.horizon)]
         if self.by_level:
-            self.ends = math.log(self.schedule.sigma_max), math.log(lowest)
-            times += [
-                KarrasGrid(self.schedule, low, rho).nodes(steps)
-                for low, rho in SEARCHED
-                if lowest <= low < self.schedule.sigma_max
-            ]
+            self.lowest = max(self.schedule.sigma_end, LOWEST)
+            self.ends = math.log(self.schedule.sigma_max), math.log(self.lowest)
+            begin = min(max(-3.0, math.log2(self.lowest)), math.log2(self.schedule.sigma_max / 2))
+            self.begin, self.strides = (begin, 0.25), (2.0, 0.25)
         else:
             self.ends = 0.0, self.horizon
-            times += [
-                self.horizon * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
-                for power in (0.5, 0.7, 1.0, 1.5, 2.0)
-            ]
-        self.grids = [Nodes(times=tuple(each.tolist())) for each in times]
+            self.begin, self.strides = (0.0, 0.0), (1.0, 1.0)
+
+    def fixed(self, first: float, second: float) -> Nodes | None:
+        """The grid of two numbers, or None where there is none.
+
+        Along σ they are the logarithm of the lowest level, to the base 2, and 1/ρ of Karras's grid: at 0 the
+        geometric one, with finer steps at low levels below. Along t nodes are T (1 - (1 - w^p)^q) of even w,
+        with the logarithms of p and q.
+        """
+        if self.by_level:
+            low, high = 2.0**first, self.schedule.sigma_max
+            if not self.lowest <= low <= high / 2:
+                return None
+            place = torch.linspace(0, 1, self.steps, dtype=torch.float64)[1:]
+            even = high * torch.pow(low / high, place)
+            levels = karras_level(place, low, high, 1 / second) if second else even
+            times = self.schedule.time(levels)
+        else:
+            place = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)[1:-1]
+            times = self.horizon * (1 - (1 - place**2.0**first) ** 2.0**second)
+        times = [0.0, *times.tolist(), self.horizon]
+        return Nodes(times=tuple(times)) if all(a < b for a, b in pairwise(times)) else None
 
     def gaps(self, nodes: Nodes) -> np.ndarray:
         """(n,) logarithms of the gaps."""
