@@ -174,10 +174,10 @@ def rows(
     return found
 
 
-def peers(run: Run, protocol: Protocol) -> dict[str, list[float]]:
+def peers(run: Run, protocol: Protocol, placing: bool) -> dict[str, list[float]]:
     """Row by row, the distance at each number of evaluations."""
     found: dict[str, list[float]] = {}
-    for name, draw in samplers(run, protocol):
+    for name, draw in samplers(run, placing):
         found[name] = []
         for count in PEERS:
             values = protocol.measured(lambda n, g, count=count, draw=draw: draw(n, g, count))
@@ -190,7 +190,7 @@ Draw = Callable[[int, torch.Generator, int], Tensor]
 """(n, generator, evaluations) -> samples."""
 
 
-def samplers(run: Run, protocol: Protocol) -> Iterator[tuple[str, Draw]]:
+def samplers(run: Run, placing: bool) -> Iterator[tuple[str, Draw]]:
     """Ours, then the peers'."""
     model = run.model
     assert isinstance(model, ParticleModel)
@@ -218,7 +218,8 @@ def samplers(run: Run, protocol: Protocol) -> Iterator[tuple[str, Draw]]:
         return sampling
 
     default = without_own(run)
-    yield "partikel, placed for the run", ours(placed)
+    if placing:
+        yield "partikel, placed for the run", ours(placed)
     yield "partikel, default", ours(lambda count: default.sampling(steps=count))
     grids = {
         "Karras, ρ = 7": KarrasGrid(model.schedule, LOWEST),
@@ -334,7 +335,11 @@ def main() -> None:
     name = f"few-steps-{'peers-' if given.peers else ''}{given.name}"
     for run in opened:
         placing = not given.no_placing
-        made = peers(run, protocol) if given.peers else rows(run, protocol, cells, placing, fixed)
+        made = (
+            peers(run, protocol, placing)
+            if given.peers
+            else rows(run, protocol, cells, placing, fixed)
+        )
         record["runs"].append(made)
         print(save(name, record), flush=True)
 
