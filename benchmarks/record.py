@@ -183,7 +183,7 @@ def few_steps() -> str:
         ]
         for name in result["runs"][0]:
             columns = zip(*(each[name] for each in result["runs"]), strict=True)
-            cells = [spread(list(each)) for each in columns]
+            cells = ["-" if None in each else spread(list(each)) for each in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
