@@ -128,10 +128,13 @@ class FrechetField(Field):
         self.remembered = present if weight == 1 else self.remembered.lerp(present, weight)
         return [Moments(e[0], e[1:] - e[0].outer(e[0])) for e in self.remembered]
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        if (kept := state.get(f"{prefix}remembered")) is not None:  # whose size the features decide
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **options: Any
+    ) -> None:
+        # the features decide on the size of what is remembered
+        if (kept := state_dict.get(f"{prefix}remembered")) is not None:
             self.remembered = torch.empty_like(kept, device=self.remembered.device)
-        super()._load_from_state_dict(state, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *others, **options)
 
 
 def _power(matrix: Tensor, power: float) -> Tensor:
