@@ -16,6 +16,7 @@ from partikel.schedules import (
     KarrasGrid,
     KarrasLaw,
     LogNormalLaw,
+    Nodes,
     Schedule,
     UniformGrid,
     VESchedule,
@@ -146,6 +147,11 @@ def test_karras_law_is_a_uniform_place_on_the_grid() -> None:
         lambda: KarrasGrid(EDMSchedule(1.0), rho=0.0),
         lambda: KarrasGrid(EDMSchedule(1.0)).nodes(0),
         lambda: UniformGrid().nodes(0),
+        lambda: Nodes(times=(0.0,)),
+        lambda: Nodes(times=(0.1, 1.0)),
+        lambda: Nodes(times=(0.0, 0.5, 0.4, 1.0)),
+        lambda: Nodes(times=(0.0, 0.5, 0.5, 1.0)),
+        lambda: Nodes(4, times=(0.0, 1.0)),
     ],
 )
 def test_impossible_settings_are_refused(build: Callable[[], object]) -> None:
