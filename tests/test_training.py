@@ -804,7 +804,15 @@ def test_a_half_life_halves() -> None:
 
 
 @pytest.mark.parametrize(
-    "ema", [{}, {"half_life": 0}, {"sigma_rel": 0.3}, {"half_life": 9, "sigma_rel": 0.1}, 1.0]
+    "ema",
+    [
+        {},
+        {"half_life": 0},
+        {"sigma_rel": 0.3},
+        {"sigma_rel": 0},
+        {"half_life": 9, "sigma_rel": 0.1},
+        1.0,
+    ],
 )
 def test_impossible_averages(ema: object) -> None:
     with pytest.raises(ConfigError, match="half_life|sigma_rel|ema"):
