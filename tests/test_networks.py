@@ -682,7 +682,7 @@ def test_initialise_refuses_what_it_does_not_know():
 def test_settings_and_signatures_have_the_same_options():
     options = {field.name for field in fields(NetworkSettings)} - {"kind", "init"}
     given = {"shape", "latent", "in_shape", "out_shape", "scalars", "classes"}
-    given |= {"strides", "groups"}  # of a kind
+    given |= {"strides", "groups", "late"}  # of a kind
     taken = set()
     for roles in NETWORKS.values():
         for network in roles.values():

@@ -16,11 +16,18 @@ import numpy as np
 import pytest
 
 import partikel
+from conftest import GAUSSIAN
 from partikel.app.config import make_recipe
 from partikel.errors import ConfigError
 from partikel.errors.checks import Checked, Range, options_of, parts_of, types_of
-from partikel.fields import DriftField, LabelDropout, SlicedWassersteinField
+from partikel.fields import (
+    DriftField,
+    ExactScoreField,
+    LabelDropout,
+    SlicedWassersteinField,
+)
 from partikel.kernels import RBFKernel, RieszKernel
+from partikel.models import ParticleModel
 from partikel.networks import NetworkSettings
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
@@ -90,6 +97,10 @@ GIVEN: dict[str, dict[str, Any]] = {
     "Independent": {"source": GaussianPrior((2,))},
     "OptimalTransport": {"source": GaussianPrior((2,))},
     "Initial": {"run": "runs/edm"},
+    "_SameLevels": {
+        "flow": ParticleModel(ExactScoreField(GAUSSIAN), GaussianPrior((2,)), steps=2),
+        "path": EDMSchedule(),
+    },
 }
 """What must be given."""
 
