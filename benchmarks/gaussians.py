@@ -83,7 +83,7 @@ def samplings(run: Run) -> dict[str, dict[str, Any]]:
     steps = getattr(run.recipe, "steps", None)
     if isinstance(run.model, FlowMapModel):
         one = {"one call": {}}
-        return one if run.model.loss.one_call else {**one, "4 calls": {"steps": 4}}
+        return one if run.model.one_call else {**one, "4 calls": {"steps": 4}}
     return {"one call" if steps is None else f"{steps} steps": {}}
 
 

@@ -82,6 +82,7 @@ class FlowMapModel(Carrier):
     Attributes:
         nodes: (N + 1,) the times of a flow that is known at its own steps only, in float64.
         learns_itself: whether the flow is the map's own diagonal.
+        one_call: whether it learns where its flow ends, and no jump between.
         simulated: whether it is trained at the flow's own particles.
 
     Raises:
@@ -122,19 +123,20 @@ class FlowMapModel(Carrier):
         self.nodes = None if flow.follows_path else flow.grid.nodes(flow.steps)
         usual = Lagrangian if flow.follows_path else Semigroup
         self.loss = loss or (MeanFlow() if self.learns_itself else usual())
+        self.one_call = isinstance(self.loss, Endpoints)
         on_nodes = isinstance(self.loss, Semigroup) and self.loss.step == 0
-        if not (flow.follows_path or on_nodes or self.loss.one_call):
+        if not (flow.follows_path or on_nodes or self.one_call):
             raise ConfigError(
                 "this flow was trained for its own steps and is not known between them: learn its map by "
                 "the semigroup on its nodes (Semigroup()), or where it ends (Endpoints())."
             )
-        if self.learns_itself and (self.loss.simulated or self.loss.one_call):
+        if self.learns_itself and (self.loss.simulated or self.one_call):
             raise ConfigError(
                 "a map that learns from data has no flow to simulate yet: leave out simulated, and "
                 "Endpoints."
             )
         self.simulated = (
-            not (flow.follows_path or self.loss.one_call)
+            not (flow.follows_path or self.one_call)
             if self.loss.simulated is None
             else self.loss.simulated
         )
@@ -324,7 +326,8 @@ class FlowMapModel(Carrier):
         if self._ends is not None:
             assert batch.real is not None
             pairs = self._ends.pairs(batch.real, batch.streams)
-            s, t = self.loss.times(len(pairs.x1), self, None, generator=time, like=pairs.x1)
+            s = pairs.x0.new_zeros(len(pairs.x0))
+            t = torch.full_like(s, self.horizon)
             return Points(pairs.x0, s, t, cond=pairs.cond, pairs=pairs)
         if batch.particles is not None:
             x, cond = batch.particles.x, batch.particles.cond
@@ -456,7 +459,7 @@ class FlowMapModel(Carrier):
                 raise ConfigError(
                     f"this map knows the nodes of its flow's {len(own) - 1} steps only."
                 )
-        if self.loss.one_call and len(nodes) > 2 and not shown:
+        if self.one_call and len(nodes) > 2 and not shown:
             raise ConfigError(
                 "this map has learned its flow's ends only (the loss 'endpoints'): take one call, or learn "
                 "the jumps between by another loss."

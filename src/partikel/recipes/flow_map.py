@@ -196,11 +196,11 @@ class Distillation(Recipe):
         if required.conditional is not self.conditional:
             knows = "knows labels" if required.conditional else "knows no labels"
             raise ConfigError(f"the teacher {knows}: its map is conditional just as it is.")
-        loss = self.loss or self._usual(required)  # asks what is frozen next
+        kind = self.loss or self._usual(required)  # asks what is frozen next
         flow = deterministic(required, self.batch)
         path = PATHS[self.path]()
         if flow.follows_path and _has_score(flow.field) and flow.schedule != path:
-            flow = _same_steps(flow, path) if loss == "endpoints" else flow.along(path)
+            flow = _same_steps(flow, path) if kind == "endpoints" else flow.along(path)
             flow.field.freeze()
         network = build_network(
             self.network or _like(self.teacher),
@@ -210,7 +210,7 @@ class Distillation(Recipe):
             classes=self.classes(dataset),
             generator=self.init_generator("map"),
         )
-        loss = _loss(loss, UniformTimeLaw(), self.diagonal, self.power, self.intervals)
+        loss = _loss(kind, UniformTimeLaw(), self.diagonal, self.power, self.intervals)
         if not flow.follows_path and isinstance(loss, Semigroup):
             loss = replace(loss, solver=flow.solver)
         model = FlowMapModel(
@@ -229,8 +229,8 @@ class Distillation(Recipe):
         What was trained at its own particles moves them by its own steps, and is less good elsewhere.
         """
         own = any("particles" in loss.needs for loss in required.losses())
-        own = own and getattr(required, "diffusion", None) is None
-        if own and self.steps == 1:
+        still = isinstance(required, ParticleModel) and required.diffusion is None
+        if own and still and self.steps == 1:
             return "endpoints"
         return "lagrangian" if required.follows_path else "semigroup"
 

@@ -94,11 +94,9 @@ class MapLoss(Checked, ABC):
         simulated: train on particles of the flow itself, not on noised data; None does where there is no
             path of noised data.
         to_end: whether the map learns to jump to T only.
-        one_call: whether it learns that from t = 0 only, by pairs that the flow has simulated.
     """
 
     to_end: ClassVar[bool] = False
-    one_call: ClassVar[bool] = False
 
     law: TimeLaw = field(default_factory=UniformTimeLaw)
     diagonal: Share = 0.5

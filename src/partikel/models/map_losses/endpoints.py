@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from partikel.errors.checks import Size
@@ -24,22 +23,8 @@ class Endpoints(MapLoss):
     """
 
     to_end = True
-    one_call = True
 
     size: Size = 50_000
-
-    def times(
-        self,
-        n: int,
-        model: LearnedMap,
-        s: Tensor | None,
-        *,
-        generator: torch.Generator,
-        like: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Zeros, and T."""
-        s = like.new_zeros(n)
-        return s, torch.full_like(s, model.horizon)
 
     def target(self, model: LearnedMap, points: Points) -> Tensor:
         """(x_1 - x_0)/T."""
