@@ -252,19 +252,19 @@ def explorer() -> str:
     assert result is not None
     states = result["states"]
     first = max(row["first_motion_ms"] for row in states.values()) / 1000
+    runs = "one run" if result["attempts"] == 1 else f"the best of {result['attempts']} runs"
     lines = [
         f"The page has {result['page_bytes'] / 1000:.0f} kB without runs; particles first move within "
         f"{first:.1f} s. Milliseconds of a frame, computed and drawn with all that goes on beside it, "
-        f"in Chromium {result['browser'].split('.')[0]}, the best of {result['attempts']} runs. The "
-        f"machine had other work for all its cores, which lengthens what the clock shows (the median, "
-        f"and what nine of ten frames stay below); the main thread's processor time, a mean over "
-        f"frames, is what the page needs.",
+        f"in Chromium {result['browser'].split('.')[0]}, {runs}: the median by the clock, "
+        f"what nine of ten frames stay below, and the main thread's processor time, a mean over frames, "
+        f"and its ratio to the first row's.",
         "",
-        "| field and carrier | target | processor time | relative | clock: median | nine of ten |",
+        "| field and carrier | target | median | nine of ten | processor time | relative |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in states.items():
-        figures = [row[key] for key in ("cpu_ms", "cpu_ratio", "median_ms", "slow_ms")]
+        figures = [row[key] for key in ("median_ms", "slow_ms", "cpu_ms", "cpu_ratio")]
         cells = " | ".join(f"{value:.1f}" for value in figures)
         lines.append(f"| {name} | {row['target_ms']} | {cells} |")
     return "\n".join(lines)
