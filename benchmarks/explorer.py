@@ -120,7 +120,8 @@ def measure(driver: Any, path: Path, attempts: int) -> None:
     record = {
         "what": "2,000 particles, 1280 x 900; median_ms and slow_ms (nine of ten frames take less) are "
         "clock times of the attempt with the least median; cpu_ms is the main thread's processor "
-        "time, all of it, over the frames, the least of the attempts; cpu_ratio is it over that of the first state",
+        "time, all of it, over the frames, the least of the attempts; cpu_ratio is it "
+        "over that of the first state",
         "browser": driver.capabilities["browserVersion"],
         "attempts": attempts,
         "seconds": SECONDS,
