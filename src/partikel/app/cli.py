@@ -263,8 +263,9 @@ def evaluate(
         run: folder of a run.
         n: samples, and reference points; images are at most as many as the split has.
         split: the reference; train is the convention of FID on 50,000 images.
-        features: feature network for images: mnist, digits, pixels, efficientnet-lite0, inception,
-            inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data unless given.
+        features: feature network for images: mnist, digits, pixels, efficientnet-lite0 to -lite2,
+            inception, inception:FILE, dinov2, timm:MODEL or timm:MODEL@SIDE; what suits the data
+            unless given.
         measures: further ones to add, by name, several with commas: mind and fdr of images
             (docs/evaluation.md), and those of other packages (docs/extending.md).
         baselines: measure noise and the mean image too (images only).

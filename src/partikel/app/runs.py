@@ -63,8 +63,7 @@ from partikel.files import (
     write_whole,
     writing_to,
 )
-from partikel.metrics.evaluation import chunk_size
-from partikel.metrics.several import watch
+from partikel.metrics.evaluation import chunk_size, quick_evaluation
 from partikel.models import Carrier, Sampling
 from partikel.networks.weights import read_tensors, write_tensors
 from partikel.recipes import Recipe, System
@@ -593,7 +592,9 @@ class _Watch:
         def sampler(n: int, generator: torch.Generator) -> Tensor:
             return draw_samples(model, n, generator, real)
 
-        figures = watch(sampler, dataset, n=recipe.evaluate_samples, device=device)
+        figures = quick_evaluation(
+            sampler, dataset, n=recipe.evaluate_samples, device=device, unbiased=True
+        )
         generator = seeded(recipe.seed, "pictures", device=device)
         few = 400 if len(dataset.shape) == 1 else 64
         data = shown_data(dataset, few, generator)

