@@ -29,11 +29,13 @@ LOWEST = 0.002
 FEW = range(4, 17)
 """Numbers of steps that have a rule."""
 FEW_LOWEST = 0.08
-"""Lowest level of the rule, in standard deviations of the data."""
+"""Lowest level of the rule for points, in standard deviations of the data."""
 FEW_EXPONENT = -1 / 8
 """1/ρ of the rule for points: steps are finest at the lowest levels."""
-FEW_OF_IMAGES = 1 / 32
-"""1/ρ of the rule for images, by the number of steps."""
+FEW_OF_IMAGES = 2.8
+"""Least second level of the rule for images, in standard deviations of the data."""
+EVEN = 1.0, -3.0
+"""Logarithms, to the base 2, of the first and the last level of even steps that a search begins with."""
 HALVINGS = 3
 """Sizes of the steps of the search for a fixed grid, each half of the one before."""
 ROUNDS = 12
@@ -123,9 +125,11 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     """How so many steps are taken where nothing was placed for them: the rule for few steps.
 
     In :data:`FEW`, if fewer than its own, steps of a model whose particles follow a path of noised data
-    without noise are UniPC's, of order 2, on a fixed grid: one rule for points, one for images, chosen on
-    Gaussians and digits. More steps, other models, and solvers that are asked for and not of UniPC's family
-    keep the model's own grid.
+    without noise are UniPC's, of order 2. For N steps of images the first leads from the highest level to
+    max(2.8, N/2) standard deviations of the data, above which a denoiser knows little but their mean; even
+    ones lead to 1/16 + 1/(2N), and the last to the end. For points it is one of Karras's grids. Both were
+    chosen on Gaussians and digits. More steps, other models, and solvers that are asked for and not of UniPC's family keep the
+    model's own grid.
 
     Args:
         model: any carrier.
@@ -140,11 +144,13 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     if noisy or not known or steps not in FEW or steps >= model.steps:
         return sampling
     place = _Places(model, steps)
-    at = (0.0, 0.0)
-    if place.by_level:
-        bent = FEW_OF_IMAGES * steps if len(model.shape or ()) > 1 else FEW_EXPONENT
-        at = math.log2(max(FEW_LOWEST * sigma_data, LOWEST)), bent
-    nodes = place.fixed(*at)
+    if not place.by_level:
+        nodes = place.fixed(0.0, 0.0)
+    elif len(model.shape or ()) > 1:
+        ends = max(FEW_OF_IMAGES, steps / 2), 1 / 16 + 1 / (2 * steps)
+        nodes = place.even(*(math.log2(share * sigma_data) for share in ends))
+    else:
+        nodes = place.fixed(math.log2(max(FEW_LOWEST * sigma_data, LOWEST)), FEW_EXPONENT)
     if nodes is None:
         return sampling
     return replace(sampling, grid=nodes, solver=sampling.solver or UniPC())
@@ -215,15 +221,18 @@ class _Search:
     def anywhere(self, fixed: bool) -> tuple[Nodes, Nodes]:
         """What was found, and the model's own grid.
 
-        By Gauss-Newton steps on the logarithms of the gaps, from the best fixed grid; by a search without
-        derivatives, where the criterion has none.
+        By Gauss-Newton steps on the logarithms of the gaps, from the best fixed grid, of even steps or of
+        Karras's; by a search without derivatives, where the criterion has none.
         """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
         place, own = _Places(self.model, self.steps), Nodes(self.steps)
         trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
-        total = TRIALS + trials
-        best = self._fixed(place, total)
+        total = (1 if fixed else 2) * TRIALS + trials
+        best = self._fixed(place.fixed, place.begin, place.strides, total)
+        if not fixed and place.by_level:
+            even = self._fixed(place.even, EVEN, (1.0, 1.0), total)
+            best = min(best, even, key=lambda nodes: self.worth(0, nodes))
         if fixed or self.steps == 1:
             return best, own
         theta = place.gaps(best)
@@ -246,20 +255,26 @@ class _Search:
         tried = [best, place.nodes(result.x)]
         return min(tried, key=lambda nodes: self.worth(1, nodes)), own
 
-    def _fixed(self, place: _Places, total: int) -> Nodes:
-        """The best of fixed grids: to the best neighbour until there is none, without edges."""
+    def _fixed(
+        self,
+        grid: Callable[[float, float], Nodes | None],
+        begin: tuple[float, float],
+        strides: tuple[float, float],
+        total: int,
+    ) -> Nodes:
+        """The best of grids of two numbers: to the best neighbour until there is none, without edges."""
         known: dict[tuple[float, float], float] = {}
 
         def worth(at: tuple[float, float]) -> float:
             if at not in known:
                 self.counted(total)
-                nodes = place.fixed(*at)
+                nodes = grid(*at)
                 known[at] = math.inf if nodes is None else self.worth(0, nodes)
             return known[at]
 
-        best = place.begin
+        best = begin
         for halving in range(HALVINGS):
-            first, second = (step / 2**halving for step in place.strides)
+            first, second = (step / 2**halving for step in strides)
             while True:
                 a, b = best
                 around = [(a - first, b), (a + first, b), (a, b - second), (a, b + second)]
@@ -267,7 +282,7 @@ class _Search:
                 if worth(nearest) >= worth(best):
                     break
                 best = nearest
-        return place.fixed(*best) or Nodes(self.steps)
+        return grid(*best) or Nodes(self.steps)
 
     # --- among the nodes that a field was trained at
 
@@ -341,6 +356,19 @@ class _Places:
             times = self.horizon * (1 - (1 - place**2.0**first) ** 2.0**second)
         times = [0.0, *times.tolist(), self.horizon]
         return Nodes(times=tuple(times)) if all(a < b for a, b in pairwise(times)) else None
+
+    def even(self, first: float, last: float) -> Nodes | None:
+        """From the highest level to one below, by even steps along σ to the last, and to the end; or None.
+
+        Args:
+            first: logarithm of the level below the highest, to the base 2.
+            last: of the last one.
+        """
+        first, last = 2.0**first, max(2.0**last, self.lowest)
+        if self.steps < 3 or not last < first <= self.schedule.sigma_max * (1 - 1 / self.steps):
+            return None
+        levels = torch.linspace(first, last, self.steps - 1, dtype=torch.float64)
+        return Nodes(times=(0.0, *self.schedule.time(levels).tolist(), self.horizon))
 
     def gaps(self, nodes: Nodes) -> np.ndarray:
         """(n,) logarithms of the gaps."""
