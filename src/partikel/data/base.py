@@ -266,6 +266,8 @@ class SyntheticDataset(Dataset):
     def _stream(self, n: int, own: slice, draws: Draws) -> BatchStream:
         def draw() -> Batch:
             batch = self._draw(n, draws)
+            if own.start == 0 and own.stop == n:  # most are
+                return batch
             return Batch(*each(batch.x, batch.cond, lambda rows: rows[own]))
 
         return _FreshStream(draw)
