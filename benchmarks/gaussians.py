@@ -77,7 +77,11 @@ def samplings(run: Run) -> dict[str, dict[str, Any]]:
     """How a run is sampled: as it is set, and as the reference's table also reports."""
     if run.recipe.name == "edm":
         few = {f"{steps} evaluations, default": {"steps": steps} for steps in (4, 8)}
-        return {"heun 28": {}, "heun 7": {"grid": Nodes(7)}, **few}  # both of Heun's on its own grid
+        return {
+            "heun 28": {},
+            "heun 7": {"grid": Nodes(7)},
+            **few,
+        }  # both of Heun's on its own grid
     if run.recipe.name == "discriminator-flow":
         steps = run.recipe.steps  # type: ignore[attr-defined]
         return {f"{steps} steps": {}, f"first {steps // 4} of {steps}": {"stop": steps // 4}}

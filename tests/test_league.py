@@ -13,7 +13,7 @@ import torch
 
 from partikel.app.cli import main
 from partikel.data import DataSettings, open_dataset
-from partikel.errors import CheckpointError
+from partikel.errors import CheckpointError, NumericsError
 from partikel.fields import At, Context, DiscriminatorField
 from partikel.metrics.measures import MEASURES, main_measure
 from partikel.models import GeneratorModel
@@ -23,7 +23,7 @@ from partikel.studies import methods as played
 from partikel.studies.judgement import FAILS, HOLDS, OPEN
 from partikel.studies.lab import Lab
 from partikel.studies.league import HYPOTHESES, Season
-from partikel.studies.methods import METHODS, RATES, TRIAL, League, Seat
+from partikel.studies.methods import FACTOR, METHODS, TRIAL, League, Seat
 
 TINY = ("GAN", "W-Flow", "distilled EDM", "EDM")
 UNITS = 20.0
@@ -186,8 +186,11 @@ def test_r3gan_compares_pairs_and_penalises_both_laws() -> None:
     torch.testing.assert_close(found, slope)
 
 
-def test_the_search_takes_the_rate_that_is_nearest_on_validation_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("best", "trials"), [(0, [0, 1, -1]), (3, [0, 1, -1, 2, 3, 4]), (-1, [0, 1, -1, -2])]
+)
+def test_the_search_goes_on_to_the_rate_that_is_nearest_on_validation_data(
+    best: int, trials: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
     league = League("gaussians", 100.0, lab)
@@ -195,10 +198,12 @@ def test_the_search_takes_the_rate_that_is_nearest_on_validation_data(
 
     def trial(method: Any, seed: int, units: float, rate: float) -> Any:
         asked.append((seed, units, rate))
+        if rate > FACTOR**3:
+            raise NumericsError("the loss became nan")
         return type("Played", (), {"model": rate})
 
     monkeypatch.setattr(league, "_played", trial)
-    monkeypatch.setattr(league, "_watched", lambda rate, calls: abs(rate - 1.0))
-    assert league.rate(METHODS["GAN"]) == 1.0
-    assert league.rate(METHODS["GAN"]) == 1.0
-    assert asked == [(played.TRIED, TRIAL * 100.0, rate) for rate in RATES]
+    monkeypatch.setattr(league, "_watched", lambda rate, calls: abs(math.log(rate, FACTOR) - best))
+    assert league.rate(METHODS["GAN"]) == FACTOR**best
+    assert league.rate(METHODS["GAN"]) == FACTOR**best
+    assert asked == [(played.TRIED, TRIAL * 100.0, FACTOR**power) for power in trials]

@@ -148,9 +148,7 @@ def pictures(highest: float) -> ParticleModel:
     prior = GaussianPrior((1, 1, 2), path.prior_std)
     field = path.half_rate * ExactScoreField(MIXTURE)
     score = AtScale(ExactScoreField(MIXTURE), path)
-    return ParticleModel(
-        field, prior, steps=28, schedule=path, grid=KarrasGrid(path), score=score
-    )
+    return ParticleModel(field, prior, steps=28, schedule=path, grid=KarrasGrid(path), score=score)
 
 
 @pytest.mark.parametrize("steps", [4, 7, 16])

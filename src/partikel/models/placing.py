@@ -128,8 +128,8 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     without noise are UniPC's, of order 2. For N steps of images the first leads from the highest level to
     max(2.8, N/2) standard deviations of the data, above which a denoiser knows little but their mean; even
     ones lead to 1/16 + 1/(2N), and the last to the end. For points it is one of Karras's grids. Both were
-    chosen on Gaussians and digits. More steps, other models, and solvers that are asked for and not of UniPC's family keep the
-    model's own grid.
+    chosen on Gaussians and digits. More steps, other models, and solvers that are asked for and not of
+    UniPC's family keep the model's own grid.
 
     Args:
         model: any carrier.

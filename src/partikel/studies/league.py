@@ -26,7 +26,7 @@ from partikel.studies.benches import on
 from partikel.studies.item import Table, Value, log_ratios, spread
 from partikel.studies.judgement import LOG, QUARTER, Claim, Finding
 from partikel.studies.lab import Lab
-from partikel.studies.methods import MANY, METHODS, RATES, SAMPLES, SHOWN, League, Method
+from partikel.studies.methods import MANY, METHODS, SAMPLES, SHOWN, League, Method
 from partikel.studies.page import league as page
 from partikel.studies.panel import seeds_figure
 from partikel.studies.provenance import measuring, rule
@@ -74,7 +74,7 @@ LIMITS = (
     "images it does not; there such fields compare features.",
     "A unit is a time on one thread of a CPU, where small operations cost more than their numbers. On other "
     "machines methods of many small steps change places with those of few large ones.",
-    "Three rates are a small search, and its trials are short, which favours large ones. A flow that takes "
+    "The trials of a rate are short, which favours large ones. A flow that takes "
     "steps is tried by eight of its own grid, though it is measured by placed ones. What else a paper tunes "
     "(penalties, bandwidths, updates between two of the generator) has one value for all data, found "
     "elsewhere, in proportion to the data's size.",
@@ -254,12 +254,6 @@ class Season:
             if tied
             else f"Two draws of the data differ by less than {floor:.2g} in 19 cases of 20; none is below it."
         )
-        edge = sum(self.league.rate(method) == max(RATES) for method in self.chosen)
-        if 2 * edge > len(self.chosen):
-            said.append(
-                f"The search chose its largest rate for {edge} of {len(self.chosen)} methods: larger "
-                "ones may be better still."
-            )
         lost = [name for name, those in self.records.items() if any(r["failed"] for r in those)]
         if lost:
             said.append(f"A training left the finite numbers: {', '.join(lost)}.")

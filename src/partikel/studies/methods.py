@@ -69,8 +69,10 @@ BATCH = 256
 """Samples of every update."""
 AVERAGE = EMA(sigma_rel=0.05)
 """Of the weights, as wide for a long training as for a short one."""
-RATES = (1 / 3, 1.0, 3.0)
-"""Factors on a method's learning rates that are searched."""
+FACTOR = 3.0
+"""Between two learning rates of the search."""
+LOST = 1e30
+"""The distance of a trial that left the finite numbers."""
 TRIAL = 0.25
 """Share of the units that a trial of a rate takes."""
 TRIED = 1000
@@ -465,8 +467,8 @@ class League:
 
     def rate(self, method: Method) -> float:
         """The factor on its learning rates that the search chose."""
-        found = self.lab.once(f"rate-{_slug(method.name)}", lambda: self._searched(method))
-        return min(zip(found, RATES, strict=True), key=lambda each: each[0])[1]
+        tried = self.lab.once(f"rate-{_slug(method.name)}", lambda: self._searched(method))
+        return min(tried)[1]
 
     def entry(self, method: Method, seed: int, given: bool = False) -> Path:
         """The folder of a training that was measured: ``entry.json``, and samples of each number of calls.
@@ -508,17 +510,31 @@ class League:
         """Let go of the teachers of a seed."""
         self._teachers.clear()
 
-    def _searched(self, method: Method) -> list[float]:
-        """A trial's distance on validation data for each of :data:`RATES`; infinite of one that failed."""
-        found = []
-        for rate in RATES:
-            try:
-                played = self._played(method, TRIED, TRIAL * self.units, rate)
-                found.append(self._watched(played.model, method.calls[-1]))
-            except NumericsError:
-                found.append(1e30)
-            self.lab.say(f"{method.name}, trial at {rate:.2g} times its rates: {found[-1]:.4g}")
-        return found
+    def _searched(self, method: Method) -> list[tuple[float, float]]:
+        """(distance on validation data, factor on the learning rates) of trials.
+
+        From 1 on to the better neighbour, until neither is: the search has no edge. A trial that left the
+        finite numbers is the farthest.
+        """
+        found: dict[int, float] = {}
+
+        def tried(power: int) -> float:
+            if power not in found:
+                rate = FACTOR**power
+                try:
+                    played = self._played(method, TRIED, TRIAL * self.units, rate)
+                    found[power] = self._watched(played.model, method.calls[-1])
+                except NumericsError:
+                    found[power] = LOST
+                self.lab.say(
+                    f"{method.name}, trial at {rate:.2g} times its rates: {found[power]:.4g}"
+                )
+            return found[power]
+
+        best = 0
+        while (nearest := min((best, best + 1, best - 1), key=tried)) != best:
+            best = nearest
+        return [(distance, FACTOR**power) for power, distance in sorted(found.items())]
 
     def _played(
         self,
