@@ -19,6 +19,7 @@ their levels and make their steps themselves. Heun's method has one evaluation l
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import one_thread, save  # isort: skip
+from common import RESULTS, one_thread, save  # isort: skip
 import torch
 from torch import Tensor
 
@@ -316,6 +317,9 @@ def main() -> None:
     parser.add_argument(
         "--fixed-on", help="run that the fixed grids are chosen on, instead of each"
     )
+    parser.add_argument(
+        "--keep-fixed", action="store_true", help="fixed grids as in the results of before"
+    )
     parser.add_argument("--samples", type=int, help="instead of the protocol's")
     parser.add_argument("--no-placing", action="store_true", help="the presets' nodes only")
     given = parser.parse_args()
@@ -325,7 +329,11 @@ def main() -> None:
     protocol.n = given.samples or protocol.n
     split = [each.split(":") for each in given.cells]
     cells = [(int(steps), name) for steps, name in split]
-    fixed = {}
+    fixed: dict[tuple[int, str], Nodes] = {}
+    if given.keep_fixed:
+        before = json.loads((RESULTS / f"few-steps-{given.name}.json").read_text())["runs"][0]
+        times = {(k, name): before.get(f"{k} {name} best fixed at") for k, name in cells}
+        fixed = {cell: Nodes(times=tuple(found)) for cell, found in times.items() if found}
     if given.fixed_on is not None:
         other = load(given.fixed_on).model
         searched = [(k, name) for k, name in cells if name in BY]
