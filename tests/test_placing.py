@@ -25,7 +25,7 @@ from partikel.models import GeneratorModel, ParticleModel, Sampling
 from partikel.models.placing import FEW, Placement, few_steps, place_nodes
 from partikel.networks import MLP, Conditioning
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, KarrasGrid, LinearSchedule, Nodes
+from partikel.schedules import EDMSchedule, KarrasGrid, LinearSchedule, Nodes, Schedule
 from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun, PredictorCorrector, UniPC
 
 PATH = EDMSchedule(40.0)
@@ -142,29 +142,26 @@ def test_few_steps_have_a_rule() -> None:
         assert few_steps(of, asked, spread) == asked
 
 
-def pictures(highest: float) -> ParticleModel:
+def pictures(path: Schedule) -> ParticleModel:
     """A model of pictures of two pixels; its field is not asked."""
-    path = EDMSchedule(highest)
     prior = GaussianPrior((1, 1, 2), path.prior_std)
-    field = path.half_rate * ExactScoreField(MIXTURE)
     score = AtScale(ExactScoreField(MIXTURE), path)
-    return ParticleModel(field, prior, steps=28, schedule=path, grid=KarrasGrid(path), score=score)
+    return ParticleModel(score, prior, steps=28, schedule=path, score=score)
 
 
 @pytest.mark.parametrize("steps", [4, 7, 16])
 def test_few_steps_of_pictures_are_even_once_they_are_near_the_data(steps: int) -> None:
-    """After one step from the highest level, that is."""
-    for spread in (0.5, 1.3):
-        told = few_steps(pictures(40.0), Sampling(Nodes(steps)), spread)
+    """After one step from the highest level, that is; along any path."""
+    for path, spread in ((PATH, 0.5), (PATH, 1.3), (LinearSchedule(), 0.5)):
+        told = few_steps(pictures(path), Sampling(Nodes(steps)), spread)
         assert told.grid is not None
         assert told.grid.times is not None
-        levels = (40 - torch.tensor(told.grid.times, dtype=torch.float64)) / spread
-        assert (float(levels[0]) * spread, float(levels[-1])) == (40.0, 0.0)
-        inner = levels[1:-1]
+        assert (told.grid.times[0], told.grid.times[-1]) == (0.0, path.horizon)
+        inner = path.sigma(torch.tensor(told.grid.times[1:-1], dtype=torch.float64)) / spread
         first, last = {4: (2.8, 3 / 16), 7: (3.5, 15 / 112), 16: (8.0, 3 / 32)}[steps]
         assert_close(inner, torch.linspace(first, last, steps - 1, dtype=torch.float64))
     low = Sampling(Nodes(steps))
-    assert few_steps(pictures(steps / 2), low, 1.0) == low  # there is no room for them
+    assert few_steps(pictures(EDMSchedule(steps / 2)), low, 1.0) == low  # there is no room for them
 
 
 def test_the_same_seed_places_the_same_nodes() -> None:

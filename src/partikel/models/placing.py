@@ -127,9 +127,10 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     In :data:`FEW`, if fewer than its own, steps of a model whose particles follow a path of noised data
     without noise are UniPC's, of order 2. For N steps of images the first leads from the highest level to
     max(2.8, N/2) standard deviations of the data, above which a denoiser knows little but their mean; even
-    ones lead to 1/16 + 1/(2N), and the last to the end. For points it is one of Karras's grids. Both were
-    chosen on Gaussians and digits. More steps, other models, and solvers that are asked for and not of
-    UniPC's family keep the model's own grid.
+    ones lead to 1/16 + 1/(2N), and the last to the end. For points it is one of Karras's
+    grids, or even times where the path begins at infinite noise. They were chosen on Gaussians and digits.
+    More steps, other models, and solvers that are asked for and not of UniPC's family keep the model's own
+    grid.
 
     Args:
         model: any carrier.
@@ -144,13 +145,13 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     if noisy or not known or steps not in FEW or steps >= model.steps:
         return sampling
     place = _Places(model, steps)
-    if not place.by_level:
-        nodes = place.fixed(0.0, 0.0)
-    elif len(model.shape or ()) > 1:
+    if len(model.shape or ()) > 1:
         ends = max(FEW_OF_IMAGES, steps / 2), 1 / 16 + 1 / (2 * steps)
         nodes = place.even(*(math.log2(share * sigma_data) for share in ends))
-    else:
+    elif place.by_level:
         nodes = place.fixed(math.log2(max(FEW_LOWEST * sigma_data, LOWEST)), FEW_EXPONENT)
+    else:
+        nodes = place.fixed(0.0, 0.0)
     if nodes is None:
         return sampling
     return replace(sampling, grid=nodes, solver=sampling.solver or UniPC())
@@ -230,7 +231,7 @@ class _Search:
         trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
         total = (1 if fixed else 2) * TRIALS + trials
         best = self._fixed(place.fixed, place.begin, place.strides, total)
-        if not fixed and place.by_level:
+        if not fixed:
             even = self._fixed(place.even, EVEN, (1.0, 1.0), total)
             best = min(best, even, key=lambda nodes: self.worth(0, nodes))
         if fixed or self.steps == 1:
@@ -327,8 +328,8 @@ class _Places:
         assert model.schedule is not None
         self.schedule, self.steps, self.horizon = model.schedule, steps, model.horizon
         self.by_level = math.isfinite(self.schedule.sigma_max)
+        self.lowest = max(self.schedule.sigma_end, LOWEST)
         if self.by_level:
-            self.lowest = max(self.schedule.sigma_end, LOWEST)
             self.ends = math.log(self.schedule.sigma_max), math.log(self.lowest)
             begin = min(max(-3.0, math.log2(self.lowest)), math.log2(self.schedule.sigma_max / 2))
             self.begin, self.strides = (begin, 0.25), (2.0, 0.25)
