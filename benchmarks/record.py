@@ -157,7 +157,10 @@ def few_steps() -> str:
         "| CPU s to place |",
         f"|{'---|' * 9}",
     ]
-    for preset in ("edm-gaussians", "edm-digits", "edm-mnist-fast", "flow-matching-gaussians"):
+    for preset in (
+        *("edm-gaussians", "edm-digits", "edm-mnist-fast"),
+        *("flow-matching-gaussians", "flow-matching-digits"),
+    ):
         result = load(f"few-steps-{preset}") or {"cells": [], "runs": []}
         for steps, solver in result["cells"]:
             runs, of = result["runs"], f"{steps} {solver}"
@@ -194,8 +197,9 @@ def flow_maps() -> str:
         "| data, measure | preset | seeds | units | one call | 4 calls | as a flow |",
         "|---|---|---|---|---|---|---|",
     ]
-    for data, measure in (("gaussians", ENERGY), ("digits", FRECHET)):
-        points = measure is ENERGY
+    for data in ("gaussians", "digits", "mnist-fast"):
+        points = data == "gaussians"
+        measure = ENERGY if points else FRECHET
         for name in (
             "mean-flow",
             "consistency",
@@ -222,7 +226,7 @@ def flow_maps() -> str:
             if "units" in rows[0]:
                 units = f"{rounded(statistics.median(row['units'] for row in rows)):,.0f}"
             cells = [
-                f"{data}, {measure.label}",
+                f"{data.replace('mnist-fast', 'MNIST 16x16')}, {measure.label}",
                 f"`{preset}`",
                 str(len(rows)),
                 units,
