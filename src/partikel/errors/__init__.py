@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -98,4 +99,9 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     if close:
         *others, last = (f"'{known[each]}'" for each in close)
         return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
-    return f"none of {len(valid)} is near" if many else f"valid: {', '.join(sorted(valid))}"
+    return f"none of {len(valid)} is near" if many else f"valid: {enumerated(sorted(valid))}"
+
+
+def enumerated(names: Iterable[str]) -> str:
+    """Names with commas between, in quotes those whose own commas or blanks would mislead."""
+    return ", ".join(f"'{each}'" if "," in each or each != each.strip() else each for each in names)
