@@ -263,6 +263,8 @@ def _kept(hint: Any, tokens: Any) -> Any:
 
 def _value(option: Option, text: str, said: str) -> Any:
     """The value of an option, from its text."""
+    if text == option.value:  # the empty one, too
+        return text
     value = typed(given(text, option.name), option.hint)
     if not fits(value, option.hint):
         check(text, str, f"the option '{option.name}'")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partikel.data.looking import Seen
+from partikel.errors import enumerated
 
 CONDITIONAL = 100
 """Classes that a model is told of at most."""
@@ -165,7 +166,7 @@ def _parts(seen: Seen) -> bool:
 
 
 def _named(classes: tuple[str, ...]) -> str:
-    shown = ", ".join(classes[:4])
+    shown = enumerated(classes[:4])
     return shown if len(classes) <= 4 else f"{shown}, ..."
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -787,6 +788,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # before PyTorch is imported: threads that spin slow a busy machine down many times
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     degrade(sys.stdout, sys.stderr)
+    warnings.formatwarning = lambda message, *_, **__: f"partikel: {message}\n"
     try:
         _run(tokens)
     except PartikelError as error:

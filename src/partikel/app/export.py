@@ -39,7 +39,7 @@ from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.known import KnownData
 from partikel.denoising import EDMDenoiser
 from partikel.denoising.diffusers import load_diffusers, save_diffusers
-from partikel.errors import CheckpointError, ConfigError, DataError
+from partikel.errors import CheckpointError, ConfigError, DataError, enumerated
 from partikel.errors.checks import checked
 from partikel.extensions import NotNamedError, naming
 from partikel.fields import Linear
@@ -555,7 +555,7 @@ def _card(run: Run, name: str, config: Mapping[str, Any]) -> str:
     shape, model = " x ".join(map(str, run.data.shape)), run.model
     nfe = model.evaluations(real=run.context())
     environment = Environment(keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "enumerated": enumerated}
     return environment.from_string((Path(__file__).parent / "card.md").read_text("utf-8")).render(
         name=name,
         run=run,

@@ -351,7 +351,7 @@ def classes_in(model: Carrier, label: Labels, names: Sequence[str] | None = None
     if isinstance(label, str) and label not in known:
         if label == "all":
             return list(range(count))
-        label = [each.strip() for each in label.split(",")]
+        label = _several(label, known)
     asked = [label] if isinstance(label, (int, str)) else list(label)
     numbers = [str(each) for each in range(count)]
     chosen = []
@@ -368,6 +368,17 @@ def classes_in(model: Carrier, label: Labels, names: Sequence[str] | None = None
             f"got {', '.join(map(str, asked)) or 'none'}."
         )
     return chosen
+
+
+def _several(text: str, known: Sequence[str]) -> list[str]:
+    """The labels in a text with commas between them; names may have commas of their own."""
+    parts, found = text.split(","), []
+    while parts:
+        joined = [",".join(parts[:end]).strip() for end in range(len(parts), 0, -1)]
+        name = next((each for each in joined if each in known), joined[-1])
+        found.append(name)
+        del parts[: name.count(",") + 1]
+    return found
 
 
 def _check_guidance(recipe: Recipe) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len
 
 _SAMPLES = (
     *("data", "samples", "split", "seed", "features"),
@@ -18,17 +18,68 @@ _SAMPLES = (
 _LIKELIHOOD = ("data", "points", "split", "seed", "method", "divergence", "inference", "draws")
 _OF = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SDE"}
 
+SENTENCE = 12
+"""Letters to which a column of sentences may shrink."""
+
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, its words as they are; sentences in it wrap where the terminal is narrow."""
-    made = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    names = max((len(row[0]) for row in rows), default=0) <= 44  # names stay whole, sentences wrap
-    made.add_column(Text(header[0]), no_wrap=names)
-    for column in header[1:]:
-        made.add_column(Text(column), no_wrap=not names)
-    for row in rows:
-        made.add_row(*map(Text, row))
-    Console().print(made)
+    """Print a table, of which nothing is cut.
+
+    What is no terminal gets a line for each row. In a terminal sentences wrap, and where it is too narrow
+    for columns, each row is a paragraph.
+    """
+    head, lines = _drawn(header, rows, _room())
+    rule = "─" * max(map(cell_len, [*head, *lines]), default=0)
+    print("\n".join([title, "", *head, *([rule] if head else []), *lines, ""]))
+
+
+def _drawn(
+    header: Sequence[str], rows: Sequence[Sequence[str]], room: int | None
+) -> tuple[list[str], list[str]]:
+    """The lines of a header, none where rows are paragraphs, and those of the rows."""
+    columns = [*zip(header, *rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = [
+        max([min(SENTENCE, width), *(cell_len(word) for cell in column for word in cell.split())])
+        for width, column in zip(widths, columns, strict=True)
+    ]
+    while room is not None and sum(widths) + 2 * (len(widths) - 1) > room:
+        wide = [width if width > few else 0 for width, few in zip(widths, least, strict=True)]
+        if not any(wide):
+            return [], [line for row in rows for line in _paragraph(header, row, room)]
+        widths[wide.index(max(wide))] -= 1
+
+    def lines(row: Sequence[str]) -> list[str]:
+        cells = map(_wrapped, row, widths)
+        return [
+            "  ".join(
+                f"{part}{' ' * (width - cell_len(part))}"
+                for part, width in zip(parts, widths, strict=True)
+            ).rstrip()
+            for parts in zip_longest(*cells, fillvalue="")
+        ]
+
+    return lines(header), [line for row in rows for line in lines(row)]
+
+
+def _room() -> int | None:
+    """Letters on a line of the terminal; None where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _paragraph(header: Sequence[str], row: Sequence[str], room: int) -> list[str]:
+    """A row by itself, its first cell above the others, each after the name of its column."""
+    others = zip(header[1:], row[1:], strict=True)
+    said = "; ".join(f"{name}: {cell}" if name else cell for name, cell in others if cell)
+    return [*_wrapped(row[0], room), *_wrapped(said, room, "  ")]
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """A text in lines, of whose words none is broken."""
+    if cell_len(indent + text) <= width:
+        return [indent + text]
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, **whole)
 
 
 def number(value: Any) -> str:
@@ -59,18 +110,19 @@ def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
 
     A terminal too narrow for sentences gets none; what is no terminal gets them whole.
     """
-    rows = [("preset", "measured", "about")]
+    header, rows = ("preset", "measured", "about"), []
     for name, content in contents.items():
         measured, said = content.get("measured") or {}, "-"
         if measured:
             first = next(iter(measured))
             said = f"{first} {number(measured[first])}, {measured['cpu_seconds']} s"
         rows.append((name, said, content.get("about", "")))
-    names, figures, about = (max(map(len, column)) for column in zip(*rows, strict=True))
-    narrow = sys.stdout.isatty() and Console().width < names + figures + about + 4
-    for name, said, sentence in rows:
-        line = f"{name:<{names}}  {said:<{figures}}  {'' if narrow else sentence}"
-        print(line.rstrip())
+    room = _room()
+    head, lines = _drawn(header, rows, None)
+    narrow = room is not None and max(map(cell_len, lines)) > room
+    if narrow:
+        head, lines = _drawn(header[:2], [row[:2] for row in rows], room)
+    print("\n".join(head + lines))
     if narrow:
         print("\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some.")
 

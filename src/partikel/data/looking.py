@@ -63,7 +63,7 @@ def look(settings: DataSettings) -> Seen:
         ConfigError: for data that are no pictures.
         DataError: where there are none, or none that can be read.
     """
-    entry = DATASETS[settings.name]
+    entry = DATASETS.find(settings.name)
     sizes = tuple(entry.sizes)
     if entry.source is None:
         data = open_dataset(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -82,14 +83,25 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
         valid: the names that exist.
 
     Returns:
-        ``"did you mean 'x'?"`` where something is close, the nearest first where there are very many
-        names, which are alike; else the valid names, unless they are so many.
+        ``"did you mean 'x'?"`` where a name, or a word of one, is close, the nearest first where there
+        are very many names, which are alike; else the valid names, unless they are so many.
     """
     import difflib
 
     many = len(valid) > LISTED
-    close = difflib.get_close_matches(name, valid, n=4 if many else 1, cutoff=0.5)
+    few = 4 if many else 1
+    known, wanted = {each.casefold(): each for each in valid}, name.casefold()
+    close = difflib.get_close_matches(wanted, known, n=few, cutoff=0.5)
+    if not close:  # as a word of theirs: mnst of edm-mnist-fast
+        words = {word: None for each in known for word in each.split("-")}
+        near = difflib.get_close_matches(wanted, words, n=1, cutoff=0.7)
+        close = sorted((k for k in known if {*near} & {*k.split("-")}), key=len)[:few]
     if close:
-        *others, last = (f"'{each}'" for each in close)
+        *others, last = (f"'{known[each]}'" for each in close)
         return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
-    return f"none of {len(valid)} is near" if many else f"valid: {', '.join(sorted(valid))}"
+    return f"none of {len(valid)} is near" if many else f"valid: {enumerated(sorted(valid))}"
+
+
+def enumerated(names: Iterable[str]) -> str:
+    """Names with commas between, in quotes those whose own commas or blanks would mislead."""
+    return ", ".join(f"'{each}'" if "," in each or each != each.strip() else each for each in names)
