@@ -60,6 +60,12 @@ def test_images_become_bytes_channels_and_a_size() -> None:
     assert_close(network(levels.expand(5, 1, 8, 8)).shape, torch.Size([5, 3]))
 
 
+def test_without_moments_channels_are_shown_in_0_to_1() -> None:
+    levels = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    shown = of_means(side=8).prepared(levels)
+    assert_close(shown, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8))
+
+
 def test_a_network_that_resizes_itself_gets_bytes() -> None:
     network = of_means(side=None)
     shown = network.prepared(images(2, 3, 10, 10))
