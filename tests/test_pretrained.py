@@ -281,7 +281,7 @@ def pretend_timm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "timm",
         get_pretrained_cfg=get_pretrained_cfg,
         create_model=create_model,
-        list_models=lambda pretrained: ["net", "vit"],
+        list_models=lambda pretrained: ["net", "vit"] if pretrained else list(configs),
     )
     return made
 
@@ -308,7 +308,8 @@ def test_timm_networks_are_asked_as_they_were_trained(monkeypatch: pytest.Monkey
 def test_timm_networks_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_timm(monkeypatch)
     for name in ("nett", "net.wrong", "bare"):
-        with pytest.raises(ConfigError, match=f"no weights for '{name}'"):
+        with pytest.raises(ConfigError, match=f"no weights for '{name}'") as refused:
             feature_network(f"timm:{name}", (3, 32, 32))
+        assert "bare" not in str(refused.value).partition(": ")[2]  # nor is it proposed
     with pytest.raises(ConfigError, match="@224"):
         feature_network("timm:net@big", (3, 32, 32))
