@@ -22,7 +22,7 @@ from conftest import seeded
 from partikel.app.config import load_preset, make_recipe
 from partikel.app.gallery import curve_run, evaluate_run, neighbours_run
 from partikel.app.runs import Run
-from partikel.data import SPLITS, DataSettings, FiniteDataset, open_dataset
+from partikel.data import SPLITS, DataSettings, FiniteDataset, SyntheticDataset, open_dataset
 from partikel.errors import ConfigError
 from partikel.metrics import FeatureSet, evaluation
 from partikel.metrics.evaluation import (
@@ -149,6 +149,18 @@ def test_the_reference_may_be_the_training_split(digits: FiniteDataset) -> None:
     assert copies.baselines.keys() == {"noise", "mean image", "training copies"}
     assert copies.baselines["training copies"]["frechet"] < 0.5
     assert copies.metrics["precision"] > copies.reference["precision"]
+
+
+def test_images_of_a_law_are_drawn_by_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampler(n: int, g: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, None]:
+        return noise(n, g).to(dtype), None
+
+    law = SyntheticDataset("noise", sampler, shape=(1, 8, 8), sigma_data=0.6)
+    found = []
+    for folder in ("one", "other"):  # features are measured anew
+        monkeypatch.setenv("PARTIKEL_CACHE", str(Path(os.environ["PARTIKEL_CACHE"], folder)))
+        found.append(evaluate(noise, law, n=200, features="digits").metrics)
+    assert found[0] == found[1]
 
 
 def test_baselines_are_worse_than_data(digits: FiniteDataset) -> None:

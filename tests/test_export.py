@@ -138,6 +138,7 @@ def test_beyond_the_chain_the_step_stays_at_its_ends() -> None:
         DDPMDenoiser(nn.Identity(), ALPHAS, "flow")  # type: ignore[arg-type]
     ending = torch.cat([ALPHAS, torch.zeros(1, dtype=torch.float64)])  # σ_T = ∞ is left out
     assert_close(DDPMDenoiser(nn.Identity(), ending).levels, denoiser.levels)
+    assert not denoiser.state_dict()  # a chain comes with its network, weights do not hold it
 
 
 # --- diffusers ---

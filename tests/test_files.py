@@ -52,6 +52,14 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_file_takes_the_place_of_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/kept").touch()
+    with pytest.raises(OSError, match="directory"):
+        write_whole(tmp_path / "out", "text")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
+
+
 def test_all_is_on_the_disk_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
@@ -83,6 +85,18 @@ def test_a_map_learns_the_trained_flow_of_its_row(
     assert isinstance(model.loss, loss)
     assert cell.reason is None
     assert not any(p.requires_grad for p in model.field.parameters())
+
+
+def test_the_picture_says_what_was_run_and_what_was_missed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(matrix.plots, "save_figure", lambda figure, *_, **__: drawn.append(figure))
+    cells = run_matrix(tiny, rows=TINY, cap=CAP)
+    (texts,) = ([text for text in figure.findobj(Text) if text.get_text()] for figure in drawn)
+    assert f"at most {CAP}" in texts[-1].get_text()
+    red = [text for text in texts if text.get_color() == matrix.plots.SERIES[0]]
+    assert len(red) == sum(not (cell.reaches(5) or cell.has_no_map) for cell in cells)
 
 
 def test_a_sampler_arrives_and_a_collapsed_generator_is_told_apart(tiny: Path) -> None:

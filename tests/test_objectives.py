@@ -246,6 +246,13 @@ def test_penalty_values(centre: float, shape: tuple[int, ...]) -> None:
     assert_close(value, 0.3 * (norm - centre) ** 2)
 
 
+def test_a_penalty_has_wgan_gps_weight_and_place_unless_told() -> None:
+    gradient, penalty = randn(6, 3), GradientPenalty(centre=1.0)
+    value = penalty.value(gradient, torch.zeros(6).double())
+    assert_close(value, 10 * (gradient.norm(dim=1) - 1) ** 2)
+    assert penalty.at == "interpolated"
+
+
 def test_r1_and_r2_have_mescheders_weight_and_place() -> None:
     real, fake, gradient, t = randn(6, 3), randn(6, 3, seed=1), randn(6, 3, seed=2), torch.zeros(6)
     for penalty, at in ((GradientPenalty.r1(0.8), real), (GradientPenalty.r2(0.8), fake)):

@@ -60,6 +60,12 @@ def test_images_become_bytes_channels_and_a_size() -> None:
     assert_close(network(levels.expand(5, 1, 8, 8)).shape, torch.Size([5, 3]))
 
 
+def test_without_moments_channels_are_shown_in_0_to_1() -> None:
+    levels = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    shown = of_means(side=8).prepared(levels)
+    assert_close(shown, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8))
+
+
 def test_a_network_that_resizes_itself_gets_bytes() -> None:
     network = of_means(side=None)
     shown = network.prepared(images(2, 3, 10, 10))
@@ -275,7 +281,7 @@ def pretend_timm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "timm",
         get_pretrained_cfg=get_pretrained_cfg,
         create_model=create_model,
-        list_models=lambda pretrained: ["net", "vit"],
+        list_models=lambda pretrained: ["net", "vit"] if pretrained else list(configs),
     )
     return made
 
@@ -302,7 +308,8 @@ def test_timm_networks_are_asked_as_they_were_trained(monkeypatch: pytest.Monkey
 def test_timm_networks_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_timm(monkeypatch)
     for name in ("nett", "net.wrong", "bare"):
-        with pytest.raises(ConfigError, match=f"no weights for '{name}'"):
+        with pytest.raises(ConfigError, match=f"no weights for '{name}'") as refused:
             feature_network(f"timm:{name}", (3, 32, 32))
+        assert "bare" not in str(refused.value).partition(": ")[2]  # nor is it proposed
     with pytest.raises(ConfigError, match="@224"):
         feature_network("timm:net@big", (3, 32, 32))

@@ -14,7 +14,7 @@ from partikel.app.runs import Run
 from partikel.app.show.latent_paths import interpolate
 from partikel.data import open_dataset
 from partikel.studies.benches import BENCHES, SCALES, SCORE_GAN, Scale, score_flow
-from partikel.studies.items import a1, claim1, fig4, fig6
+from partikel.studies.items import a1, claim1, fig4, fig6, findings6_7
 from partikel.studies.items.fig6 import held_losses
 from partikel.studies.lab import Lab
 from partikel.training.checkpoint import latest_checkpoint, load_weights
@@ -95,3 +95,9 @@ def test_interpolations_are_samples_at_interpolated_latents(run: Run) -> None:
     latents = interpolate(a, b, torch.linspace(0, 1, 7), "spherical", std=law.std)
     for column, z in enumerate(latents.unbind(1)):
         assert_close(found[:, column], model.sample(5, generator=generator, start=z))
+
+
+def test_a_small_step_of_an_ipm_discriminator_is_the_mmds(lab: Lab) -> None:
+    plan = findings6_7.Plan((0,), 1, 8, (4, 16), steps=1, particles=8, clouds=2)
+    (found,) = findings6_7.measure(plan, lab).values["ipm"]
+    assert found["step"] < findings6_7.EXACT

@@ -18,6 +18,7 @@ import pytest
 import partikel
 from conftest import GAUSSIAN
 from partikel.app.config import make_recipe
+from partikel.data import DataSettings
 from partikel.errors import ConfigError
 from partikel.errors.checks import Checked, Range, options_of, parts_of, types_of
 from partikel.fields import (
@@ -254,6 +255,7 @@ def test_every_setting_of_every_recipe_from_text() -> None:
         (lambda: AdamSettings(lr="1e-3"), "lr of AdamSettings"),  # type: ignore[arg-type]
         (lambda: Phase("score", batch=10**18), "at most 16777216"),
         (lambda: EMA(half_life=math.inf), "half_life"),
+        (lambda: DataSettings("digits", split_seed=2**32), "split_seed of DataSettings"),
         (lambda: GaussianPrior((2,), std=math.nan), r"GaussianPrior\(std="),
         (lambda: RBFKernel(0.0), r"RBFKernel\(bandwidth=...\) takes .* or 'median'"),
         (lambda: RieszKernel(2.0), r"in \(0, 2\)"),

@@ -31,6 +31,7 @@ from partikel.training import (
     Interrupted,
     Phase,
     Trainer,
+    engine,
     fit,
     latest_checkpoint,
     load_checkpoint,
@@ -768,6 +769,22 @@ def test_a_launcher_that_asks_for_another_precision(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="FSDP cannot be used"):
         trainer_of(small("gan", engine={"precision": "bf16"}))
+
+
+def test_a_launcher_without_accelerators_is_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are left to accelerate, which finds what this module does not ask for (Apple's)."""
+    on_cpu: list[bool] = []
+    for kind in ("cuda", "xpu"):
+        monkeypatch.setattr(f"torch.{kind}.is_available", lambda: False)
+    monkeypatch.setattr(engine, "PartialState", lambda cpu, timeout: on_cpu.append(cpu))
+    for rank in (None, "-1", "0"):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        engine.processes()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    engine.processes()
+    assert on_cpu == [False, False, True, False]
 
 
 def averaging_weights(ema: float | EMA, count: int) -> torch.Tensor:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from partikel.metrics.measures import ENERGY
 from partikel.studies.benches import BENCHES
@@ -21,6 +25,7 @@ from partikel.studies.items import (
     table2,
 )
 from partikel.studies.judgement import FAILS, HOLDS, OPEN, Claim, Finding
+from partikel.studies.lab import Lab
 from partikel.studies.panel import END, Panel
 from partikel.studies.theory import Check
 
@@ -49,6 +54,27 @@ def cells(energy: float | None, modes: int | None, carrier: Any = "generator") -
     more |= {"sliced_w2": 0.1, "iterations": 1, "stopped": False, "reason": None}
     energies = [None] * len(SEEDS) if energy is None else near(energy)
     return [Cell("svgd", carrier, seed, each, **more) for seed, each in enumerate(energies)]
+
+
+def test_table1_judges_its_rows_on_their_seeds_and_the_catalogue_on_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def matrix(folder: Path, rows: Sequence[str], seeds: Sequence[int], **_: Any) -> list[Cell]:
+        Image.new("RGB", (4, 4)).save(folder / "matrix.png")
+        one = cells(0.002, 5)[0]
+        every = product(rows, ("particles", "generator"), seeds)
+        return [replace(one, row=row, carrier=of, seed=seed) for row, of, seed in every]
+
+    monkeypatch.setattr(table1, "run_matrix", matrix)
+    monkeypatch.setattr(Lab, "floor", lambda *_: FLOOR)
+    lab = Lab("table1", "smoke", {}, out=tmp_path, runs=tmp_path)
+    plan = table1.Plan(seeds=(0, 1), rows=("svgd",), row_seeds=(0, 1, 2))
+    outcome = table1.measure(plan, lab)
+    taxonomy, ran, reached = outcome.findings
+    assert "14 of 14 cells (7 pairs" in taxonomy.measured
+    assert "2 of 2 pairs (1 fields" in ran.measured
+    assert "1 of 1 fields" in reached.measured
+    assert len(outcome.values["cells"]) == 2 * (2 * len(table1.ROWS) + 3)
 
 
 @pytest.mark.parametrize(
