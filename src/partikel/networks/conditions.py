@@ -118,7 +118,7 @@ class ScalarConditions(nn.Module):
         elif c is not None:
             raise ValueError("c was given to a network built with scalars=0")
         if self.label is not None:
-            parts.append(_looked_up(self.label, batch, cond))
+            parts.append(looked_up(self.label.weight, batch, cond))
         elif cond is not None:
             raise ValueError("cond was given to a network built without classes")
         if len(parts) < 2:
@@ -127,15 +127,24 @@ class ScalarConditions(nn.Module):
         return torch.cat([part.expand(rows, -1) for part in parts], 1)
 
 
-def _looked_up(table: nn.Embedding, batch: int, cond: Tensor | None) -> Tensor:
-    """The vectors of labels (B, ...), or the one of no label (1, ...)."""
+def looked_up(vectors: Tensor, batch: int, cond: Tensor | None) -> Tensor:
+    """The vectors of labels, (B, features), or the one of no label, (1, features).
+
+    Args:
+        vectors: (classes + 1, features), that of no label last.
+        batch: B.
+        cond: (B,) integer labels, or None.
+
+    Raises:
+        ValueError: ``cond`` is no integer for each row.
+    """
     if cond is None:
-        return table.weight[-1:]
+        return vectors[-1:]
     if cond.shape != (batch,) or cond.is_floating_point():
         raise ValueError(
             f"cond must be ({batch},) integers, got {tuple(cond.shape)} of {cond.dtype}"
         )
-    return table(cond)
+    return F.embedding(cond, vectors)
 
 
 class ConditionNetwork(nn.Module):
@@ -177,7 +186,7 @@ class ConditionNetwork(nn.Module):
             return None
         first, second = self.layers
         e = second(F.silu(first(e)))
-        return F.silu(e if self.label is None else e + _looked_up(self.label, batch, cond))
+        return F.silu(e if self.label is None else e + looked_up(self.label.weight, batch, cond))
 
 
 class Conditioned(nn.Module, ABC):
