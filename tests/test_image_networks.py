@@ -170,7 +170,7 @@ def test_dcgan_ends_at_four_pixels_and_eight_widths(side, channels, kernels):
     assert [tuple(s) for s in mirrored] == [tuple(s[:2]) for s in reversed(convs)]
 
 
-@pytest.mark.parametrize("kind", (*PAIRS, "r3gan"))
+@pytest.mark.parametrize("kind", [*PAIRS, "r3gan"])
 @pytest.mark.parametrize("role", ["logit", "generator"])
 @pytest.mark.parametrize("wrong", [(1, 28, 28), (3, 32, 64), (1, 8, 8), (3, 512, 512)])
 def test_other_sizes_are_refused_with_those_that_can_be_had(kind, role, wrong):

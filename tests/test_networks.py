@@ -343,7 +343,10 @@ def test_mlp_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: network(x, c), (x,))
 
 
-@pytest.mark.parametrize("name", ["mlp", "small", "resnet-plain", "fastgan-gated", "unet", "dit", "edm2", "r3gan"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "small", "resnet-plain", "fastgan-gated", "unet", "dit", "edm2", "r3gan"],
+)
 def test_forward_and_reverse_derivatives_agree(name):
     case = find(name)
     network, x, c = case.build(scalars=2), case.input(), conditions()["c"]
@@ -516,7 +519,7 @@ def test_layers_of_edm2_keep_the_variance_of_normal_signals(share):
 
 
 def test_edm2_keeps_magnitudes_through_all_its_blocks():
-    """At first every block hands on a signal of about unit variance, and with its gain so does the network."""
+    """At first every block hands on a signal of about unit variance."""
     network = build_network(
         NetworkSettings("edm2", channels=32, blocks=2),
         *("denoiser",),
@@ -537,7 +540,7 @@ def test_edm2_keeps_magnitudes_through_all_its_blocks():
 
 
 def test_weights_of_edm2_are_used_with_length_one():
-    """Their stored lengths change nothing, gradients are orthogonal to them, and forcing them is no change."""
+    """Stored lengths change nothing, gradients are orthogonal to them, and forcing them is no change."""
     case = find("edm2")
     network, x, given = case.build(**KNOWN), case.input(), conditions()
     layers = [m for m in network.modules() if isinstance(m, Forced)]
@@ -555,8 +558,12 @@ def test_weights_of_edm2_are_used_with_length_one():
     force_weights(network)
     assert_close(network(x, **given), expected)
     for layer in layers:
-        assert_close(layer.weight.square().flatten(1).mean(1), torch.ones(len(layer.weight)).double())
-    assert {type(m) for m in network.modules() if any(True for _ in m.parameters(recurse=False))} == {
+        assert_close(
+            layer.weight.square().flatten(1).mean(1), torch.ones(len(layer.weight)).double()
+        )
+    assert {
+        type(m) for m in network.modules() if any(True for _ in m.parameters(recurse=False))
+    } == {
         ForcedConv2d,
         ForcedLinear,
         Gain,

@@ -1,19 +1,19 @@
 """EDM2's U-Net, whose layers keep magnitudes (Karras et al. 2024, config G).
 
 Signals, weights and updates have magnitude 1 by construction: every weight vector is divided by its length
-where it is used, so that a layer's output is as large as its input, and sums, concatenations and nonlinearities
-divide by what they would enlarge a signal of unit variance by. There are no biases and no learned norms; the
-input has a channel of ones beside it, and what may be small or large is a :class:`Gain`, a number that starts
-at zero.
+where it is used, so that a layer's output is as large as its input, and sums, concatenations and
+nonlinearities divide by what they would enlarge a signal of unit variance by. There are no biases and no
+learned norms; the input has a channel of ones beside it, and what may be small or large is a :class:`Gain`,
+a number that starts at zero.
 
 In training the stored weights are brought back to unit magnitude after every update as well
 (:func:`force_weights`): the gradient is orthogonal to a weight that is divided by its length, so that steps
-would only lengthen it, and each later step would turn it less. With the length forced, Adam's learning rate is
-the relative size of an update.
+would only lengthen it, and each later step would turn it less. With the length forced, Adam's learning rate
+is the relative size of an update.
 
-The magnitude-preserving Fourier features are the sines and cosines of the other networks, times √2: of length
-exactly one for each condition, where the paper's random phases give it on average. The uncertainty by which the
-paper weighs its loss is a matter of the loss, and not here.
+The magnitude-preserving Fourier features are the sines and cosines of the other networks, times √2: of
+length exactly one for each condition, where the paper's random phases give it on average. The uncertainty
+by which the paper weighs its loss is a matter of the loss, and not here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SILU = 0.596  # root mean square of SiLU of a normal variable
 
 
 class Forced(nn.Module):
-    """A layer whose weight vectors, one for each output, are used with length 1, whatever their stored one."""
+    """A layer whose weight vectors, one for each output, are used with length 1, whatever is stored."""
 
     weight: Tensor
 
@@ -100,9 +100,9 @@ class ForcedConv2d(Forced, nn.Conv2d):
 def force_weights(module: nn.Module) -> None:
     """Bring the stored weights of all :class:`Forced` layers to magnitude 1, in place.
 
-    The trainer does so before the first update and after each; a loop of one's own calls it after each step of
-    the optimiser. It changes no output. The paper does it in each forward of training, which is the same, but
-    that derivatives taken forward (``torch.func.jvp``) cannot pass through a weight that is written to.
+    The trainer does so before the first update and after each; a loop of one's own calls it after each step
+    of the optimiser. It changes no output. The paper does it in each forward of training, which comes to the
+    same, but derivatives taken forward (``torch.func.jvp``) cannot pass through a weight that is written to.
     """
     for layer in module.modules():
         if isinstance(layer, Forced):
@@ -110,7 +110,7 @@ def force_weights(module: nn.Module) -> None:
 
 
 def pixel_norm(x: Tensor, dim: int = 1) -> Tensor:
-    """x divided by its root mean square along a dimension; computed in float32 or better."""
+    """Each x divided by its root mean square along a dimension; computed in float32 or better."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     size = (wide.square().mean(dim, keepdim=True) + _EPSILON**2).rsqrt()
     return (wide * size).to(x.dtype)

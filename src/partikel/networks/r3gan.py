@@ -1,16 +1,16 @@
 """R3GAN's pair: residual networks without normalisation (Huang et al. 2024, config E).
 
 Both are chains of stages, one a resolution from 4x4 pixels to the image's, each of a transition (bilinear
-resampling, and a 1x1 convolution where the number of channels changes) and of residual blocks with an inverted
-bottleneck: 1x1 convolution to twice the channels, 3x3 convolution in groups of 16, 1x1 convolution back. In the
-place of a transition the generator begins with learned maps of 4x4 pixels, scaled by a linear function of z, and
-the discriminator ends in one number of each map and a linear layer.
+resampling, and a 1x1 convolution where the number of channels changes) and of residual blocks with an
+inverted bottleneck: 1x1 convolution to twice the channels, 3x3 convolution in groups of 16, 1x1 convolution
+back. In the place of a transition the generator begins with learned maps of 4x4 pixels, scaled by a linear
+function of z, and the discriminator ends in one number of each map and a linear layer.
 
-Nothing is normalised. By fix-up initialisation (Zhang et al. 2019) a block's last convolution starts at zero and
-the two others are He's, times L^(-1/4) of L blocks: at first both networks are linear.
+Nothing is normalised. By fix-up initialisation (Zhang et al. 2019) a block's last convolution starts at
+zero and the two others are He's, times L^(-1/4) of L blocks: at first both networks are linear.
 
-Conditions are not modulated: the generator's are appended to z, the discriminator's give a vector whose product
-with the features is added to the logit (projection, Miyato and Koyama 2018). The paper's loss is
+Conditions are not modulated: the generator's are appended to z, the discriminator's give a vector whose
+product with the features is added to the logit (projection, Miyato and Koyama 2018). The paper's loss is
 ``objective="relativistic"`` with the penalties R1 and R2 (``GradientPenalty``, at "real" and at "fake").
 """
 
