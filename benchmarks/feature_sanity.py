@@ -42,6 +42,7 @@ from partikel.metrics.features import FeatureNetwork
 from partikel.metrics.several import fd_ratio, mind
 from partikel.streams import derive_seed
 
+PICTURE = RESULTS.parents[1] / "docs" / "feature-sanity.png"
 SIDE, N, REFERENCE = 32, 200, 240
 KINDS = ("people", "pictographs", "signs", "things")
 DROPPED = ("people", "signs", "things")
@@ -292,7 +293,7 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - started),
     }
     print(save("feature-sanity", record))
-    picture(known, found).savefig(RESULTS / "feature-sanity.png", dpi=200)
+    picture(known, found).savefig(PICTURE, dpi=200)
 
 
 if __name__ == "__main__":

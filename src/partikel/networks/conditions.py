@@ -65,14 +65,21 @@ UNCONDITIONAL = Conditioning()
 """Nothing but x."""
 
 
-class ScalarConditions(nn.Module):
+class Conditions(nn.Module):
+    """What makes a vector of conditions: called as :meth:`ScalarConditions.forward` is.
+
+    Attributes:
+        dim: size of the vector; 0 = unconditional.
+    """
+
+    dim: int
+
+
+class ScalarConditions(Conditions):
     """All conditions of a network as one vector: embeddings of S scalars and a label, concatenated.
 
     Args:
         told: the conditions.
-
-    Attributes:
-        dim: size of the vector, that of an embedding times the number of conditions; 0 = unconditional.
 
     Raises:
         ValueError: features that are odd or less than 2.
@@ -147,7 +154,7 @@ def looked_up(vectors: Tensor, batch: int, cond: Tensor | None) -> Tensor:
     return F.embedding(cond, vectors)
 
 
-class ConditionNetwork(nn.Module):
+class ConditionNetwork(Conditions):
     """Conditions to the vector that modulates: emb -> SiLU(Linear(SiLU(Linear(emb)))).
 
     Labels that are told late (:attr:`Conditioning.late`) are added before the last SiLU.
@@ -156,9 +163,6 @@ class ConditionNetwork(nn.Module):
         told: the conditions; none give no vector.
         width: size of the vector, and of the layer between; twice that of one embedding where None
             (GPM paper, appendix D.2).
-
-    Attributes:
-        dim: ``width``, or 0 if there are no conditions.
 
     Raises:
         ValueError: features that are odd or less than 2.
@@ -198,7 +202,7 @@ class Conditioned(nn.Module, ABC):
         conditions: of the network.
     """
 
-    def __init__(self, conditions: ScalarConditions | ConditionNetwork) -> None:
+    def __init__(self, conditions: Conditions) -> None:
         super().__init__()
         self.conditions = conditions
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from partikel.networks.conditions import (
     Conditioned,
     Conditioning,
+    Conditions,
     ScalarConditions,
     looked_up,
 )
@@ -54,7 +55,8 @@ class Forced(nn.Module):
 
     def unit(self) -> Tensor:
         """The weight in use, in the shape of the stored one."""
-        return F.normalize(self.weight.flatten(1), eps=_EPSILON).view_as(self.weight)
+        each = tuple(range(1, self.weight.ndim))
+        return F.normalize(self.weight, dim=each, eps=_EPSILON)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def force(self) -> None:
@@ -74,9 +76,9 @@ class ForcedLinear(Forced, nn.Linear):
         super().__init__(before, after, bias=False)
         starts_with(self, math.sqrt(before))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., before) -> (..., after)."""
-        return F.linear(x, self.unit())
+        return F.linear(input, self.unit())
 
 
 class ForcedConv2d(Forced, nn.Conv2d):
@@ -92,9 +94,9 @@ class ForcedConv2d(Forced, nn.Conv2d):
         super().__init__(before, after, size, padding=size // 2, bias=False)
         starts_with(self, math.sqrt(before) * size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, before, H, W) -> (B, after, H, W)."""
-        return F.conv2d(x, self.unit(), padding=self.padding)  # pyright: ignore[reportArgumentType]
+        return self._conv_forward(input, self.unit(), None)
 
 
 def force_weights(module: nn.Module) -> None:
@@ -214,7 +216,7 @@ class EDM2UNet(Recomputing, Conditioned):
         return self.gain(self.last(h))
 
 
-class _Told(nn.Module):
+class _Told(Conditions):
     """Conditions to the vector that modulates: mp_silu(mp_sum(Linear(features), Linear(label)))."""
 
     def __init__(self, told: Conditioning, width: int) -> None:
@@ -236,7 +238,7 @@ class _Told(nn.Module):
             parts.append(looked_up(vectors, batch, cond))
         if not parts:
             return None
-        return mp_silu(parts[0] if len(parts) == 1 else mp_sum(*parts, TOLD))
+        return mp_silu(parts[0] if len(parts) == 1 else mp_sum(parts[0], parts[1], TOLD))
 
 
 class _Block(nn.Module):
