@@ -250,6 +250,41 @@ def own_pictures() -> str:
     return "\n".join(lines)
 
 
+def evaluation() -> str:
+    """Whether distances rise with damage, and whether few samples rank models as many do."""
+    names = {"frechet": "Fréchet", "kid": "KID", "mind": "MIND", "fdr": "FDr"}
+    sanity, ranks = load("feature-sanity"), load("rank-agreement")
+    assert sanity is not None
+    assert ranks is not None
+    lines = [
+        f"| network | distance | {' | '.join(sanity['levels'])} |",
+        f"|{'---|' * (2 + len(sanity['levels']))}",
+    ]
+    marks = {"rises": "", "undecided": " ?", "falls": " **falls**"}
+    for network, damages in sanity["values"].items():
+        for key in next(iter(damages.values())):
+            cells = []
+            for damage, values in damages.items():
+                means = (f"{statistics.fmean(draws):.2g}" for draws in values[key])
+                said = marks[sanity["verdicts"][network][damage][key]]
+                cells.append(" → ".join(means) + said)
+            lines.append(f"| {network} | {names[key]} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "![What the damages look like, and Fréchet distances under them]"
+        "(feature-sanity.png)",
+        "",
+        "| model | Fréchet at 10,000 | MIND at 1,000 | KID at 1,000 | Fréchet at 1,000 |",
+        "|---|---|---|---|---|",
+    ]
+    for model, row in sorted(ranks["models"].items(), key=lambda each: each[1]["frechet of all"]):
+        parts = (spread(row["parts"][key]) for key in ("mind", "kid", "frechet"))
+        lines.append(f"| {model} | {row['frechet of all']:.3g} | {' | '.join(parts)} |")
+    taus = (f"{t['tau']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in ranks["agreement"].values())
+    lines.append(f"| Kendall's τ with the first column | | {' | '.join(taus)} |")
+    return "\n".join(lines)
+
+
 def explorer() -> str:
     """What the explorer's page weighs, and what its frames cost."""
     result = load("explorer")
@@ -284,6 +319,7 @@ def pages() -> dict[Path, str]:
         "docs/flow-maps.md": flow_maps,
         "docs/data.md": own_pictures,
         "docs/explorer.md": explorer,
+        "docs/evaluation.md": evaluation,
     }
     found = {}
     for name, content in tables.items():

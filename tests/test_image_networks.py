@@ -18,9 +18,12 @@ from partikel.networks import (
     ConvDiscriminator,
     ConvGenerator,
     DiT,
+    EDM2UNet,
     FastGANDiscriminator,
     FastGANGenerator,
     NetworkSettings,
+    R3GANDiscriminator,
+    R3GANGenerator,
     ResNetDiscriminator,
     ResNetGenerator,
     Role,
@@ -36,16 +39,20 @@ from partikel.networks.resnet import SelfAttention
 LATENT = 6
 PAIRS = ("dcgan", "resnet", "fastgan")
 NETWORKS: list[tuple[str, Role]] = [
-    *((kind, role) for kind in PAIRS for role in ("logit", "generator")),
+    *((kind, role) for kind in (*PAIRS, "r3gan") for role in ("logit", "generator")),
     ("unet", "denoiser"),
     ("dit", "denoiser"),
+    ("edm2", "denoiser"),
 ]
+NORMLESS = ("r3gan", "unet", "dit", "edm2")
 SMALL: dict[str, dict[str, Any]] = {
     "dcgan": {"width": 2},
     "resnet": {"width": 2},
     "fastgan": {"width": 2},
     "unet": {"channels": 4},
     "dit": {"width": 8, "depth": 2},
+    "edm2": {"channels": 4, "blocks": 1},
+    "r3gan": {"width": 8, "blocks": 1},
 }
 every = pytest.mark.parametrize(("kind", "role"), NETWORKS)
 
@@ -61,6 +68,12 @@ def build(kind: str, role: Role, side: int, channels: int = 1, **options: Any) -
         generator=seeded(),
         **conditions,
     )
+
+
+def gains_on(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, Gain):
+            nn.init.ones_(module.weight)
 
 
 def inputs(role: Role, rows: int, side: int, channels: int = 1) -> Tensor:
@@ -95,6 +108,8 @@ def test_sizes_to_256_with_the_widths_of_the_papers(kind, role, side):
         "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
         "unet": {"denoiser": UNet},
         "dit": {"denoiser": DiT},
+        "edm2": {"denoiser": EDM2UNet},
+        "r3gan": {"logit": R3GANDiscriminator, "generator": R3GANGenerator},
     }
     latent = {"latent": 128} if role == "generator" else {}
     c = {"c": torch.zeros(1, 1, device="meta")}
@@ -155,7 +170,7 @@ def test_dcgan_ends_at_four_pixels_and_eight_widths(side, channels, kernels):
     assert [tuple(s) for s in mirrored] == [tuple(s[:2]) for s in reversed(convs)]
 
 
-@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("kind", [*PAIRS, "r3gan"])
 @pytest.mark.parametrize("role", ["logit", "generator"])
 @pytest.mark.parametrize("wrong", [(1, 28, 28), (3, 32, 64), (1, 8, 8), (3, 512, 512)])
 def test_other_sizes_are_refused_with_those_that_can_be_had(kind, role, wrong):
@@ -270,9 +285,7 @@ def test_attention_at_the_start_leaves_the_network_as_it_is(role):
     x = inputs(role, 2, 32).float()
     before = plain(x)
     assert_close(attending(x), before, rtol=0, atol=0)
-    for module in attending.modules():
-        if isinstance(module, Gain):
-            nn.init.ones_(module.weight)
+    gains_on(attending)
     assert (attending(x) - before).abs().max() > 1e-6
 
 
@@ -392,9 +405,9 @@ def test_second_derivatives_in_x(kind, norm):
 def with_norms(*norms: str, quick: Collection[str] | None = None) -> pytest.MarkDecorator:
     """Every network, under each of the norms if it has a choice; slow, but for ``quick`` ids."""
     cases = [
-        (kind, role, {} if kind in ("unet", "dit") else {"norm": norm})
+        (kind, role, {} if kind in NORMLESS else {"norm": norm})
         for kind, role in NETWORKS
-        for norm in (norms if kind not in ("unet", "dit") else ("",))
+        for norm in (norms if kind not in NORMLESS else ("",))
     ]
     ids = [f"{kind}-{role}-{options.get('norm')}" for kind, role, options in cases]
     marked = [
@@ -411,6 +424,7 @@ def test_compiles_as_one_graph(kind, role, options):
     """The same outputs, gradients and (in training) running statistics as without compilation."""
     attend: dict[str, Any] = {"attention_resolutions": (8,)} if kind == "resnet" else {}
     network = build(kind, role, 16, init="orthogonal", scalars=1, classes=2, **options, **attend)
+    gains_on(network)
     twin = copy.deepcopy(network)
     torch.compiler.reset()
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
@@ -436,10 +450,7 @@ def test_channels_last_gives_the_same_values(kind, role, options, channels):
     network = build(
         kind, role, 32, channels, init="orthogonal", scalars=1, **options, **attend
     ).double()
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, Gain):
-            nn.init.ones_(module.weight)
+    gains_on(network.eval())
     x, c = inputs(role, 2, 32, channels), randn(1, 1)
     expected = network(x, c)
     if role != "generator":
@@ -468,10 +479,11 @@ def test_features_stay_channels_last(kind):
     assert all(kept)
 
 
-def test_recomputed_blocks_have_the_same_gradients() -> None:
+@pytest.mark.parametrize("kind", [UNet, EDM2UNet])
+def test_recomputed_blocks_have_the_same_gradients(kind: type[UNet | EDM2UNet]) -> None:
     """With dropout, whose masks have to be drawn alike both times."""
     made = [
-        UNet((1, 16, 16), channels=8, blocks=1, dropout=0.5, recompute=recompute)
+        kind((1, 16, 16), channels=8, blocks=1, dropout=0.5, recompute=recompute)
         for recompute in (False, True)
     ]
     made[1].load_state_dict(made[0].state_dict())
@@ -479,6 +491,7 @@ def test_recomputed_blocks_have_the_same_gradients() -> None:
     gradients = []
     for network in made:
         torch.nn.init.ones_(network.last.weight)
+        gains_on(network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network(x, c).square().sum().backward()

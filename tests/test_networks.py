@@ -23,15 +23,28 @@ from partikel.networks import (
     ConvDiscriminator,
     ConvGenerator,
     DiT,
+    EDM2UNet,
     NetworkSettings,
+    R3GANDiscriminator,
+    R3GANGenerator,
     Role,
     UNet,
     build_network,
+    force_weights,
     initialise,
 )
 from partikel.networks.conditions import Modulation, ScalarConditions
+from partikel.networks.edm2 import (
+    Forced,
+    ForcedConv2d,
+    ForcedLinear,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    pixel_norm,
+)
 from partikel.networks.embeddings import EMBEDDINGS, FourierEmbedding, PositionalEmbedding
-from partikel.networks.initialise import SCHEMES, ZeroInit
+from partikel.networks.initialise import SCHEMES, Gain, ZeroInit
 from partikel.networks.unet import Attention
 
 ROWS = 3
@@ -51,7 +64,10 @@ class Case(NamedTuple):
     settings: dict[str, Any]
     mixes_rows: bool = False
 
-    def build(self, *, seed: int = 0, scalars: int = 0, classes: int | None = None) -> nn.Module:
+    def build(
+        self, *, seed: int = 0, scalars: int = 0, classes: int | None = None, gain: float = 1.0
+    ) -> nn.Module:
+        """With all its gains, which start at zero, at ``gain``."""
         small = {"embedding": "fourier", "embedding_features": 8, "init": "orthogonal"}
         network = build_network(
             NetworkSettings(**{**small, **self.settings}),
@@ -62,6 +78,9 @@ class Case(NamedTuple):
             classes=classes,
             generator=rng(seed),
         ).double()
+        for module in network.modules():
+            if isinstance(module, Gain):
+                nn.init.constant_(module.weight, gain)
         # One power iteration per forward would make spectral normalisation a moving target.
         return network.eval() if "spectral" in self.settings.get("norm", "") else network
 
@@ -80,6 +99,9 @@ def _cases() -> list[Case]:
     resnet = {"kind": "resnet", "width": 2, "attention_resolutions": (8,)}
     fastgan = {"kind": "fastgan", "width": 1}
     unet = {"kind": "unet", "channels": 8}
+    edm2 = {"kind": "edm2", "channels": 8, "multipliers": (1, 2), "blocks": 1}
+    edm2 |= {"attention_resolutions": (4,), "fourier_scale": 1.0}
+    r3gan = {"kind": "r3gan", "width": 8, "blocks": 1}
     return [
         Case("mlp", "logit", (2,), mlp),
         Case("mlp-softplus", "logit", (2,), {**mlp, "activation": "softplus"}),
@@ -122,6 +144,9 @@ def _cases() -> list[Case]:
             {**unet, "embedding": "positional", "multipliers": (1, 2), "attention_resolutions": ()},
         ),
         Case("dit", "denoiser", image, {"kind": "dit", "width": 8, "depth": 2}),
+        Case("edm2", "denoiser", image, edm2),
+        Case("r3gan", "logit", (1, 16, 16), {**r3gan, "activation": "silu"}),
+        Case("r3gan", "generator", (3, 32, 32), {**r3gan, "final_activation": "tanh"}),
     ]
 
 
@@ -318,7 +343,10 @@ def test_mlp_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: network(x, c), (x,))
 
 
-@pytest.mark.parametrize("name", ["mlp", "small", "resnet-plain", "fastgan-gated", "unet", "dit"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "small", "resnet-plain", "fastgan-gated", "unet", "dit", "edm2", "r3gan"],
+)
 def test_forward_and_reverse_derivatives_agree(name):
     case = find(name)
     network, x, c = case.build(scalars=2), case.input(), conditions()["c"]
@@ -367,8 +395,8 @@ def test_modulation_scales_and_shifts_channels():
 @every
 def test_default_init_makes_modulations_the_identity(case):
     case = case._replace(settings={**case.settings, "init": "default"})
-    network, x, given = case.build(**KNOWN), case.input(), conditions()
-    modulated = any(isinstance(m, (Modulation, DiT)) for m in network.modules())
+    network, x, given = case.build(**KNOWN, gain=0), case.input(), conditions()
+    modulated = any(isinstance(m, (Modulation, DiT, EDM2UNet)) for m in network.modules())
     spread = (network(x, **given) - network(x, given["c"] + 0.3, given["cond"].flip(0))).abs().max()
     assert (spread == 0) == modulated
 
@@ -446,6 +474,159 @@ def test_dit_refuses_what_it_cannot_take(shape, width, said):
     settings = NetworkSettings("dit", width=width, depth=1)
     with pytest.raises(ConfigError, match=said):
         build_network(settings, "denoiser", shape=shape, generator=rng())
+
+
+# EDM2.
+
+
+@pytest.mark.parametrize(
+    ("channels", "published"),
+    [(128, 124.7), (192, 280.2), (256, 497.8), (320, 777.5), (384, 1119.3), (448, 1523.2)],
+)
+def test_edm2_has_the_sizes_of_the_paper(channels, published):
+    """XS to XXL on latents of ImageNet-512; ours has one more row, of no label."""
+    told = Conditioning(1, 1000, embedding_features=0)
+    with torch.device("meta"):
+        network = EDM2UNet((4, 64, 64), channels, conditions=told)
+    assert f"{(parameters(network) - 4 * channels) / 1e6:.1f}" == str(published)
+
+
+def magnitude(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_layers_of_edm2_keep_the_variance_of_normal_signals(share):
+    """Of rows of white noise, to five standard errors of a mean of squares."""
+    rows, a, b = 20_000, 12, 36
+    x, y = (torch.randn(rows, n, generator=rng(n), dtype=torch.float64) for n in (a, b))
+    error = 5 * math.sqrt(2 / rows)  # of a channel's variance
+    layer = initialise(ForcedLinear(a, 9), generator=rng()).double()
+    assert ((layer(x).square().mean(0) - 1).abs() < error).all()
+    conv = initialise(ForcedConv2d(a, 9, 3), generator=rng()).double()
+    patches = torch.randn(rows // 4, a, 3, 3, generator=rng(1), dtype=torch.float64)
+    inner = conv(patches)[:, :, 1, 1]  # no border, and pixels of other rows only
+    assert ((inner.square().mean(0) - 1).abs() < 2 * error).all()
+    assert ((mp_sum(x, y[:, :a], share).square().mean(0) - 1).abs() < error).all()
+    silu = mp_silu(y).square()
+    assert (silu.mean() - 1).abs() < 1e-3 + 5 * silu.std() / math.sqrt(silu.numel())
+    both = mp_cat(x, y, share)
+    weighed = (both[:, :a].square().mean() * a, both[:, a:].square().mean() * b)
+    of_all = 5 * math.sqrt(2 / (rows * a))
+    assert abs(sum(weighed) / (a + b) - 1) < of_all
+    assert abs(weighed[1] / weighed[0] / (share / (1 - share)) ** 2 - 1) < 2 * of_all
+    assert_close(magnitude(pixel_norm(7 * x)[3]), torch.ones((), dtype=x.dtype))
+
+
+def test_edm2_keeps_magnitudes_through_all_its_blocks():
+    """At first every block hands on a signal of about unit variance."""
+    network = build_network(
+        NetworkSettings("edm2", channels=32, blocks=2),
+        *("denoiser",),
+        shape=(3, 32, 32),
+        scalars=1,
+        classes=5,
+        generator=rng(),
+    )
+    assert isinstance(network, EDM2UNet)
+    seen = []
+    for layer in [network.conditions, *network.down, *network.up, network.last]:
+        layer.register_forward_hook(lambda _, __, out: seen.append(float(magnitude(out))))
+    x, c = torch.randn(4, 3, 32, 32, generator=rng(1)), torch.randn(4, 1, generator=rng(2))
+    with torch.no_grad():
+        assert not network(x, c, torch.arange(4)).any()
+    assert len(seen) == 1 + (2 + 3 * 3) + (2 + 3 + 3 * 4) + 1
+    assert all(0.7 < size < 1.3 for size in seen), seen
+
+
+def test_weights_of_edm2_are_used_with_length_one():
+    """Stored lengths change nothing, gradients are orthogonal to them, and forcing them is no change."""
+    case = find("edm2")
+    network, x, given = case.build(**KNOWN), case.input(), conditions()
+    layers = [m for m in network.modules() if isinstance(m, Forced)]
+    expected = network(x, **given)
+    expected.square().sum().backward()
+    for layer in layers:
+        assert layer.weight.grad is not None
+        along = (layer.weight.grad * layer.weight).flatten(1)
+        assert_close(along.sum(1), torch.zeros_like(along[:, 0]), atol=1e-9, rtol=0)
+        with torch.no_grad():
+            layer.weight *= torch.rand(len(layer.weight), generator=rng())[
+                (..., *[None] * (layer.weight.ndim - 1))
+            ]
+    assert_close(network(x, **given), expected)
+    force_weights(network)
+    assert_close(network(x, **given), expected)
+    for layer in layers:
+        assert_close(
+            layer.weight.square().flatten(1).mean(1), torch.ones(len(layer.weight)).double()
+        )
+    assert {
+        type(m) for m in network.modules() if any(True for _ in m.parameters(recurse=False))
+    } == {
+        ForcedConv2d,
+        ForcedLinear,
+        Gain,
+    }
+
+
+def test_attention_of_edm2_is_by_cosines():
+    layer = find("edm2").build().get_submodule("up.0.attention")
+    x = torch.randn(2, 16, 3, 4, generator=rng(), dtype=torch.float64)
+    q, k, v = (p.mT for p in pixel_norm(layer.qkv(x).flatten(2).unflatten(1, (3, 16)), 2).unbind(1))
+    cosines = F.normalize(q, dim=2) @ F.normalize(k, dim=2).mT
+    mixed = ((cosines * math.sqrt(16)).softmax(2) @ v).mT.reshape(x.shape)
+    assert_close(layer(x), mp_sum(x, layer.out(mixed), 0.3), rtol=1e-6, atol=1e-6)
+
+
+# R3GAN.
+
+
+def test_r3gan_has_the_sizes_of_the_paper():
+    """Config E on images of 256x256: 23.058 and 23.010 million weights."""
+    with torch.device("meta"):
+        assert parameters(R3GANGenerator(64, (3, 256, 256))) == 23_057_952
+        assert parameters(R3GANDiscriminator((3, 256, 256))) == 23_009_568
+
+
+@pytest.mark.parametrize("role", ["logit", "generator"])
+def test_r3gan_starts_linear(role):
+    """Fix-up: all branches are zero at first, and there are no biases outside of them."""
+    settings = {"kind": "r3gan", "width": 16}
+    case = Case("", role, (3, 32, 32), {**settings, "init": "default"})
+    network = case.build()
+    x, y = case.input(seed=1), case.input(seed=2)
+    assert_close(network(2 * x - 3 * y), 2 * network(x) - 3 * network(y))
+    other = case._replace(settings={**settings, "init": "orthogonal"}).build()
+    assert (other(2 * x - 3 * y) - 2 * other(x) + 3 * other(y)).abs().max() > 1e-3
+
+
+def test_r3gan_has_blocks_of_grouped_convolutions_which_fix_up_starts():
+    """He's law times L^(-1/4) of the network's L blocks, in groups of 16 channels and twice the width."""
+    network = initialise(R3GANDiscriminator((1, 64, 64), width=64), generator=rng())
+    blocks = [m for name, m in network.named_modules() if name.split(".")[-2:-1] == ["blocks"]]
+    assert len(blocks) == 10
+    scale = 2 * 10**-0.5  # of the variance
+    for block in blocks:
+        first, grouped, last = block.conv1, block.conv2, block.conv3
+        assert first.out_channels == grouped.out_channels == 2 * last.out_channels
+        assert grouped.weight.shape[1] == 16
+        assert not last.weight.any()
+        assert last.bias is None
+        for conv in (first, grouped):
+            _moments(conv.weight.detach(), 0, math.sqrt(scale / conv.weight[0].numel()), 3)
+            assert not conv.bias.any()
+
+
+def test_generators_of_r3gan_scale_learned_maps_and_resample_bilinearly():
+    case = Case("", "generator", (1, 16, 16), {"kind": "r3gan", "width": 4, "init": "default"})
+    network, z = case.build(), case.input()
+    maps = network.maps.weight[:, 0]
+    h = (z @ network.scale.weight.T)[:, :, None, None] * maps
+    for _ in range(2):
+        h = F.interpolate(h, scale_factor=2, mode="bilinear")
+    expected = torch.einsum("oc,bchw->bohw", network.leave.weight[:, :, 0, 0], h)
+    assert_close(network(z), expected)
 
 
 def test_attention_is_scaled_dot_product_attention():
@@ -592,7 +773,7 @@ def test_building_depends_on_the_generator_alone(case):
 def test_reinitialising_forgets_everything(scheme):
     """No parameter or buffer of any network escapes ``initialise``."""
     for case in CASES:
-        network = case._replace(settings={**case.settings, "init": scheme}).build(**KNOWN)
+        network = case._replace(settings={**case.settings, "init": scheme}).build(**KNOWN, gain=0)
         fresh = copy.deepcopy(network.state_dict())
         with torch.no_grad():
             for name, value in network.state_dict().items():
@@ -713,7 +894,7 @@ def test_none_is_the_default_of_the_class():
             {"kind": "unet"},
             "logit",
             (1, 8, 8),
-            "kinds that can: mlp, small, dcgan, resnet, fastgan",
+            "kinds that can: mlp, small, dcgan, resnet, fastgan, r3gan",
         ),
         ({"kind": "small"}, "denoiser", (1, 8, 8), "kinds that can: mlp, unet"),
         ({"kind": "unet", "norm": "batch"}, "denoiser", (1, 8, 8), "'norm' does not apply"),
@@ -736,6 +917,10 @@ def test_none_is_the_default_of_the_class():
         ({"kind": "unet", "channels": 0}, "denoiser", (1, 8, 8), "channels of"),
         ({"kind": "unet", "attention_resolutions": (0,)}, "denoiser", (1, 8, 8), "at least 1"),
         ({"kind": "unet"}, "denoiser", (1, 10, 10), "divisible by 4"),
+        ({"kind": "edm2"}, "denoiser", (1, 12, 12), "divisible by 8 for 4 multipliers"),
+        ({"kind": "edm2", "norm": "batch"}, "denoiser", (1, 16, 16), "'norm' does not apply"),
+        ({"kind": "r3gan"}, "denoiser", (1, 16, 16), "'r3gan' cannot be a denoiser"),
+        ({"kind": "r3gan", "norm": "batch"}, "logit", (1, 16, 16), "'norm' does not apply"),
         ({"kind": "small"}, "generator", (1, 10, 8), "divisible by 4"),
         ({"kind": "dcgan"}, "logit", (1, 8, 8), "sizes 16x16, 32x32, 64x64"),
         ({"kind": "dcgan"}, "generator", (1, 28, 28), "sizes 16x16, 32x32, 64x64"),

@@ -22,6 +22,8 @@ from partikel.data import open_dataset
 from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import Loss, LossValue
 from partikel.models import GeneratorModel
+from partikel.networks import force_weights
+from partikel.networks.edm2 import Forced
 from partikel.objectives import GradientPenalty, exact
 from partikel.recipes import RECIPES, Recipe
 from partikel.training import (
@@ -43,6 +45,13 @@ from partikel.training.engine import networks_of
 
 TINY = {"kind": "mlp", "width": 8, "depth": 2, "embedding_features": 4}
 SMOOTH = {**TINY, "activation": "silu", "fourier_scale": 1.0}
+FORCED = {
+    "kind": "edm2",
+    "channels": 4,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention_resolutions": [],
+}
 SETTINGS: dict[str, dict] = {
     "edm": {"network": TINY, "data": {"name": "digits"}},
     "flow-matching": {"network": TINY, "steps": 4, "source": {"name": "moons"}},
@@ -129,6 +138,7 @@ POOL = {"pool": 50, "times_per_path": 1}
         *((name, {}) for name in RECIPES),
         ("discriminator-flow", POOL),
         ("score-gan", {"own_score": None}),
+        ("mean-flow", {"network": FORCED, "data": {"name": "digits"}}),
     ],
 )
 def test_resuming_continues_bit_for_bit(
@@ -176,6 +186,28 @@ def test_resuming_with_dropout_continues_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(outside, torch.get_rng_state())
     for a, b in zip(weights(straight).values(), weights(second).values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_weights_that_are_forced_have_unit_magnitude_after_every_update() -> None:
+    """Those of the average do not, and make the same network of unit weights all the same."""
+    trainer = trainer_of(small("edm", network=FORCED, optimizer={"lr": 0.1}, ema=0.9))
+    found = {k: m for k, m in trainer.model.named_modules() if isinstance(m, Forced)}
+    start = {name: layer.weight.detach().clone() for name, layer in found.items()}
+    for _ in trainer.run():
+        for layer in found.values():
+            size = layer.weight.square().flatten(1).mean(1)
+            torch.testing.assert_close(size, torch.ones_like(size))
+    assert all((layer.weight - start[name]).abs().max() > 0.1 for name, layer in found.items())
+    assert trainer.average is not None
+    average = trainer.average.module
+    assert isinstance(average, nn.Module)
+    layers = [m for m in average.modules() if isinstance(m, Forced)]
+    assert any(m.weight.square().flatten(1).mean(1).min() < 0.999 for m in layers)
+    network = next(networks_of(average))
+    x, c = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1)
+    before = network(x, c)
+    force_weights(network)
+    torch.testing.assert_close(network(x, c), before)
 
 
 def test_another_seed_gives_other_weights() -> None:

@@ -27,10 +27,12 @@ from partikel.networks.conditions import Conditioning
 from partikel.networks.conv import NORMS
 from partikel.networks.dcgan import SMALL, ConvDiscriminator, ConvGenerator
 from partikel.networks.dit import DiT
+from partikel.networks.edm2 import EDM2UNet, force_weights
 from partikel.networks.embeddings import EMBEDDINGS
 from partikel.networks.fastgan import FastGANDiscriminator, FastGANGenerator
 from partikel.networks.initialise import SCHEMES, initialise
 from partikel.networks.mlp import MLP
+from partikel.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from partikel.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from partikel.networks.unet import UNet, UNet2D
 
@@ -42,15 +44,19 @@ __all__ = [
     "ConvDiscriminator",
     "ConvGenerator",
     "DiT",
+    "EDM2UNet",
     "FastGANDiscriminator",
     "FastGANGenerator",
     "NetworkSettings",
+    "R3GANDiscriminator",
+    "R3GANGenerator",
     "ResNetDiscriminator",
     "ResNetGenerator",
     "Role",
     "UNet",
     "UNet2D",
     "build_network",
+    "force_weights",
     "initialise",
 ]
 
@@ -68,9 +74,11 @@ _OURS: dict[str, Roles] = {
     "dcgan": {"logit": ConvDiscriminator, "generator": ConvGenerator},
     "resnet": {"logit": ResNetDiscriminator, "generator": ResNetGenerator},
     "fastgan": {"logit": FastGANDiscriminator, "generator": FastGANGenerator},
+    "r3gan": {"logit": R3GANDiscriminator, "generator": R3GANGenerator},
     "unet": {"denoiser": UNet},
     "unet2d": {"denoiser": UNet2D},
     "dit": {"denoiser": DiT},
+    "edm2": {"denoiser": EDM2UNet},
 }
 
 
@@ -99,23 +107,26 @@ class NetworkSettings(Checked):
 
     Attributes:
         kind: "mlp" (any shape), "small" (images with sides divisible by 4), "dcgan", "resnet",
-            "fastgan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only), "unet2d"
-            (a unet that diffusers computes too; without labels), "dit" (square images; denoiser only).
+            "fastgan", "r3gan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only),
+            "unet2d" (a unet that diffusers computes too; without labels), "dit" (square images; denoiser
+            only), "edm2" (images; denoiser only).
         width: mlp: units of a hidden layer; small, dcgan, resnet: channels at (about) full
-            resolution; fastgan: a sixteenth of those at 4x4; dit: features of a patch. At least 1.
+            resolution; fastgan: a sixteenth of those at 4x4; r3gan: those up to 32x32; dit: features of
+            a patch. At least 1.
         depth: mlp: hidden layers; dit: blocks. At least 1.
-        activation: mlp, small, dcgan, resnet, and fastgan's discriminator: "leaky_relu", "relu",
+        activation: mlp, small, dcgan, resnet, r3gan, and fastgan's discriminator: "leaky_relu", "relu",
             "silu", "softplus", "tanh" or "identity".
         final_activation: mlp, and all generators of images: of the output, same names.
         norm: small, dcgan, resnet, fastgan: "none", "batch", "group", "spectral" or
             "spectral+batch"; mlp: "none" or "spectral".
-        channels: unet, unet2d: channels at full resolution. At least 1.
-        multipliers: unet, unet2d: channels at each resolution, in units of ``channels``.
-        blocks: unet, unet2d: residual blocks per resolution. At least 1.
-        attention_resolutions: resnet, unet, unet2d: heights with self-attention, in unets beside the
+        channels: unet, unet2d, edm2: channels at full resolution. At least 1.
+        multipliers: unet, unet2d, edm2: channels at each resolution, in units of ``channels``.
+        blocks: unet, unet2d, edm2, r3gan: residual blocks per resolution. At least 1.
+        attention_resolutions: resnet, unet, unet2d, edm2: heights with self-attention, in unets beside the
             middle's.
-        dropout: unet, unet2d: probability, in [0, 1).
-        recompute: unet, unet2d: compute blocks again in the backward pass instead of keeping them in memory.
+        dropout: unet, unet2d, edm2: probability, in [0, 1).
+        recompute: unet, unet2d, edm2: compute blocks again in the backward pass instead of keeping them in
+            memory.
         embedding: all: of real conditions, "fourier" or "positional". This and the next two matter
             only where there are conditions.
         embedding_features: all: size of the embedding of each condition. Even.

@@ -65,14 +65,21 @@ UNCONDITIONAL = Conditioning()
 """Nothing but x."""
 
 
-class ScalarConditions(nn.Module):
+class Conditions(nn.Module):
+    """What makes a vector of conditions: called as :meth:`ScalarConditions.forward` is.
+
+    Attributes:
+        dim: size of the vector; 0 = unconditional.
+    """
+
+    dim: int
+
+
+class ScalarConditions(Conditions):
     """All conditions of a network as one vector: embeddings of S scalars and a label, concatenated.
 
     Args:
         told: the conditions.
-
-    Attributes:
-        dim: size of the vector, that of an embedding times the number of conditions; 0 = unconditional.
 
     Raises:
         ValueError: features that are odd or less than 2.
@@ -118,7 +125,7 @@ class ScalarConditions(nn.Module):
         elif c is not None:
             raise ValueError("c was given to a network built with scalars=0")
         if self.label is not None:
-            parts.append(_looked_up(self.label, batch, cond))
+            parts.append(looked_up(self.label.weight, batch, cond))
         elif cond is not None:
             raise ValueError("cond was given to a network built without classes")
         if len(parts) < 2:
@@ -127,18 +134,27 @@ class ScalarConditions(nn.Module):
         return torch.cat([part.expand(rows, -1) for part in parts], 1)
 
 
-def _looked_up(table: nn.Embedding, batch: int, cond: Tensor | None) -> Tensor:
-    """The vectors of labels (B, ...), or the one of no label (1, ...)."""
+def looked_up(vectors: Tensor, batch: int, cond: Tensor | None) -> Tensor:
+    """The vectors of labels, (B, features), or the one of no label, (1, features).
+
+    Args:
+        vectors: (classes + 1, features), that of no label last.
+        batch: B.
+        cond: (B,) integer labels, or None.
+
+    Raises:
+        ValueError: ``cond`` is no integer for each row.
+    """
     if cond is None:
-        return table.weight[-1:]
+        return vectors[-1:]
     if cond.shape != (batch,) or cond.is_floating_point():
         raise ValueError(
             f"cond must be ({batch},) integers, got {tuple(cond.shape)} of {cond.dtype}"
         )
-    return table(cond)
+    return F.embedding(cond, vectors)
 
 
-class ConditionNetwork(nn.Module):
+class ConditionNetwork(Conditions):
     """Conditions to the vector that modulates: emb -> SiLU(Linear(SiLU(Linear(emb)))).
 
     Labels that are told late (:attr:`Conditioning.late`) are added before the last SiLU.
@@ -147,9 +163,6 @@ class ConditionNetwork(nn.Module):
         told: the conditions; none give no vector.
         width: size of the vector, and of the layer between; twice that of one embedding where None
             (GPM paper, appendix D.2).
-
-    Attributes:
-        dim: ``width``, or 0 if there are no conditions.
 
     Raises:
         ValueError: features that are odd or less than 2.
@@ -177,7 +190,7 @@ class ConditionNetwork(nn.Module):
             return None
         first, second = self.layers
         e = second(F.silu(first(e)))
-        return F.silu(e if self.label is None else e + _looked_up(self.label, batch, cond))
+        return F.silu(e if self.label is None else e + looked_up(self.label.weight, batch, cond))
 
 
 class Conditioned(nn.Module, ABC):
@@ -189,7 +202,7 @@ class Conditioned(nn.Module, ABC):
         conditions: of the network.
     """
 
-    def __init__(self, conditions: ScalarConditions | ConditionNetwork) -> None:
+    def __init__(self, conditions: Conditions) -> None:
         super().__init__()
         self.conditions = conditions
 

@@ -41,6 +41,23 @@ class ZeroConv2d(ZeroInit, nn.Conv2d):
         _zero(self.weight, self.bias)
 
 
+_GAIN = "gain_at_first"
+
+
+def starts_with(layer: Module, gain: float) -> Module:
+    """Mark a layer whose weights the scheme "default" draws from N(0, gain²/fan_in), its bias zero.
+
+    Args:
+        layer: a linear or convolution layer.
+        gain: γ of its paper's law, √2 of He's.
+
+    Returns:
+        ``layer``.
+    """
+    setattr(layer, _GAIN, gain)
+    return layer
+
+
 class Gain(nn.Module):
     """x -> γ·x with one learned number γ, which starts at zero under every scheme."""
 
@@ -59,7 +76,8 @@ def initialise(module: Module, scheme: str = "default", *, generator: torch.Gene
     Linear and convolution layers, by scheme:
 
     * "default": PyTorch's own law, weight and bias ~ U(-1/√fan_in, 1/√fan_in); marked layers
-      (``ZeroInit``: the heads of modulations, last convolutions of a U-Net's blocks) are zero.
+      (``ZeroInit``: the heads of modulations, last convolutions of a U-Net's blocks) are zero, and
+      those whose paper tells a normal law (:func:`starts_with`) have it.
     * "normal0.02": weight ~ N(0, 0.02²), bias 0, marked layers included (DCGAN; Radford et al.
       2016).
     * "he": weight ~ N(0, 2/fan_in), bias 0, marked layers zero; it keeps a signal's size through
@@ -91,6 +109,8 @@ def initialise(module: Module, scheme: str = "default", *, generator: torch.Gene
             if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 if scheme in ("default", "he") and isinstance(layer, ZeroInit):
                     _zero(layer.weight, layer.bias)
+                elif scheme == "default" and hasattr(layer, _GAIN):
+                    _scaled(layer.weight, layer.bias, generator, getattr(layer, _GAIN))
                 else:
                     SCHEMES[scheme](_original(layer), layer.bias, generator)
                 _restart_power_iterations(layer, generator)
@@ -126,8 +146,10 @@ def _normal_002(weight: Tensor, bias: Tensor | None, generator: torch.Generator)
     _zero(bias)
 
 
-def _he(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
-    weight.copy_(_normal(weight, generator).mul_(math.sqrt(2 / weight[0].numel())))
+def _scaled(
+    weight: Tensor, bias: Tensor | None, generator: torch.Generator, gain: float = math.sqrt(2)
+) -> None:
+    weight.copy_(_normal(weight, generator).mul_(gain / math.sqrt(weight[0].numel())))
     _zero(bias)
 
 
@@ -140,7 +162,7 @@ def _orthogonal(weight: Tensor, bias: Tensor | None, generator: torch.Generator)
 SCHEMES: dict[str, Callable[[Tensor, Tensor | None, torch.Generator], None]] = {
     "default": _fan_in,
     "normal0.02": _normal_002,
-    "he": _he,
+    "he": _scaled,
     "orthogonal": _orthogonal,
 }
 """Name -> how a linear or convolution layer's weight and bias are drawn."""

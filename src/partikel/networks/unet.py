@@ -9,6 +9,7 @@ Conditions modulate the blocks by scale and shift (Dhariwal and Nichol 2021).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -28,7 +29,37 @@ AS_CHANNELS = replace(NOISE_LEVEL, embedding_features=0)
 """The same, with as many features as there are channels."""
 
 
-class UNet(Conditioned):
+class Recomputing(nn.Module):
+    """A network that may compute its blocks again in the backward pass instead of keeping them.
+
+    Attributes:
+        recompute: whether it does, in training.
+    """
+
+    recompute: bool
+
+    def through(self, layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """``layer`` of some inputs."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False))
+        return layer(*inputs)
+
+
+def check_halves(size: tuple[int, int], levels: int) -> None:
+    """Refuse images that cannot be halved between so many resolutions.
+
+    Raises:
+        ValueError: for those.
+    """
+    factor = 2 ** (levels - 1)
+    if size[0] % factor or size[1] % factor:
+        raise ValueError(
+            f"height and width must be divisible by {factor} for {levels} multipliers, "
+            f"not {size[0]}x{size[1]}"
+        )
+
+
+class UNet(Recomputing, Conditioned):
     """Images to images of the same shape; the "default" initialisation makes its output zero.
 
     Args:
@@ -65,12 +96,7 @@ class UNet(Conditioned):
         super().__init__(ConditionNetwork(conditions, 4 * channels))
         size = image_size(shape)
         levels = len(multipliers)
-        factor = 2 ** (levels - 1)
-        if size[0] % factor or size[1] % factor:
-            raise ValueError(
-                f"height and width must be divisible by {factor} for {levels} multipliers, "
-                f"not {size[0]}x{size[1]}"
-            )
+        check_halves(size, levels)
         self.recompute = recompute
 
         def block(before: int, after: int, attend: bool) -> _Block:
@@ -105,22 +131,14 @@ class UNet(Conditioned):
         h = self.first(x)
         left = [h]
         for layer in self.down:
-            h = self._through(layer, e, h)
+            h = self.through(layer, h, e)
             left.append(h)
         for layer in self.middle:
-            h = self._through(layer, e, h)
+            h = self.through(layer, h, e)
         for layer in self.up:
-            inputs = (h, left.pop()) if isinstance(layer, _Block) else (h,)
-            h = self._through(layer, e, *inputs)
+            beside = (left.pop(),) if isinstance(layer, _Block) else ()
+            h = self.through(layer, h, e, *beside)
         return self.last(F.silu(self.norm(h)))
-
-    def _through(self, layer: nn.Module, e: Tensor | None, *inputs: Tensor) -> Tensor:
-        def run(*inputs: Tensor) -> Tensor:
-            return layer(inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), e)
-
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(run, *inputs, use_reentrant=False))
-        return run(*inputs)
 
 
 class UNet2D(UNet):
@@ -210,7 +228,8 @@ class _Block(nn.Module):
         self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
         self.attention = Attention(after, groups) if attend else nn.Identity()
 
-    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor | None, beside: Tensor | None = None) -> Tensor:
+        x = x if beside is None else torch.cat([x, beside], 1)
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         h = self.conv2(self.dropout(F.silu(self.modulation(h, e))))
         return self.attention(self.skip(x) + h)

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -30,6 +31,7 @@ from partikel.errors.checks import Checked, Natural
 from partikel.fields import Loss, TrainingBatch
 from partikel.fields.particles import Particles
 from partikel.models import Carrier
+from partikel.networks import force_weights
 from partikel.streams import Streams
 from partikel.training.ema import EMA, averaged_model
 from partikel.training.engine import (
@@ -136,6 +138,8 @@ class Trainer(Checked):
                     fused=True,
                 )
             )
+            force_weights(loss.module)
+            self.optimizers[-1].register_step_post_hook(partial(_force, loss.module))
             needs_real = "real" in loss.needs or (model.conditional and "particles" in loss.needs)
             stream = None
             if needs_real or ("particles" in loss.needs and "real" in model.field.needs):
@@ -352,6 +356,10 @@ class Trainer(Checked):
                 f"({error.strerror or error}): bring them back, and the same command resumes."
             ) from error
         return batch if self.model.conditional else Batch(batch.x, None)
+
+
+def _force(module: nn.Module, *_: object) -> None:
+    force_weights(module)
 
 
 def _all_finite(numbers: list[Tensor]) -> bool:
