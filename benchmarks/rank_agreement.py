@@ -10,7 +10,8 @@ Each model draws 10,000 samples (flows by 8 evaluations at their placed levels, 
 Fréchet at 10,000 is against the 10,000 images of the test split, on the digits network that ships. The
 others take ten parts of 1,000 samples: MIND and KID beside 1,000 test images, Fréchet beside all. Kendall's
 τ over the models is the mean over parts; its interval is a percentile bootstrap over models, of one part
-drawn each time. Measured models are kept in results/rank-agreement.json by name, and not drawn again."""
+drawn each time. Measured models are kept in results/rank-agreement.json by name, and not drawn again.
+"""
 
 from __future__ import annotations
 

@@ -271,8 +271,7 @@ def evaluation() -> str:
             lines.append(f"| {network} | {names[key]} | {' | '.join(cells)} |")
     lines += [
         "",
-        "![What the damages look like, and Fréchet distances under them]"
-        "(feature-sanity.png)",
+        "![What the damages look like, and Fréchet distances under them](feature-sanity.png)",
         "",
         "| model | Fréchet at 10,000 | MIND at 1,000 | KID at 1,000 | Fréchet at 1,000 |",
         "|---|---|---|---|---|",
@@ -280,7 +279,9 @@ def evaluation() -> str:
     for model, row in sorted(ranks["models"].items(), key=lambda each: each[1]["frechet of all"]):
         parts = (spread(row["parts"][key]) for key in ("mind", "kid", "frechet"))
         lines.append(f"| {model} | {row['frechet of all']:.3g} | {' | '.join(parts)} |")
-    taus = (f"{t['tau']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in ranks["agreement"].values())
+    taus = (
+        f"{t['tau']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in ranks["agreement"].values()
+    )
     lines.append(f"| Kendall's τ with the first column | | {' | '.join(taus)} |")
     return "\n".join(lines)
 

@@ -99,16 +99,20 @@ class ForcedConv2d(Forced, nn.Conv2d):
         return self._conv_forward(input, self.unit(), None)
 
 
-def force_weights(module: nn.Module) -> None:
+def force_weights(module: nn.Module) -> bool:
     """Bring the stored weights of all :class:`Forced` layers to magnitude 1, in place.
 
     The trainer does so before the first update and after each; a loop of one's own calls it after each step
     of the optimiser. It changes no output. The paper does it in each forward of training, which comes to the
     same, but derivatives taken forward (``torch.func.jvp``) cannot pass through a weight that is written to.
+
+    Returns:
+        Whether there are any.
     """
-    for layer in module.modules():
-        if isinstance(layer, Forced):
-            layer.force()
+    layers = [layer for layer in module.modules() if isinstance(layer, Forced)]
+    for layer in layers:
+        layer.force()
+    return bool(layers)
 
 
 def pixel_norm(x: Tensor, dim: int = 1) -> Tensor:

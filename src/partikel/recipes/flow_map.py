@@ -332,4 +332,4 @@ def _like(teacher: Recipe) -> NetworkSettings:
             fourier_scale=0.3,
             embedding_features=16,
         )
-    return given if given.kind == "unet" else NetworkSettings("unet", channels=32)
+    return given if given.kind in ("unet", "dit", "edm2") else NetworkSettings("unet", channels=32)

@@ -138,8 +138,8 @@ class Trainer(Checked):
                     fused=True,
                 )
             )
-            force_weights(loss.module)
-            self.optimizers[-1].register_step_post_hook(partial(_force, loss.module))
+            if force_weights(loss.module):
+                self.optimizers[-1].register_step_post_hook(partial(_force, loss.module))
             needs_real = "real" in loss.needs or (model.conditional and "particles" in loss.needs)
             stream = None
             if needs_real or ("particles" in loss.needs and "real" in model.field.needs):
