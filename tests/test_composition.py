@@ -41,7 +41,7 @@ from partikel.models import (
     StagedParticleModel,
     free_particles,
 )
-from partikel.networks import MLP, NetworkSettings
+from partikel.networks import MLP, DiT, EDM2UNet, NetworkSettings, UNet
 from partikel.objectives import GradientPenalty
 from partikel.priors import GaussianPrior
 from partikel.recipes import RECIPES, System
@@ -491,6 +491,22 @@ def test_distillation() -> None:
     assert len(nodes.nodes) == 5
     with pytest.raises(ConfigError, match="the teacher knows no labels"):
         replace(recipe, conditional=True).compose(DATA, required)
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_map"),
+    [("mlp", MLP), ("unet", UNet), ("dit", DiT), ("edm2", EDM2UNet), ("unet2d", UNet)],
+)
+def test_a_map_has_a_network_like_its_teacher_s(of_teacher: str, of_map: type) -> None:
+    """Where none is given; diffusers' U-Net is told one time only."""
+    sizes = {"mlp": {"width": 16, "depth": 2}, "dit": {"width": 32, "depth": 1}}
+    narrow = {"channels": 32, "multipliers": (1,), "blocks": 1, "attention_resolutions": ()}
+    network = NetworkSettings(of_teacher, **sizes.get(of_teacher, narrow))  # type: ignore[arg-type]
+    digits = open_dataset(DataSettings("digits"))
+    teacher = EDM(data=DataSettings("digits"), network=network)
+    model = Distillation(teacher=teacher).compose(digits, teacher.compose(digits).model).model
+    assert isinstance(model, FlowMapModel)
+    assert type(model.network) is of_map
 
 
 def test_every_recipe_is_composed_here() -> None:
