@@ -35,7 +35,7 @@ from partikel.errors import PartikelError
 from partikel.models import Carrier, ParticleModel, Sampling, place_nodes
 from partikel.recipes.base import score_in
 from partikel.schedules import EDMSchedule, Nodes
-from partikel.solvers import SOLVERS
+from partikel.solvers import SOLVERS, Solver
 from partikel.studies.judgement import interval_of
 
 BUDGETS = (1, 2, 4, 8, 14, 28)
@@ -91,6 +91,15 @@ def chosen(protocol: Protocol, candidates: Iterable[Candidate]) -> Row | None:
     return {**row, "times": times, protocol.measure: protocol.of(model, sampling)}
 
 
+def placed(
+    model: Carrier, steps: int, solver: Solver, protocol: Protocol, fixed: bool = False
+) -> Nodes:
+    """Nodes as 'partikel tune' places them: for points by where paths end, for images by data."""
+    if len(protocol.dataset.shape) == 1:
+        return place_nodes(model, steps, solver=solver, fixed=fixed, seed=1).nodes
+    return protocol.placed(model, steps, solver, fixed=fixed)
+
+
 def along_levels(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Candidate]:
     """A model of noised data by each solver and grid; a step of Heun's takes two passes, EDM's last one."""
     last = 0 if isinstance(model.schedule, EDMSchedule) else 1
@@ -101,9 +110,8 @@ def along_levels(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Ca
         solver = SOLVERS[name]()
         grids = {"own": Nodes(steps)}
         if steps > 1:
-            grids["best fixed"] = protocol.best_fixed(model, steps, solver)
-            grids["placed by data"] = protocol.placed(model, steps, solver)
-            grids["placed by paths"] = place_nodes(model, steps, solver=solver, seed=1).nodes
+            grids["best fixed"] = placed(model, steps, solver, protocol, fixed=True)
+            grids["placed"] = placed(model, steps, solver, protocol)
         for grid, nodes in grids.items():
             yield {"solver": name, "grid": grid}, model, Sampling(nodes, solver=solver)
 
@@ -115,7 +123,7 @@ def churned(model: ParticleModel, passes: int, protocol: Protocol) -> Iterator[C
     grids = {"own": Nodes(passes)}
     if passes > 1:
         for name in ("ddim", "unipc-2"):
-            grids[f"best of {name}"] = protocol.best_fixed(model, passes, SOLVERS[name]())
+            grids[f"best of {name}"] = placed(model, passes, SOLVERS[name](), protocol, fixed=True)
     for lambda2 in CHURN:
         flow = DiffFlow.reverse(schedule, g2=2.0, lambda2=lambda2)
         point = ParticleModel(
