@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
-from rich.cells import cell_len
+from rich.box import SIMPLE_HEAD, Box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 _SAMPLES = (
     *("data", "samples", "split", "seed", "features"),
@@ -18,68 +19,53 @@ _SAMPLES = (
 _LIKELIHOOD = ("data", "points", "split", "seed", "method", "divergence", "inference", "draws")
 _OF = {"ode": "log-likelihood of the ODE", "elbo": "lower bound (ELBO) of the SDE"}
 
-SENTENCE = 12
-"""Letters to which a column of sentences may shrink."""
+WIDE = 10_000
+"""Letters on a line of what is no terminal."""
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, of which nothing is cut.
 
     What is no terminal gets a line for each row. In a terminal sentences wrap, and where it is too narrow
-    for columns, each row is a paragraph.
+    for columns of whole words, each row is a paragraph.
     """
-    head, lines = _drawn(header, rows, _room())
-    rule = "─" * max(map(cell_len, [*head, *lines]), default=0)
-    print("\n".join([title, "", *head, *([rule] if head else []), *lines, ""]))
+    console = _console()
+    drawn = _columns(console, header, rows, SIMPLE_HEAD)
+    if drawn is None:
+        paragraphs = Table(box=None, show_header=False, pad_edge=False)
+        for first, *others in rows:
+            named = zip(header[1:], others, strict=True)
+            said = "; ".join(f"{name}: {cell}" if name else cell for name, cell in named if cell)
+            paragraphs.add_row(Text(first, overflow="fold"))
+            paragraphs.add_row(Padding(Text(said, overflow="fold"), (0, 0, 0, 2)))
+        drawn = _text(console, paragraphs)
+    print(f"{title}\n\n{drawn}\n")
 
 
-def _drawn(
-    header: Sequence[str], rows: Sequence[Sequence[str]], room: int | None
-) -> tuple[list[str], list[str]]:
-    """The lines of a header, none where rows are paragraphs, and those of the rows."""
-    columns = [*zip(header, *rows, strict=True)]
-    widths = [max(map(cell_len, column)) for column in columns]
-    least = [
-        max([min(SENTENCE, width), *(cell_len(word) for cell in column for word in cell.split())])
-        for width, column in zip(widths, columns, strict=True)
-    ]
-    while room is not None and sum(widths) + 2 * (len(widths) - 1) > room:
-        wide = [width if width > few else 0 for width, few in zip(widths, least, strict=True)]
-        if not any(wide):
-            return [], [line for row in rows for line in _paragraph(header, row, room)]
-        widths[wide.index(max(wide))] -= 1
-
-    def lines(row: Sequence[str]) -> list[str]:
-        cells = map(_wrapped, row, widths)
-        return [
-            "  ".join(
-                f"{part}{' ' * (width - cell_len(part))}"
-                for part, width in zip(parts, widths, strict=True)
-            ).rstrip()
-            for parts in zip_longest(*cells, fillvalue="")
-        ]
-
-    return lines(header), [line for row in rows for line in lines(row)]
+def _columns(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], box: Box | None
+) -> str | None:
+    """Rows under their header, or None where the console is too narrow for whole words."""
+    made = Table(box=box, show_edge=False, pad_edge=False, header_style="")
+    for column in zip(header, *rows, strict=True):
+        sentences = any(" " in cell for cell in column[1:])
+        made.add_column(Text(column[0]), no_wrap=not sentences, overflow="fold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    drawn = _text(console, made)
+    whole = all(word in drawn for row in (header, *rows) for cell in row for word in cell.split())
+    return drawn if whole else None
 
 
-def _room() -> int | None:
-    """Letters on a line of the terminal; None where there is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def _console() -> Console:
+    """As wide as the terminal, where there is one."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)
 
 
-def _paragraph(header: Sequence[str], row: Sequence[str], room: int) -> list[str]:
-    """A row by itself, its first cell above the others, each after the name of its column."""
-    others = zip(header[1:], row[1:], strict=True)
-    said = "; ".join(f"{name}: {cell}" if name else cell for name, cell in others if cell)
-    return [*_wrapped(row[0], room), *_wrapped(said, room, "  ")]
-
-
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    """A text in lines, of whose words none is broken."""
-    if cell_len(indent + text) <= width:
-        return [indent + text]
-    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, **whole)
+def _text(console: Console, drawn: Table) -> str:
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
 
 
 def number(value: Any) -> str:
@@ -117,12 +103,12 @@ def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
             first = next(iter(measured))
             said = f"{first} {number(measured[first])}, {measured['cpu_seconds']} s"
         rows.append((name, said, content.get("about", "")))
-    room = _room()
-    head, lines = _drawn(header, rows, None)
-    narrow = room is not None and max(map(cell_len, lines)) > room
-    if narrow:
-        head, lines = _drawn(header[:2], [row[:2] for row in rows], room)
-    print("\n".join(head + lines))
+    names, figures, about = (max(map(len, column)) for column in zip(*rows, strict=True))
+    console = _console()
+    narrow = console.width < names + figures + about + 4
+    shown = 2 if narrow else 3
+    drawn = _columns(console, header[:shown], [row[:shown] for row in rows], None)
+    print(drawn or "\n".join(row[0] for row in rows))
     if narrow:
         print("\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some.")
 
