@@ -18,6 +18,7 @@ from partikel.data import open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import At
 from partikel.models import Endpoints, FlowMapModel, Lagrangian, Semigroup
+from partikel.priors import GaussianPrior
 from partikel.recipes import Distillation, FlowMatching, Recipe
 from partikel.recipes.flow_map import deterministic
 from partikel.schedules import LinearSchedule
@@ -60,11 +61,28 @@ def test_every_flow_of_particles_is_distilled(name: str) -> None:
     further = distillation(name, steps=2).system(data).model
     assert isinstance(further, FlowMapModel)
     assert isinstance(further.loss, Lagrangian if noised else Semigroup)
-    assert (model.schedule == LinearSchedule()) is noised
+    assert (further.schedule == LinearSchedule()) is noised
     assert model.flow.diffusion is None
     assert model.field.frozen
     assert [loss.name for loss in model.losses()] == ["map"]
     assert model.sample(3, generator=seeded()).shape == (3, 2)
+
+
+@pytest.mark.parametrize("path", ["linear", "trigonometric"])
+def test_ends_are_those_of_the_teacher_s_own_steps(path: str) -> None:
+    """Along another path as well: from the same noise to the same points, by as many steps."""
+    recipe = distillation("diffflow", path=path)
+    assert isinstance(recipe, Distillation)
+    data = open_dataset(recipe.data)
+    teacher = recipe.teacher.system(data).model.double()
+    model = recipe.compose(data, teacher).model
+    assert isinstance(model, FlowMapModel)
+    z, ends = randn(50, 2), []
+    for flow in (deterministic(teacher), model.flow):
+        assert isinstance(flow.prior, GaussianPrior)
+        ends.append(flow.sample(50, generator=seeded(), start=flow.prior.std * z))
+    assert float((ends[0] - 20 * z).norm()) > 10.0
+    assert_close(ends[1], ends[0], rtol=1e-6, atol=1e-6)
 
 
 def test_the_probability_flow_of_the_plane_is_what_is_distilled() -> None:

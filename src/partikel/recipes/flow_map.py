@@ -7,6 +7,7 @@ nodes where it is not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeAlias
 
@@ -38,7 +39,7 @@ from partikel.networks import NetworkSettings, build_network
 from partikel.recipes.base import Recipe, System
 from partikel.recipes.edm import EDM
 from partikel.recipes.flow_matching import Interpolants
-from partikel.schedules import PATHS, Schedule, TimeGrid, TimeLaw, UniformTimeLaw
+from partikel.schedules import PATHS, Interpolant, Schedule, TimeGrid, TimeLaw, UniformTimeLaw
 from partikel.solvers import DDIM
 from partikel.training import EMA, AdamSettings, Phase
 from partikel.training.ema import Decay
@@ -280,6 +281,24 @@ def deterministic(model: Carrier, batch: int = 1) -> ParticleModel:
 
 
 @dataclass(frozen=True)
+class _From(Interpolant):
+    """A path from a level of noise on, in the same time from 0 to 1."""
+
+    path: Schedule
+    level: float
+
+    def scale(self, t: Tensor) -> Tensor:
+        return self.path.scale(self._there(t))
+
+    def spread(self, t: Tensor) -> Tensor:
+        return self.path.spread(self._there(t))
+
+    def _there(self, t: Tensor) -> Tensor:
+        begin = float(self.path.time(torch.tensor(self.level, dtype=torch.float64)))
+        return begin + (self.path.horizon - begin) * t
+
+
+@dataclass(frozen=True)
 class _SameLevels(TimeGrid):
     """The nodes at which another path's particles pass the levels of a flow's own."""
 
@@ -296,10 +315,13 @@ class _SameLevels(TimeGrid):
 
 
 def _same_steps(flow: ParticleModel, path: Schedule) -> ParticleModel:
-    """The same steps of a probability flow along another path, between the same levels of noise.
+    """The same steps of a probability flow along another path, from its highest level of noise to the end.
 
     Euler's steps in σ are DDIM's, and those are the same along any path.
     """
+    assert flow.schedule is not None
+    highest = flow.schedule.sigma_max
+    path = _From(path, highest) if math.isfinite(highest) else path
     moved = flow.along(path)
     moved.grid, moved.solver = _SameLevels(flow, path), DDIM()
     return moved
