@@ -441,7 +441,6 @@ def train_run(
     out = Path(out)
     if out.is_file():
         raise ConfigError(f"{out} is a file, not a folder: choose another --out.")
-    _check_apart(out, recipe.data)
     initial = None if initial is None else Initial.of(initial)
     with holding(out):
         origin, required_path = on_main(partial(origin_of, initial, out)), None
@@ -624,18 +623,6 @@ class _Watch:
         figures |= {} if norm is None else {"field": norm}
         self._show(dataclasses.replace(moment, samples=samples))
         return figures
-
-
-def _check_apart(out: Path, data: DataSettings) -> None:
-    """Refuse a new run in the folder of its data, where its pictures would be among them."""
-    if data.path is None or (out / "config.yaml").exists():
-        return
-    pictures, place = find(data.path, data.root).resolve(), out.resolve()
-    if pictures.is_dir() and pictures in (place, *place.parents):
-        raise ConfigError(
-            f"{out} lies in {pictures}, the folder of the data, among which the run's own pictures would "
-            "be: choose another --out."
-        )
 
 
 def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:

@@ -28,9 +28,6 @@ WANTED = (
     "partikel.data.open_dataset opens"
 )
 
-COLOURS = (1, 3, 4)
-"""Channels of pictures."""
-
 
 @checked
 def in_memory(
@@ -160,11 +157,6 @@ def _points(values: Any) -> Tensor:
     if 0 in shape:
         raise DataError(f"data of shape {shape} hold no points: pass at least one.")
     if x.dtype == torch.uint8:
-        if x.ndim == 4 and shape[-1] in COLOURS and shape[1] not in COLOURS:
-            raise DataError(
-                f"images are (N, C, H, W), got shape {shape}: pass x.permute(0, 3, 1, 2), of an array "
-                "x.transpose(0, 3, 1, 2)."
-            )
         return x.contiguous()
     if not x.is_floating_point():
         mend = "torch.view_as_real(x).flatten(1)" if x.is_complex() else "x.float()"
