@@ -8,7 +8,10 @@ from pathlib import Path
 from setuptools import setup
 
 REPOSITORY = ""
-"""Where the project is published, as in https://github.com/OWNER/partikel: the one place that says so."""
+"""Where the project is published, as in https://github.com/OWNER/partikel: the one place that says so.
+
+Fill it in before a release (CONTRIBUTING.md); without it nothing is linked.
+"""
 
 PAPERS = {
     "Paper (GPM)": "https://arxiv.org/abs/2305.16150",

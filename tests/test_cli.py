@@ -253,6 +253,10 @@ def test_near_names_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "train", "edm-mnst")
     assert "did you mean 'edm-mnist-fast', 'edm-mnist-paper'" in said
     assert said.count("'") <= 2 * (1 + 4 + 1)
+    for part in ("mnst", "MNIST"):  # a word of theirs
+        said = refused(capsys, "train", part)
+        assert "'edm-mnist-fast'" in said
+        assert said.count("mnist-") == 4
     for name in ("edm-mnst", "zzz"):
         assert "'partikel presets' lists them all" in refused(capsys, "train", name)
 
@@ -322,6 +326,10 @@ def test_help_of_a_preset_has_its_values(preset: str, capsys: pytest.CaptureFixt
         (["sample", "nowhere"], "no run folder"),
         (["evaluate", "nowhere", "--jsn"], "did you mean '--json'"),
         (["sample", "RUN", "-n", "0"], "at least 1"),
+        (["sample", "RUN", "--label", ""], "--label needs a value"),
+        (["sample", "RUN", "--out", " "], "--out needs a value"),
+        (["train", "edm-gaussians", "--data.path", ""], "--data.path needs a value"),
+        (["sample", "RUN", "--out", "/dev/null/x.png"], "x.png cannot be read or written"),
         (["sample", "RUN", "-n", "x"], "must be a whole number"),
         (["sample", "RUN", "--steps", "4"], "leave out steps"),
         (["sample", "RUN", "--out", "x.jpeg"], ".npz or .png"),
@@ -453,6 +461,35 @@ def test_killed_runs_resume(tmp_path: Path) -> None:
 
 def test_every_solver_can_be_named() -> None:
     assert set(get_args(SolverName)) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("columns", [None, 20, 40, 60, 80, 200])
+def test_a_table_loses_nothing(
+    columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a pipe a row is a line; in a terminal lines are no longer than it is wide, and words whole."""
+    from partikel.app.tables import table
+
+    names = ("", "GAN", "Discriminator Flow", "Score GAN", "data vs data")
+    rows = [
+        ["field", "∇(c∘d)", "∇(c∘d)", "σ(α s_p - β s_ρ)", ""],
+        ["energy", "0.0592", "-0.000175", "1.01e-15", "-2.1e-05"],
+        ["within_3sigma", "0.88", "0.985", "0.92", "0.99"],
+    ]
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table("gaussians", names, rows)
+    title, gap, *lines, end = capsys.readouterr().out.splitlines()
+    assert (title, gap, end) == ("gaussians", "", "")
+    words = " ".join(lines).replace(";", "").split()
+    assert {word for row in rows for cell in row for word in cell.split()} <= set(words)
+    if columns is None or columns == 200:
+        assert [line.split()[0] for line in lines[2:]] == [row[0] for row in rows]
+    if columns is not None:
+        assert max(map(len, lines)) <= columns
+    table("none", ("a", "b"), [])
+    assert "a  b" in capsys.readouterr().out
 
 
 def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

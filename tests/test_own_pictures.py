@@ -325,6 +325,11 @@ def test_labels_by_name() -> None:
     assert classes_in(model, "dog", names) == classes_in(model, "1", names) == [1]
     assert classes_in(model, "dog, cat,4", names) == [1, 0, 4]
     assert classes_in(model, "a, b", names) == [2]
+    assert classes_in(model, "dog,a, b, 4", names) == [1, 2, 4]
+    with pytest.raises(ConfigError, match="there is no class 'b': valid: 'a, b', bird, cat"):
+        classes_in(model, "b", names)
+    with pytest.raises(ConfigError, match="there is no class ''"):
+        classes_in(model, "", names)
     assert classes_in(model, ["fish", 0], names) == [3, 0]
     assert classes_in(model, "all", names) == [0, 1, 2, 3, 4]
     with pytest.raises(ConfigError, match="there is no class 'dgo': did you mean 'dog'"):
@@ -424,7 +429,9 @@ def test_own_pictures_in_one_command(
     [
         (["edm"], "'edm' is a recipe, and needs data"),
         (["edm", "--data"], "--data needs a value"),
-        (["edm", "--data", ""], "needs data"),
+        (["edm", "--data", ""], "--data needs a value"),
+        (["edm", "--data", "digts"], "no data set of that name (did you mean 'digits'?)"),
+        (["edm", "--data.name", "digts"], "no data set 'digts': did you mean 'digits'?"),
         (["edm", "--data", "nowhere"], "there is no folder or zip file nowhere"),
         (
             ["edm", "--data", "no/where"],
@@ -434,6 +441,8 @@ def test_own_pictures_in_one_command(
         (["edm", "--data", "moons"], "'moons' holds points"),
         (["edm", "--data", "broken.zip"], "broken.zip is damaged or no zip file"),
         (["edm", "--data", "text.txt"], "neither a folder nor a .zip file"),
+        (["edm", "--data", "own", "--out", "own"], "own lies in own, the folder of the data"),
+        (["edm-mnist-fast", "--data", "own", "--out", "./own/run"], "choose another --out"),
         (["edm", "--data", "own", "--data.size", "9"], "cannot be 9"),
         (["edm", "--data", "own", "--data.size", "x"], "'data.size' must be"),
         (["edm", "--data", "own", "--data.labels", "true"], "has no labels"),

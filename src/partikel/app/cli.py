@@ -798,7 +798,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output left; nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        _stop(f"{error.strerror or error}: {error.filename or ''}")
+        why = error.strerror or error
+        mend = "check the path, its rights, and that there is space"
+        _stop(f"{error.filename or 'a file'} cannot be read or written ({why}): {mend}.")
     except RecursionError:
         _stop("what was given nests too deeply: make it flatter.")
     except (MemoryError, RuntimeError) as error:

@@ -63,6 +63,17 @@ class Plan:
     chosen: bool = False
     initial: Initial | None = None
 
+    def __post_init__(self) -> None:
+        data, out = self.recipe.data, self.folder.resolve()
+        if data.path is None or (out / "config.yaml").exists():
+            return
+        place = find(data.path, data.root).resolve()
+        if place.is_dir() and place in (out, *out.parents):
+            raise ConfigError(
+                f"{self.folder} lies in {data.path}, the folder of the data, among which the run's own "
+                "pictures would be: choose another --out."
+            )
+
 
 def plan_training(
     start: str | None,

@@ -125,12 +125,16 @@ def _read(dataset: TorchDataset) -> tuple[Tensor, Any]:
             )
         rows.append(x)
         labels += pair[1:]
-    return torch.stack(rows) if rows else torch.empty(0, 1), labels or None
+    alike = labels and all(isinstance(y, Tensor) and y.shape == labels[0].shape for y in labels)
+    cond = torch.stack(labels) if alike else labels or None
+    return torch.stack(rows) if rows else torch.empty(0, 1), cond
 
 
 def _tensor(values: Any, what: str) -> Tensor:
     """An array as a tensor on the CPU, without a copy where there need be none."""
     if isinstance(values, Tensor):
+        if values.layout is not torch.strided:
+            raise TypeError(f"{what} are a dense tensor, got a sparse one: pass x.to_dense().")
         return values.detach().cpu()
     try:
         array = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
@@ -143,6 +147,8 @@ def _points(values: Any) -> Tensor:
     """Points (N, ...), bytes or finite floating-point numbers."""
     if not isinstance(values, (Tensor, np.ndarray)):
         raise TypeError(f"data are {WANTED}; got {_said(values)}")
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError("a masked array hides points: pass those that count, or x.filled(value).")
     x = _tensor(values, "points")
     shape = tuple(x.shape)
     if x.ndim < 2:
@@ -153,8 +159,9 @@ def _points(values: Any) -> Tensor:
     if x.dtype == torch.uint8:
         return x.contiguous()
     if not x.is_floating_point():
+        mend = "torch.view_as_real(x).flatten(1)" if x.is_complex() else "x.float()"
         raise TypeError(
-            f"points are floating-point numbers, or bytes (uint8) for images, got {x.dtype}: pass x.float()."
+            f"points are floating-point numbers, or bytes (uint8) for images, got {x.dtype}: pass {mend}."
         )
     bad = (~x.isfinite()).flatten(1).any(1).nonzero()
     if len(bad):
@@ -180,7 +187,7 @@ def _labels(values: Any) -> Tensor | None:
     if labels.ndim != 1 or labels.dtype not in kinds:
         raise TypeError(
             f"labels are whole numbers (N,), got {labels.dtype} of shape {tuple(labels.shape)}: number "
-            "the classes 0, 1, 2, ..."
+            f"the classes 0, 1, 2, ...{' (of one-hot rows, labels.argmax(1))' * (labels.ndim == 2)}"
         )
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"labels are 0, 1, 2, ..., got {int(labels.min())}: number the classes so.")

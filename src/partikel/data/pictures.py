@@ -318,5 +318,5 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(
         f"{error.filename or path} cannot be read ({error.strerror or error}): check that it is "
-        "there and may be read"
+        f"there{'' if path.is_absolute() else ', or in $PARTIKEL_DATA,'} and may be read"
     )
