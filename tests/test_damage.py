@@ -416,6 +416,15 @@ def test_a_kill_releases_the_lock(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_is_made_where_none_was_and_removed_where_nothing_came_of_it(
+    tmp_path: Path,
+) -> None:
+    deep = tmp_path / "runs" / "run"
+    with locked(deep):
+        assert deep.is_dir()
+    assert not any(tmp_path.iterdir())
+
+
 def test_without_locks_there_is_a_warning_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import partikel
-from partikel import CheckpointError, ConfigError
+from partikel import CheckpointError, ConfigError, extensions
 from partikel.app import arguments
 from partikel.app.cli import main
 from partikel.extensions import VARIABLE, naming
@@ -175,6 +176,12 @@ def test_ours_win_and_two_of_a_name_are_a_sentence(
         RECIPES.find("both")
     with pytest.raises(ConfigError, match="of the package one cannot be imported .ModuleNotFound"):
         RECIPES.find("one")
+
+
+def test_what_no_distribution_registers_is_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("mine", "my_package.part:Mine", "partikel.recipes")
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [entry])
+    assert extensions.entries("recipes") == {"mine": "my-package"}
 
 
 @pytest.mark.parametrize(

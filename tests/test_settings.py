@@ -10,7 +10,7 @@ import pkgutil
 import random
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from conftest import GAUSSIAN
 from partikel.app.config import make_recipe
 from partikel.data import DataSettings
 from partikel.errors import ConfigError
-from partikel.errors.checks import Checked, Range, options_of, parts_of, types_of
+from partikel.errors.checks import Checked, Natural, Range, checked, options_of, parts_of, types_of
 from partikel.fields import (
     DriftField,
     ExactScoreField,
@@ -268,6 +268,17 @@ def test_every_setting_of_every_recipe_from_text() -> None:
 def test_python_callers_are_told_too(make: Any, said: str) -> None:
     with pytest.raises((ConfigError, TypeError), match=said):
         make()
+
+
+def test_a_value_that_fits_vouches_for_no_other_of_its_type() -> None:
+    @checked
+    def build(kind: Literal["a", "b"], count: Natural) -> None:
+        pass
+
+    build("a", np.int64(3))  # type: ignore[arg-type]
+    for kind, count, said in (("c", 3, "c"), ("b", np.int64(-1), "-1")):
+        with pytest.raises(ConfigError, match=f"got .*{said}"):
+            build(kind, count)  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
