@@ -329,7 +329,7 @@ def test_help_of_a_preset_has_its_values(preset: str, capsys: pytest.CaptureFixt
         (["sample", "RUN", "--label", ""], "--label needs a value"),
         (["sample", "RUN", "--out", " "], "--out needs a value"),
         (["train", "edm-gaussians", "--data.path", ""], "--data.path needs a value"),
-        (["sample", "RUN", "--out", "/dev/null/x.png"], "x.png cannot be read or written"),
+        (["sample", "RUN", "--out", "/dev/null/x.png"], "/dev/null cannot be read or written"),
         (["sample", "RUN", "-n", "x"], "must be a whole number"),
         (["sample", "RUN", "--steps", "4"], "leave out steps"),
         (["sample", "RUN", "--out", "x.jpeg"], ".npz or .png"),
