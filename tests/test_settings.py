@@ -98,6 +98,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "Independent": {"source": GaussianPrior((2,))},
     "OptimalTransport": {"source": GaussianPrior((2,))},
     "Initial": {"run": "runs/edm"},
+    "_From": {"path": EDMSchedule(), "level": 2.0},
     "_SameLevels": {
         "flow": ParticleModel(ExactScoreField(GAUSSIAN), GaussianPrior((2,)), steps=2),
         "path": EDMSchedule(),

@@ -42,7 +42,7 @@ from partikel.schedules import (
     VESchedule,
     VPSchedule,
 )
-from partikel.solvers import SOLVERS
+from partikel.solvers import SOLVERS, Deterministic
 from partikel.training import AdamSettings, Phase
 
 
@@ -91,20 +91,7 @@ class PlanePoint(Recipe):
     g2: NotNegative = 1.0
     lambda2: Positive = 1.0
     steps: Count = 28
-    solver: (
-        Literal[
-            "euler-maruyama",
-            "stochastic-heun",
-            "sra1",
-            "euler",
-            "heun",
-            "ddim",
-            "dpmpp-2m",
-            "unipc-2",
-            "unipc-3",
-        ]
-        | None
-    ) = None
+    solver: Literal["euler-maruyama", "stochastic-heun", "sra1", Deterministic] | None = None
     data_score: str | None = None
     score: EDM | FlowMatching = field(default_factory=EDM)
     joint: bool = False

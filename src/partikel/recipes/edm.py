@@ -26,7 +26,7 @@ from partikel.schedules import (
     LogSpread,
     LogUniformLaw,
 )
-from partikel.solvers import SOLVERS, Heun
+from partikel.solvers import SOLVERS, Deterministic, Heun
 from partikel.training import AdamSettings, Phase
 
 
@@ -65,7 +65,7 @@ class EDM(ScoreModel):
     law_mean: LogLevel = -1.2
     law_std: LogSpread = 1.2
     weighting: Literal["edm", "likelihood"] = "edm"
-    solver: Literal["heun", "euler", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"] = "heun"
+    solver: Deterministic = "heun"
     steps: Count = 28
     churn: NotNegative = 0.0
     label_dropout: Part = 0.1

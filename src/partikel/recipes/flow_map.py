@@ -16,7 +16,7 @@ from torch import Tensor
 
 from partikel.data import Dataset
 from partikel.errors import ConfigError
-from partikel.errors.checks import Count, NotNegative, Part, Share, Size
+from partikel.errors.checks import Count, Level, NotNegative, Part, Share, Size
 from partikel.fields import At, Field
 from partikel.fields.velocity import velocity_in
 from partikel.likelihood import probability_flow
@@ -285,7 +285,7 @@ class _From(Interpolant):
     """A path from a level of noise on, in the same time from 0 to 1."""
 
     path: Schedule
-    level: float
+    level: Level
 
     def scale(self, t: Tensor) -> Tensor:
         return self.path.scale(self._there(t))

@@ -27,7 +27,7 @@ from partikel.schedules import (
     TimeLaw,
     UniformTimeLaw,
 )
-from partikel.solvers import SOLVERS
+from partikel.solvers import SOLVERS, Deterministic
 from partikel.training import AdamSettings, Phase
 
 
@@ -110,9 +110,7 @@ class FlowMatching(Interpolants, ScoreModel):
     symbol: ClassVar[str] = "E[a'x_1 + b'x_0 | x]"
 
     weighting: Literal["velocity", "denoiser"] = "velocity"
-    solver: Literal[
-        "heun", "euler", "midpoint", "rk4", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"
-    ] = "heun"
+    solver: Literal[Deterministic, "midpoint", "rk4"] = "heun"
     steps: Count = 14
 
     def compose(self, dataset: Dataset, required: Carrier | None = None) -> System:

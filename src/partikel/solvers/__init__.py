@@ -27,6 +27,7 @@ there (a score at σ = 0), and save an evaluation.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, TypeAlias
 
 from partikel.solvers.base import Drift, Dynamics, Solver, State, Step
 from partikel.solvers.exponential import DDIM, DPMSolver2M, DPMSolver2MSDE, UniPC
@@ -60,6 +61,9 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
 }
 """Every solver by the name that configurations use."""
 
+Deterministic: TypeAlias = Literal["heun", "euler", "ddim", "dpmpp-2m", "unipc-2", "unipc-3"]
+"""Names of those that carry a probability flow of noised data."""
+
 __all__ = [
     "ADAPTIVE",
     "DDIM",
@@ -72,6 +76,7 @@ __all__ = [
     "BrownianPath",
     "DPMSolver2M",
     "DPMSolver2MSDE",
+    "Deterministic",
     "Drift",
     "Dynamics",
     "Euler",
