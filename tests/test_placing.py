@@ -305,7 +305,9 @@ def test_presets_ship_nodes_of_their_paths() -> None:
         for entry in checked_entries(entries):
             assert len(entry["times"]) == entry["steps"] + 1
             assert (entry["times"][0], entry["times"][-1]) == (0.0, horizon)
-        assert {4, 8} <= {entry["steps"] for entry in entries} or not entries
+        assert not entries or 4 in {
+            entry["steps"] for entry in entries
+        }  # more where it beats the rule
 
 
 def test_runs_of_a_preset_take_its_nodes(
