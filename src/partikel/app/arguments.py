@@ -258,13 +258,13 @@ def _kept(hint: Any, tokens: Any) -> Any:
         # whatever the cyclopts of Python 3.10 makes of their type
         return {key.replace("-", "_"): _kept(Any, each) for key, each in tokens.items()}
     token: Token = tokens[-1]
+    if token.keyword and not token.value.strip():  # YAML would read none
+        raise ConfigError(f"{token.keyword} needs a value, got an empty word: leave it out.")
     return given(token.value, token.keyword or "") if hint is Any else token.value
 
 
 def _value(option: Option, text: str, said: str) -> Any:
     """The value of an option, from its text."""
-    if text == option.value:  # the empty one, too
-        return text
     value = typed(given(text, option.name), option.hint)
     if not fits(value, option.hint):
         check(text, str, f"the option '{option.name}'")

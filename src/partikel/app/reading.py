@@ -203,12 +203,7 @@ def given(text: str, name: str) -> Any:
     Args:
         text: one word of the command line.
         name: of the setting.
-
-    Raises:
-        ConfigError: for an empty word, which would be none without saying so.
     """
-    if not text.strip():
-        raise ConfigError(f"{name} needs a value, got an empty word: leave it out, or name one.")
     try:
         value = load_yaml(text, name)
     except ConfigError:
