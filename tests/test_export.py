@@ -127,6 +127,7 @@ def test_where_log_sigma_is_linear_in_t_the_interpolation_is_exact() -> None:
     levels = torch.logspace(-2, 2, 333, dtype=torch.float64)
     x = randn(333, 3)
     assert_close(denoiser(x, levels), posterior(x, levels[:, None]), rtol=1e-9, atol=1e-9)
+    assert_close(denoiser.loss_weight(levels), 1 + levels**-2)  # 1/c_out² at σ_d = 1
 
 
 def test_beyond_the_chain_the_step_stays_at_its_ends() -> None:

@@ -110,6 +110,7 @@ def test_a_denoiser_has_four_clothes(name: str) -> None:
     assert_close(velocity, path.drift_rate(t)[:, None] * x + half * score)
     network = VelocityDenoiser(ExactVelocity(path), path)
     assert_close(network(u[:, None] * x, sigma), denoised)
+    assert_close(network.loss_weight(sigma), 1 + sigma**-2)  # 1/c_out² at σ_d = 1
     assert_close(
         ScoreField(network)(u[:, None] * x, At(t, sigma)), MIXTURE.score(u[:, None] * x, sigma)
     )

@@ -270,6 +270,12 @@ def test_python_callers_are_told_too(make: Any, said: str) -> None:
         make()
 
 
+def test_ranges_in_words() -> None:
+    assert Range(least=0, below=1).words == "in [0, 1)"
+    assert Range(below=2.5).words == "below 2.5"
+    assert Range(least=2, even=True).words == "even and of at least 2"
+
+
 def test_a_value_that_fits_vouches_for_no_other_of_its_type() -> None:
     @checked
     def build(kind: Literal["a", "b"], count: Natural) -> None:
