@@ -1,6 +1,7 @@
 """Do distances of images rise where images become worse? Each distance, on each feature network for colour.
 
     python benchmarks/feature_sanity.py [--data emoji64.zip] [--draws 5]
+    python benchmarks/feature_sanity.py --picture    # draws that of the stored result again
 
 Emoji at 32x32 (a zip file below PARTIKEL_DATA, of pictures named by their code points), of four kinds in
 equal shares. 200 of them beside a reference of 240 others, at four levels of each damage, the first of
@@ -19,6 +20,7 @@ draws share the reference and the noise, so that the standard errors are those o
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -206,10 +208,11 @@ def verdict(levels: list[list[float]]) -> str:
 
 def picture(known: dict[str, tuple[Tensor, Tensor]], found: dict[str, Any]) -> Figure:
     """What the damages look like, and the Fréchet ratio of each network under them."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(DAMAGES), height_ratios=[1.15, 1])
-    shown = torch.cat([known[kind][1][:2] for kind in KINDS])[:8]
+    axes = figure.subplots(2, len(DAMAGES))
+    across = 8
+    shown = torch.cat([known[kind][1][:2] for kind in KINDS])[:across]
     flags = known["flags"][1]
     for column, (damage, strengths) in enumerate(DAMAGES.items()):
         rows = []
@@ -221,23 +224,22 @@ def picture(known: dict[str, tuple[Tensor, Tensor]], found: dict[str, Any]) -> F
                 row = noised(row, strengths[level - 1])
             elif level:
                 parts = [
-                    (flags if kind == "flags" else known[kind][1])[: round(8 * count / N)]
+                    (flags if kind == "flags" else known[kind][1])[: round(across * count / N)]
                     for kind, count in shares(damage, level).items()
                 ]
-                row = torch.cat(parts)[:8]
+                row = torch.cat(parts)[:across]
             rows.append(functional.pad(row, (1,) * 4, value=1.0).permute(1, 2, 0, 3).flatten(2))
         sheet = torch.cat(rows, 1).add(1).div(2).clamp(0, 1).permute(1, 2, 0)
         top, below = axes[0][column], axes[1][column]
-        top.imshow(sheet.numpy(), aspect="auto", interpolation="nearest")
+        top.imshow(sheet.numpy(), interpolation="nearest")
         top.set_axis_off()
         top.set_title(TITLES[damage], fontsize=8, color=INK)
         for name, colour in zip(NETWORKS, SERIES, strict=False):
             levels = [statistics.fmean(v) for v in found[name][damage]["frechet"]]
             ratios = [value / levels[0] for value in levels]
             below.plot(range(4), ratios, color=colour, marker="o", markersize=3, label=name)
-        below.set_yscale("log")
         below.set_xticks(range(4), ["none", *map(str, strengths)], fontsize=6)
-        below.tick_params(axis="y", labelsize=6, colors=MUTED, which="both")
+        below.tick_params(axis="y", labelsize=6, colors=MUTED)
         below.spines[["top", "right"]].set_visible(False)
     axes[1][0].set_ylabel("Fréchet, over that of none", fontsize=6, color=INK)
     axes[1][0].legend(fontsize=5, frameon=False)
@@ -252,10 +254,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="emoji64.zip")
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
     one_thread()
     started = time.process_time()
     known = pictures(chosen.data)
+    if chosen.picture:
+        stored = json.loads((RESULTS / "feature-sanity.json").read_text())
+        picture(known, stored["values"]).savefig(PICTURE, dpi=200)
+        return
     found, names = {}, {}
     for name in NETWORKS:
         network = feature_network(name, (3, SIDE, SIDE))
