@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -169,6 +169,10 @@ def test_a_gans_noise_falls_over_the_share_of_training_that_it_says() -> None:
     assert critic_of(model).schedule == EDMSchedule(2.0)
     assert model.horizon == 2.0
     assert model.annealing == 30  # draws of a quarter of the iterations
+    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    moved = DiffFlowGAN(**settings).compose(DATA).model
+    assert isinstance(moved, GeneratorModel)
+    assert moved.annealing == 40  # an iteration draws what is moved, too
 
 
 def test_a_diffflow_gan_moves_and_fits() -> None:
