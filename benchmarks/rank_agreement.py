@@ -39,6 +39,7 @@ from partikel.metrics import FeatureSet, extract_features, frechet_distance, kid
 from partikel.metrics.choice import feature_network
 from partikel.metrics.several import mind
 from partikel.recipes import Recipe
+from partikel.solvers import UniPC
 from partikel.streams import derive_seed
 from partikel.training import Trainer, latest_checkpoint, save_checkpoint
 from partikel.training.checkpoint import load_sampled, read_step
@@ -118,7 +119,7 @@ def figures(run: Run, checkpoint: Path, test: Tensor, network: Any) -> dict[str,
     """Fréchet of all samples, and of every part each measure."""
     load_sampled(run.model, checkpoint)
     flows = run.model.steps is not None and run.model.follows_path
-    options = {"steps": STEPS, "solver": "unipc-2"} if flows else {}
+    options = {"steps": STEPS, "solver": UniPC()} if flows else {}
     x = draw_samples(
         run.model,
         MANY,
