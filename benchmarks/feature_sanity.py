@@ -208,7 +208,7 @@ def verdict(levels: list[list[float]]) -> str:
 
 def picture(known: dict[str, tuple[Tensor, Tensor]], found: dict[str, Any]) -> Figure:
     """What the damages look like, and the Fréchet ratio of each network under them."""
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(DAMAGES))
     across = 8
