@@ -492,6 +492,20 @@ def test_a_table_loses_nothing(
     assert capsys.readouterr().out.split()[:3] == ["none", "a", "b"]
 
 
+def test_lines_of_progress_are_whole_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from partikel.app.tables import console
+
+    monkeypatch.setenv("COLUMNS", "80")
+    said = " ".join(["measured"] * 40)
+    console(stderr=True).print(said)
+    assert capsys.readouterr().err == f"{said}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    console(stderr=True).print(said)
+    assert max(map(len, capsys.readouterr().err.splitlines())) <= 80
+
+
 def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     """A formula or a folder may have them."""
     from partikel.app.tables import table

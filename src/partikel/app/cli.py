@@ -932,9 +932,9 @@ def _show(table: Callable[[str, Any], None], record: Any, title: str, json: bool
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from partikel.app.tables import console
 
-    return Console(stderr=True)
+    return console(stderr=True)
 
 
 if __name__ == "__main__":

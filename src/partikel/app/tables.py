@@ -29,8 +29,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     What is no terminal gets a line for each row. In a terminal sentences wrap, and where it is too narrow
     for columns of whole words, each row is a paragraph.
     """
-    console = _console()
-    drawn = _columns(console, header, rows, SIMPLE_HEAD)
+    screen = console()
+    drawn = _columns(screen, header, rows, SIMPLE_HEAD)
     if drawn is None:
         paragraphs = Table(box=None, show_header=False, pad_edge=False)
         for first, *others in rows:
@@ -38,12 +38,12 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
             said = "; ".join(f"{name}: {cell}" if name else cell for name, cell in named if cell)
             paragraphs.add_row(Text(first, overflow="fold"))
             paragraphs.add_row(Padding(Text(said, overflow="fold"), (0, 0, 0, 2)))
-        drawn = _text(console, paragraphs)
+        drawn = _text(screen, paragraphs)
     print(f"{title}\n\n{drawn}\n")
 
 
 def _columns(
-    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], box: Box | None
+    screen: Console, header: Sequence[str], rows: Sequence[Sequence[str]], box: Box | None
 ) -> str | None:
     """Rows under their header, or None where the console is too narrow for whole words."""
     made = Table(box=box, show_edge=False, pad_edge=False, header_style="")
@@ -52,19 +52,24 @@ def _columns(
         made.add_column(Text(column[0]), no_wrap=not sentences, overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
-    drawn = _text(console, made)
+    drawn = _text(screen, made)
     whole = all(word in drawn for row in (header, *rows) for cell in row for word in cell.split())
     return drawn if whole else None
 
 
-def _console() -> Console:
-    """As wide as the terminal, where there is one."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDE)
+def console(stderr: bool = False) -> Console:
+    """As wide as the terminal; where there is none, no line is broken.
+
+    Args:
+        stderr: whether it writes there, instead of to stdout.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else WIDE)
 
 
-def _text(console: Console, drawn: Table) -> str:
-    with console.capture() as captured:
-        console.print(drawn)
+def _text(screen: Console, drawn: Table) -> str:
+    with screen.capture() as captured:
+        screen.print(drawn)
     return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
 
 
@@ -104,10 +109,10 @@ def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
             said = f"{first} {number(measured[first])}, {measured['cpu_seconds']} s"
         rows.append((name, said, content.get("about", "")))
     names, figures, about = (max(map(len, column)) for column in zip(*rows, strict=True))
-    console = _console()
-    narrow = console.width < names + figures + about + 4
+    screen = console()
+    narrow = screen.width < names + figures + about + 4
     shown = 2 if narrow else 3
-    drawn = _columns(console, header[:shown], [row[:shown] for row in rows], None)
+    drawn = _columns(screen, header[:shown], [row[:shown] for row in rows], None)
     print(drawn or "\n".join(row[0] for row in rows))
     if narrow:
         print("\n'partikel presets NAME' shows one whole, 'partikel presets mnist' lists some.")
