@@ -128,13 +128,28 @@ def mp_silu(x: Tensor) -> Tensor:
 
 
 def mp_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """(1-share)·a + share·b, of magnitude 1 where a and b have it and are uncorrelated."""
+    """(1-share)·a + share·b, of magnitude 1 where a and b have it and are uncorrelated.
+
+    Args:
+        a: any shape.
+        b: the same.
+        share: in [0, 1].
+    """
     size = math.hypot(1 - share, share)
     return a * ((1 - share) / size) + b * (share / size)
 
 
 def mp_cat(a: Tensor, b: Tensor, share: float = SKIP) -> Tensor:
-    """Channels of a and b, of magnitude 1, b contributing a share whatever the numbers of channels are."""
+    """Channels of a and b, of magnitude 1, b contributing a share whatever the numbers of channels are.
+
+    Args:
+        a: (B, C_a, H, W).
+        b: (B, C_b, H, W).
+        share: in [0, 1].
+
+    Returns:
+        (B, C_a + C_b, H, W).
+    """
     whole = math.sqrt((a.shape[1] + b.shape[1]) / (share**2 + (1 - share) ** 2))
     parts = ((a, 1 - share), (b, share))
     return torch.cat([x * (whole * part / math.sqrt(x.shape[1])) for x, part in parts], 1)
