@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from partikel.app import planning
@@ -464,3 +465,30 @@ def test_wrong_inputs_are_sentences(
     errors = capsys.readouterr().err.strip().splitlines()
     assert sentence in errors[-1]
     assert not any("Traceback" in line for line in errors)
+
+
+def test_a_run_learns_where_its_pictures_lie_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusal(*command: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(list(command), monkeypatch)
+        assert stopped.value.code == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    pictures(Path("own"), 24)
+    place = str(Path("own").absolute())
+    few = ["--discriminator.width", "4", "--generator.width", "4"]
+    settings = ["--data", place, "--data.size", "16", "--iterations", "2", "--batch", "4", *few]
+    run(["train", "gan", *settings, "--out", "run"], monkeypatch)
+    Path("own").rename("moved")
+    told = refusal("evaluate", "run")
+    assert "'partikel train run/config.yaml --out run --data.path PLACE'" in told
+    again = ["train", "run/config.yaml", "--out", "run", "--data.path", "moved"]
+    run(again, monkeypatch)
+    run(["evaluate", "run"], monkeypatch)
+    settings_now = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert settings_now["settings"]["data"]["path"] == "moved"
+    assert settings_now["history"] == [{"until": 2, "settings": {"data.path": place}}]
+    paint(next(Path("moved").rglob("*.png")), (18, 18), seed=99)  # another picture of the name
+    assert "run was trained on other data" in refusal(*again)

@@ -16,6 +16,7 @@ report.html        the run on one page
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import shlex
@@ -455,6 +456,7 @@ def train_run(
         recipe = fit_batches(recipe, dataset, given, say)
         recorded = on_main(lambda: continued(out, recipe, origin))
         text = dump_config(recipe, preset, recorded)
+        _check_data(out, dataset)
         required = None
         if recipe.required is not None and required_path is not None:
             if (required_path / "config.yaml").exists() and required_path != out / "required":
@@ -711,14 +713,44 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
         there = {key: place for key, place in known["places"].items() if Path(place).exists()}
         shares = known["shares"]
         named = copy_context()  # by whoever loads the run, not by whoever asks for its data
+
+        def find() -> Dataset:
+            try:
+                return named.run(open_dataset, dataclasses.replace(recipe.data, **there))
+            except DataError as error:
+                if recipe.data.path is None:
+                    raise
+                raise DataError(
+                    f"{error}; a run learns where its data lie now by 'partikel train "
+                    f"{file.parent / 'config.yaml'} --out {path} --data.path PLACE'."
+                ) from error
+
         return KnownData(
             known["name"],
             tuple(known["shape"]),
             known["classes"],
             known["sigma_data"],
             None if shares is None else torch.tensor(shares),
-            lambda: named.run(open_dataset, dataclasses.replace(recipe.data, **there)),
+            find,
             tuple(known.get("class_names") or ()) or None,
+        )
+
+
+def _check_data(path: Path, dataset: Dataset) -> None:
+    """Refuse to go on with other data than a run began with, wherever they lie now."""
+    try:
+        with reading(path / _DATA, "is damaged"):
+            known = read_json(path / _DATA, must_be_sealed=True)
+            there = (tuple(known["shape"]), known["classes"], float(known["sigma_data"]))
+    except CheckpointError:  # it is written anew
+        return
+    found = (dataset.shape, dataset.classes, dataset.sigma_data)
+    if there[:2] != found[:2] or not math.isclose(there[2], found[2], rel_tol=1e-6):
+        told = "{} with {} classes and a standard deviation of {:.6g}"
+        raise CheckpointError(
+            f"{path} was trained on other data ({told.format(*there)}; '{dataset.name}' now has "
+            f"{told.format(*found)}): give the run the data it was trained on, or choose another --out, "
+            f"where --from {path} starts a new run from its weights."
         )
 
 

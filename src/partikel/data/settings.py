@@ -45,7 +45,7 @@ class DataSettings(Checked):
     download: bool = field(default=False, metadata=MAY_DIFFER)
     validation: Annotated[float, Range(least=0, most=0.9)] = 0.1
     split_seed: SplitSeed = 0
-    path: str | None = None
+    path: str | None = field(default=None, metadata=MAY_DIFFER)
     channels: Literal[1, 3] = 3
     flip: bool = False
     labels: bool | None = None
