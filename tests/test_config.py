@@ -156,7 +156,9 @@ def test_overrides_that_cannot_be_read(tokens: list[str]) -> None:
         ("recipe: edm\nseting: {}", "did you mean 'settings'"),
         ("recipe: edm\nschema: 9", "schema 9"),
         ("- 1", "no configuration"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "not valid YAML, line 1"),
+        ("recipe: gan\nsettings: {seed: 1\nb: ]", "not valid YAML, line 3"),
+        ("recipe: gan\x07", "not valid YAML: special characters are not allowed"),
     ],
 )
 def test_files_that_are_no_configurations(tmp_path, content: str, said: str) -> None:
