@@ -158,6 +158,21 @@ def test_a_scatter_says_how_much_it_does_not_show() -> None:
     assert not any("outside" in text for text in inside)
 
 
+def test_how_much_is_not_shown_hides_few_samples() -> None:
+    data = cloud()
+    (left, right), (bottom, top) = ((float(v.min()), float(v.max())) for v in data.unbind(1))
+    extent = (left, right, bottom, top)
+    for corner in ((right, bottom), (right, top), (left, top)):
+        crowd = torch.tensor(corner, dtype=data.dtype).expand(900, 2)
+        away = torch.full((20, 2), 1000.0, dtype=data.dtype)
+        axes = Figure().subplots()
+        plots.note_outside(axes, torch.cat([crowd, away]), extent)
+        (note,) = axes.texts
+        said = (note.get_position()[0] > 0.5, note.get_position()[1] > 0.5)
+        assert said != (corner[0] == right, corner[1] == top)
+        assert said != (False, False)  # where the key is
+
+
 def test_curves_name_their_ends_without_overlap() -> None:
     curves = {name: [(0.0, 1.0), (1.0, 0.5 + 1e-4 * i)] for i, name in enumerate("abcd")}
     curves["e"] = [(0.0, -1.0), (1.0, float("nan"))]

@@ -503,18 +503,25 @@ def write_beside(
 
 
 def note_outside(axes: Axes, samples: Tensor, extent: Extent) -> None:
-    """Say in a corner how many samples the view leaves out."""
+    """Say how many samples the view leaves out, in the emptiest corner but the key's."""
     left, right, bottom, top = extent
     x, y = samples.detach().cpu().unbind(1)
-    outside = ~((x >= left) & (x <= right) & (y >= bottom) & (y <= top))
-    share = float(outside.double().mean())
-    if share >= 0.0005:
-        text = f"{share:.1%} outside"
-        options = {"transform": axes.transAxes, "ha": "right", "color": MUTED, "size": 7}
-        options |= {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}}
-        axes.text(
-            0.97, 0.03, text, zorder=9, **options
-        )  # on paper of its own: points lie there too
+    x, y = (x - left) / (right - left), (y - bottom) / (top - bottom)
+    share = float((~((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1))).double().mean())
+    if share < 0.0005:
+        return
+
+    def hidden(corner: tuple[int, int]) -> int:
+        near = ((x - corner[0]).abs() < 0.5) & ((y - corner[1]).abs() < 0.12)
+        return int(near.sum())
+
+    across, up = min(((1, 0), (1, 1), (0, 1)), key=hidden)
+    options = {"ha": "right" if across else "left", "va": "top" if up else "bottom", "size": 7}
+    options |= {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}}
+    place = (0.03 + 0.94 * across, 0.03 + 0.94 * up)
+    axes.text(
+        *place, f"{share:.1%} outside", transform=axes.transAxes, color=MUTED, zorder=9, **options
+    )
 
 
 def write_key(axes: Axes, inches: float) -> None:
