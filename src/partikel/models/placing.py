@@ -28,10 +28,8 @@ LOWEST = 0.002
 """Level of noise below which no node is placed, where the path goes on to 0."""
 FEW = range(4, 17)
 """Numbers of steps that have a rule."""
-FEW_LOWEST = 0.08
-"""Lowest level of the rule for points, in standard deviations of the data."""
-FEW_EXPONENT = -1 / 8
-"""1/ρ of the rule for points: steps are finest at the lowest levels."""
+FEW_LOWEST = 0.64
+"""Lowest level of the rule for points, in standard deviations of the data over the number of steps."""
 FEW_OF_IMAGES = 2.8
 """Least second level of the rule for images, in standard deviations of the data."""
 EVEN = 1.0, -3.0
@@ -124,11 +122,12 @@ def place_nodes(
 def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling:
     """How so many steps are taken where nothing was placed for them: the rule for few steps.
 
-    In :data:`FEW`, if fewer than its own, steps of a model whose particles follow a path of noised data
+    In :data:`FEW`, but for its own number, steps of a model whose particles follow a path of noised data
     without noise are UniPC's, of order 2. For N steps of images the first leads from the highest level to
     max(2.8, N/2) standard deviations of the data, above which a denoiser knows little but their mean; even
-    ones lead to 1/16 + 1/(2N), and the last to the end. For points it is one of Karras's
-    grids, or even times where the path begins at infinite noise. They were chosen on Gaussians and digits.
+    ones lead to 1/16 + 1/(2N), and the last to the end. For points it is Karras's grid of 1/ρ = -1/N, finest
+    at its lowest level of .64/N, or even times where the path begins at infinite noise. They were chosen on
+    Gaussians and digits.
     More steps, other models, and solvers that are asked for and not of UniPC's family keep the model's own
     grid.
 
@@ -142,14 +141,15 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
         return sampling
     noisy = model.diffusion is not None or model.solver.stochastic
     known = sampling.solver is None or isinstance(sampling.solver, (UniPC, DPMSolver2M))
-    if noisy or not known or steps not in FEW or steps >= model.steps:
+    if noisy or not known or steps not in FEW or steps == model.steps:
         return sampling
     place = _Places(model, steps)
     if len(model.shape or ()) > 1:
         ends = max(FEW_OF_IMAGES, steps / 2), 1 / 16 + 1 / (2 * steps)
         nodes = place.even(*(math.log2(share * sigma_data) for share in ends))
     elif place.by_level:
-        nodes = place.fixed(math.log2(max(FEW_LOWEST * sigma_data, LOWEST)), FEW_EXPONENT)
+        lowest = max(FEW_LOWEST / steps * sigma_data, LOWEST)
+        nodes = place.fixed(math.log2(lowest), -1 / steps)
     else:
         nodes = place.fixed(0.0, 0.0)
     if nodes is None:
