@@ -116,20 +116,24 @@ class WeightAverage(AveragedModel):
         self._copied = [name for name, buffer in buffers.items() if id(buffer) not in means]
         self._means = [name for name, buffer in buffers.items() if id(buffer) in means]
         self._decay = decay
+        self._count = 0  # n_averaged, as a number
+        self._weights: tuple[nn.Module | None, list[Tensor], list[Tensor]] = None, [], []
         self._iterates = any(True for _ in _power_iterations(self.module))
         self.register_load_state_dict_post_hook(_settle)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
+        if self._weights[0] is not model:
+            self._weights = model, [*self.module.parameters()], [*model.parameters()]
         averages, values = (
-            [*each.parameters(), *map(each.get_buffer, self._means)]
-            for each in (self.module, model)
+            [*weights, *map(each.get_buffer, self._means)]
+            for each, weights in zip((self.module, model), self._weights[1:], strict=True)
         )
-        count = int(self.n_averaged)
-        share = 1 - self._decay(count) if count else 1.0
+        share = 1 - self._decay(self._count) if self._count else 1.0
         # all at once: AveragedModel's own update takes longer to gather them than to average
         torch._foreach_lerp_(averages, values, share)  # pyright: ignore
+        self._count += 1
         self.n_averaged += 1
         for name in self._copied:
             self.module.get_buffer(name).copy_(model.get_buffer(name))
@@ -140,6 +144,7 @@ class WeightAverage(AveragedModel):
     def restart(self) -> None:
         """Forget: the next weights that are taken in are the first."""
         self.n_averaged.zero_()
+        self._count = 0
 
 
 def averaged_model(module: nn.Module, ema: float | EMA) -> WeightAverage:
@@ -166,8 +171,9 @@ def _iterate(norm: SpectralNorm, part: nn.Module, steps: int) -> None:
         norm.compute_weight(part, do_power_iteration=True)
 
 
-def _settle(average: nn.Module, keys: object) -> None:
-    """Iterate anew from vectors that are of no length 1: earlier versions averaged them."""
+def _settle(average: WeightAverage, keys: object) -> None:
+    """Go on from what was loaded: vectors of no length 1, which earlier versions averaged, iterate anew."""
+    average._count = int(average.n_averaged)
     for vector, iterate in _power_iterations(average):
         if abs(float(vector.norm()) - 1) > 1e-3:
             iterate(SETTLING)
