@@ -493,8 +493,7 @@ def ascent(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Te
     with torch.enable_grad(), exact() if followed else nullcontext():  # differentiated once more
         point = x if followed else x.detach().requires_grad_()
         value = potential(point)
-        ones = torch.ones_like(value)
-        (gradient,) = torch.autograd.grad(value, point, ones, create_graph=followed)
+        (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=followed)
     return (value if followed else value.detach()), gradient
 
 

@@ -196,8 +196,7 @@ class DiscriminatorField(Field):
             at = at_real if penalty.at == "real" else at_fake
             with exact():
                 d = self._logit(points, at, generator)
-            ones = torch.ones_like(d)
-            (gradient,) = torch.autograd.grad(d, points, ones, create_graph=True)
+            (gradient,) = torch.autograd.grad(d.sum(), points, create_graph=True)
             value = penalty.value(gradient, t)
             metrics[f"penalty_{penalty.at}"] = value.detach().mean()
             loss = loss + value

@@ -188,8 +188,8 @@ class FlowMapModel(Carrier):
             return
         with torch.no_grad():
             ours, theirs = self.network, self.teacher
-            for kept, now in zip(theirs.parameters(), ours.parameters(), strict=True):
-                kept.lerp_(now, 1 - self.decay)
+            averages, values = [*theirs.parameters()], [*ours.parameters()]
+            torch._foreach_lerp_(averages, values, 1 - self.decay)  # pyright: ignore
             for kept, now in zip(theirs.buffers(), ours.buffers(), strict=True):
                 kept.copy_(now)
 

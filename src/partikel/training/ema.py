@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ ITERATIONS = 10
 
 SETTLING = 200
 """Steps of a power iteration that starts from nothing of use."""
+
+Place: TypeAlias = tuple[dict[str, Any], str]
+"""A dictionary of buffers, and the name of one."""
 
 
 @dataclass(frozen=True)
@@ -117,29 +120,38 @@ class WeightAverage(AveragedModel):
         self._means = [name for name, buffer in buffers.items() if id(buffer) in means]
         self._decay = decay
         self._count = 0  # n_averaged, as a number
-        self._weights: tuple[nn.Module | None, list[Tensor], list[Tensor]] = None, [], []
+        self._gathered: tuple[Any, ...] = (None,)
         self._iterates = any(True for _ in _power_iterations(self.module))
         self.register_load_state_dict_post_hook(_settle)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
-        if self._weights[0] is not model:
-            self._weights = model, [*self.module.parameters()], [*model.parameters()]
-        averages, values = (
-            [*weights, *map(each.get_buffer, self._means)]
-            for each, weights in zip((self.module, model), self._weights[1:], strict=True)
+        if self._gathered[0] is not model:
+            self._gathered = model, self._parts(self.module), self._parts(model)
+        (averages, copies), (values, present) = (
+            ([*weights, *(held[name] for held, name in means)], [held[name] for held, name in copied])
+            for weights, means, copied in self._gathered[1:]
         )
         share = 1 - self._decay(self._count) if self._count else 1.0
         # all at once: AveragedModel's own update takes longer to gather them than to average
         torch._foreach_lerp_(averages, values, share)  # pyright: ignore
         self._count += 1
         self.n_averaged += 1
-        for name in self._copied:
-            self.module.get_buffer(name).copy_(model.get_buffer(name))
+        if copies:
+            torch._foreach_copy_(copies, present)
         if self._iterates:
             for _, iterate in _power_iterations(self.module):
                 iterate(ITERATIONS)
+
+    def _parts(self, module: nn.Module) -> tuple[list[nn.Parameter], list[Place], list[Place]]:
+        """The weights, and where buffers are held, as those may be replaced: means, and what is copied."""
+
+        def places(names: list[str]) -> list[Place]:
+            found = (name.rpartition(".") for name in names)
+            return [(module.get_submodule(path)._buffers, name) for path, _, name in found]
+
+        return [*module.parameters()], places(self._means), places(self._copied)
 
     def restart(self) -> None:
         """Forget: the next weights that are taken in are the first."""
