@@ -130,7 +130,10 @@ class WeightAverage(AveragedModel):
         if self._gathered[0] is not model:
             self._gathered = model, self._parts(self.module), self._parts(model)
         (averages, copies), (values, present) = (
-            ([*weights, *(held[name] for held, name in means)], [held[name] for held, name in copied])
+            (
+                [*weights, *(held[name] for held, name in means)],
+                [held[name] for held, name in copied],
+            )
             for weights, means, copied in self._gathered[1:]
         )
         share = 1 - self._decay(self._count) if self._count else 1.0
