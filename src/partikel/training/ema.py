@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ ITERATIONS = 10
 
 SETTLING = 200
 """Steps of a power iteration that starts from nothing of use."""
-
-Place: TypeAlias = tuple[dict[str, Any], str]
-"""A dictionary of buffers, and the name of one."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +111,25 @@ class WeightAverage(AveragedModel):
             if isinstance(part, nn.modules.batchnorm._NormBase)
             for buffer in (part.running_mean, part.running_var)
         }
-        # what a module is made of does not change, and to look for it takes as long as to average
         buffers = dict(self.module.named_buffers())
         self._copied = [name for name, buffer in buffers.items() if id(buffer) not in means]
-        self._means = [name for name, buffer in buffers.items() if id(buffer) in means]
+        self._averaged = [name for name, _ in self.module.named_parameters()]
+        self._averaged += [name for name, buffer in buffers.items() if id(buffer) in means]
         self._decay = decay
         self._count = 0  # n_averaged, as a number
-        self._gathered: tuple[Any, ...] = (None,)
+        self._places: tuple[Any, ...] = (None,)
         self._iterates = any(True for _ in _power_iterations(self.module))
         self.register_load_state_dict_post_hook(_settle)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
-        if self._gathered[0] is not model:
-            self._gathered = model, self._parts(self.module), self._parts(model)
-        (averages, copies), (values, present) = (
-            (
-                [*weights, *(held[name] for held, name in means)],
-                [held[name] for held, name in copied],
-            )
-            for weights, means, copied in self._gathered[1:]
+        if self._places[0] is not model:  # to look for tensors takes as long as to average them
+            lists, both = (self._averaged, self._copied), (self.module, model)
+            found = ([_place(each, name) for name in names] for names in lists for each in both)
+            self._places = model, *found
+        averages, values, copies, present = (
+            [held[name] for held, name in places] for places in self._places[1:]
         )
         share = 1 - self._decay(self._count) if self._count else 1.0
         # all at once: AveragedModel's own update takes longer to gather them than to average
@@ -142,19 +137,10 @@ class WeightAverage(AveragedModel):
         self._count += 1
         self.n_averaged += 1
         if copies:
-            torch._foreach_copy_(copies, present)
+            torch._foreach_copy_(copies, present)  # pyright: ignore
         if self._iterates:
             for _, iterate in _power_iterations(self.module):
                 iterate(ITERATIONS)
-
-    def _parts(self, module: nn.Module) -> tuple[list[nn.Parameter], list[Place], list[Place]]:
-        """The weights, and where buffers are held, as those may be replaced: means, and what is copied."""
-
-        def places(names: list[str]) -> list[Place]:
-            found = (name.rpartition(".") for name in names)
-            return [(module.get_submodule(path)._buffers, name) for path, _, name in found]
-
-        return [*module.parameters()], places(self._means), places(self._copied)
 
     def restart(self) -> None:
         """Forget: the next weights that are taken in are the first."""
@@ -165,6 +151,13 @@ class WeightAverage(AveragedModel):
 def averaged_model(module: nn.Module, ema: float | EMA) -> WeightAverage:
     """An average of ``module``, its buffers included."""
     return WeightAverage(module, decay_rule(ema))
+
+
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a module holds a tensor, which may be replaced there."""
+    path, _, last = name.rpartition(".")
+    part = module.get_submodule(path)
+    return (part._parameters if last in part._parameters else part._buffers), last
 
 
 def _power_iterations(module: nn.Module) -> Iterator[tuple[Tensor, Callable[[int], object]]]:

@@ -294,10 +294,9 @@ class Trainer(Checked):
         """Whether numbers are finite, in one pass: the operation that GradScaler asks with, by 1."""
         ask = torch._amp_foreach_non_finite_check_and_unscale_  # type: ignore[attr-defined]  # pyright: ignore
         ask(numbers, self._found, self._one)
-        if not self._found.item():
-            return True
-        self._found.zero_()
-        return False
+        if found := bool(self._found.item()):
+            self._found.zero_()
+        return not found
 
     def _exploded(self, index: int) -> str:
         """Whose weights are by far the largest where a phase's loss is not finite: its own, or another's."""

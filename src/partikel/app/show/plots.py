@@ -305,10 +305,8 @@ def curves_figure(
         if max(heights, default=1.0) < 300 * lowest:  # else powers of ten are enough
             _tick_at_1_2_5(axes.yaxis)
     if ticks is not None:
-        from matplotlib.ticker import NullLocator
-
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([], minor=True)
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     if level is not None and not (log and level[1] <= 0):
         axes.axhline(level[1], **_DOTTED)
