@@ -218,8 +218,8 @@ def ratios(ours: Step, theirs: Step, steps: int) -> list[float]:
     return sorted(found)
 
 
-def compare(preset: str) -> dict[str, Any]:
-    """One preset."""
+def steps_of(preset: str) -> tuple[Step, Step]:
+    """A step of ours and one by hand, after some of each."""
     _, dataset, system = system_of(preset, settings(preset))
     iterations = Trainer(system.model, dataset, system.phases, iterations=LENGTH, ema=0.999).run()
     loop = LOOPS[preset](Hand(preset))
@@ -227,6 +227,12 @@ def compare(preset: str) -> dict[str, Any]:
     for step in (ours, theirs):
         for _ in range(5):
             step()
+    return ours, theirs
+
+
+def compare(preset: str) -> dict[str, Any]:
+    """One preset."""
+    ours, theirs = steps_of(preset)
     calls = [operations(ours), operations(theirs)]
     found = ratios(ours, theirs, STEPS_OF_A_FLOW if "flow-g" in preset else STEPS)
     rank = math.floor(PAIRS / 2 - 0.98 * math.sqrt(PAIRS))  # order statistics around the median

@@ -55,6 +55,7 @@ from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, KarrasLaw, Nodes, VESchedule
 from partikel.solvers import DPMSolver2M, Euler, EulerMaruyama, Heun
 from partikel.streams import Streams
+from partikel.tensors import all_finite
 
 MATRIX, OFFSET = tensor([[-0.8, 0.5], [-0.3, 0.4]]), tensor([0.6, -0.2])
 PRIOR = GaussianPrior((2,), std=1.5)
@@ -354,6 +355,14 @@ def test_particles_of_a_relativistic_field_compare_with_real_samples() -> None:
     ):
         with pytest.raises(ConfigError, match="real"):
             ask()
+
+
+def test_numbers_may_be_too_large_to_be_added_up() -> None:
+    """But none may be infinite, or nan."""
+    assert all(all_finite(torch.tensor(x)) for x in ([], [1.0], [3e38, 3e38], [3e38, 3e38, -3e38]))
+    inf, nan = math.inf, math.nan
+    wrong = ([inf], [-inf, 1.0], [inf, -inf], [nan, 0.0])
+    assert not any(all_finite(torch.tensor(x)) for x in wrong)
 
 
 @pytest.mark.parametrize("truncate", [True, False])

@@ -128,6 +128,7 @@ SLOW_TO_IMPORT = {"matplotlib", "scipy", "sklearn", "rich", "jinja2", "cyclopts"
     [
         ("import partikel; partikel.load; partikel.load_generator; partikel.Run", SLOW_TO_IMPORT),
         ("from partikel.app.cli import main; main(['presets'])", {"torch", "accelerate"}),
+        ("from partikel.app.cli import main; main(['sample', '/x'])", {"matplotlib", "scipy"}),
         ("from partikel.app.cli import main; main(['--help'])", {"torch", "cyclopts", "rich"}),
     ],
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+import hand_written
 from partikel.app.config import make_recipe
 from partikel.app.moments import Moment
 from partikel.app.runs import load, train_run
@@ -337,10 +338,19 @@ def test_a_nan_stops_before_it_spoils_weights(tmp_path: Path) -> None:
         advance(trainer, 1)
     for key, value in weights(trainer).items():
         assert torch.equal(value, good[key])
+    trainer._losses[0] = loss
+    advance(trainer, 1)  # what was met is forgotten
     next(trainer.model.parameters()).data.fill_(math.nan)
     with pytest.raises(NumericsError, match="not saved"):
         save_checkpoint(trainer, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("preset", hand_written.PRESETS)
+def test_a_step_calls_little_more_than_a_loop_by_hand(preset: str) -> None:
+    """Counted, so that it is the same on a busy machine; the times are benchmarks/hand_written.py's."""
+    ours, theirs = map(hand_written.operations, hand_written.steps_of(preset))
+    assert ours / theirs <= hand_written.LIMITS["operations"]
 
 
 def test_clipping_bounds_the_gradient() -> None:
@@ -500,7 +510,7 @@ def test_what_an_average_keeps_of_every_kind_of_buffer() -> None:
     for n in range(120):
         wander(module, n)
         module.probability.fill_(n / 7)
-        module.seen.fill_(n)
+        module.seen = torch.tensor(n)  # in another place each time
         average.update_parameters(module)
         decay = 0.0 if n == 0 else min(0.9, (1 + n) / (10 + n))
         for name, value in module.state_dict().items():

@@ -91,6 +91,10 @@ class Schedule(Checked, ABC):
         """db/dt, shaped like ``t``."""
         return (self.sigma_rate(t) + self.sigma(t) * self.drift_rate(t)) / self.u(t)
 
+    def velocity_between(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """a'x_1 + b'x_0, how X = a x_1 + b x_0 moves, (B, ...); times broadcast over the ends."""
+        return self.scale_rate(t) * x1 + self.spread_rate(t) * x0
+
     def noised(self, x: Tensor, t: Tensor, *, generator: torch.Generator) -> Tensor:
         """(x + σ(t)ε)/u(t), fresh ε: what data are at generation time t (framework §6).
 
@@ -428,6 +432,10 @@ class LinearSchedule(Interpolant):
     def spread_rate(self, t: Tensor) -> Tensor:
         """-1."""
         return torch.full_like(t, -1)
+
+    def velocity_between(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """x_1 - x_0."""
+        return x1 - x0
 
     def time(self, sigma: Tensor) -> Tensor:
         """1/(1 + σ)."""

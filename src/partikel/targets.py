@@ -79,7 +79,7 @@ class _Constants(NamedTuple):
     variances: Tensor  # (K, D), along the axes
     axes: Tensor | None  # (K, D, D), columns are the axes; None: the coordinate axes
     log_weights: Tensor  # (K,)
-    scales: Tensor  # (K, D), square roots of the variances
+    scales: Tensor  # (K, D), square roots of the variances; (1, D) where all have the same
     boundaries: Tensor  # (K - 1,), of the cumulative weights
 
     def to(self, dtype: torch.dtype, device: torch.device) -> _Constants:
@@ -153,7 +153,7 @@ class GaussianMixture(Target):
             variances,
             axes,
             self.weights.log(),
-            variances.sqrt(),
+            variances.sqrt() if (variances != variances[0]).any() else variances[:1].sqrt(),
             self.weights.cumsum(0)[:-1],
         )
         self._constants: dict[tuple[torch.dtype, torch.device], _Constants] = {}
@@ -229,7 +229,8 @@ class GaussianMixture(Target):
             uniform = torch.rand(n, generator=generator, dtype=own.means.dtype, device=home)
             labels = torch.bucketize(uniform, own.boundaries, right=True)
         noise = normal(n, self.dim, generator=generator, dtype=own.means.dtype)
-        noise = noise.mul_(own.scales.index_select(0, labels))
+        alike = len(own.scales) == 1
+        noise = noise.mul_(own.scales if alike else own.scales.index_select(0, labels))
         if own.axes is not None:
             noise = (own.axes.index_select(0, labels) @ noise[..., None])[..., 0]
         x = noise.add_(own.means.index_select(0, labels))

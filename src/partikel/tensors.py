@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from partikel.errors import ConfigError
@@ -36,7 +37,7 @@ def expand_like(values: Tensor, x: Tensor) -> Tensor:
     """Shape per-sample values so that they broadcast over ``x``.
 
     Args:
-        values: (B,), or a scalar tensor.
+        values: (B,), or a scalar tensor; what is shaped so already stays as it is.
         x: (B, ...).
 
     Returns:
@@ -57,7 +58,25 @@ def expand_like(values: Tensor, x: Tensor) -> Tensor:
             f"{tuple(x.shape)}."
         )
     values = values.to(x.dtype)
-    return values if values.ndim == 0 else values.view(-1, *([1] * (x.ndim - 1)))
+    return values if values.ndim in (0, x.ndim) else values.view(-1, *([1] * (x.ndim - 1)))
+
+
+def columns(*values: Tensor) -> Tensor:
+    """Per-sample values side by side, as networks are told conditions.
+
+    Args:
+        values: S of them, (), (B,), or (B, 1, ..., 1).
+
+    Returns:
+        (B, S), or (1, S) where all samples share them.
+    """
+    each = [value.flatten(1) if value.ndim > 1 else value.view(-1, 1) for value in values]
+    return each[0] if len(each) == 1 else torch.cat(torch.broadcast_tensors(*each), 1)
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether all numbers are finite: their sum tells, unless it is too large for itself."""
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def flat_sum(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from partikel.errors.checks import Level, checked
 from partikel.schedules import Schedule
-from partikel.tensors import expand_like
+from partikel.tensors import columns, expand_like
 
 Weighting = Literal["edm", "none", "likelihood"]
 """Weights of the levels of noise in denoising score matching, see :func:`dsm_loss`."""
@@ -130,14 +130,14 @@ class EDMDenoiser(nn.Module):
             )
         data = self.sigma_data
         total = level**2 + data**2
-        conditions = [sigma.to(x.dtype).log() / 4]
+        unit = total.rsqrt()
+        conditions = [level.log() / 4]
         if self.timed:
             if t is None:
                 raise ValueError("a timed denoiser needs generation times t")
             conditions.append(t.to(x.dtype))
-        c = torch.stack(torch.broadcast_tensors(*map(torch.atleast_1d, conditions)), dim=1)
-        out = self.network(x * total.rsqrt(), c, cond)
-        return (data**2 / total) * x + (level * data * total.rsqrt()) * out
+        out = self.network(x * unit, columns(*conditions), cond)
+        return (data**2 / total) * x + (level * data * unit) * out
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """(σ² + σ_d²)/(σ σ_d)², (B,): evens the gradient over noise levels."""
@@ -158,7 +158,7 @@ class VelocityDenoiser(EDMDenoiser):
 
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """V(X, t): points of the path (B, ...), generation times () or (B,)."""
-        return self.network(x, torch.atleast_1d(t).to(x.dtype)[:, None], cond)
+        return self.network(x, columns(t.to(x.dtype)), cond)
 
     def forward(
         self, x: Tensor, sigma: Tensor, t: Tensor | None = None, cond: Tensor | None = None

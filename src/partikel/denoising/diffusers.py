@@ -22,7 +22,7 @@ from partikel.denoising import EDMDenoiser, VelocityDenoiser, denoiser_from_scor
 from partikel.errors import ConfigError
 from partikel.networks.foreign import EDM, FLOW, VE, as_unet2d, read_diffusers, the_package
 from partikel.schedules import LinearSchedule
-from partikel.tensors import expand_like
+from partikel.tensors import columns, expand_like
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 """What a network predicts, as diffusers calls it: ε, v or x₀."""
@@ -74,8 +74,7 @@ class DDPMDenoiser(EDMDenoiser):
         """Denoise; see :meth:`EDMDenoiser.forward`."""
         level = expand_like(sigma, x)
         scale = (level**2 + 1).rsqrt()
-        step = self.step(torch.atleast_1d(sigma)).to(x.dtype)
-        out = self.network(x * scale, step[:, None], cond)
+        out = self.network(x * scale, columns(self.step(sigma).to(x.dtype)), cond)
         if self.prediction == "epsilon":
             return x - level * out
         if self.prediction == "v_prediction":
@@ -95,8 +94,8 @@ class VEDenoiser(EDMDenoiser):
         self, x: Tensor, sigma: Tensor, t: Tensor | None = None, cond: Tensor | None = None
     ) -> Tensor:
         """Denoise; see :meth:`EDMDenoiser.forward`."""
-        level = torch.atleast_1d(sigma).to(x.dtype)[:, None]
-        return denoiser_from_score(self.network(x, level, cond), x, sigma)
+        score = self.network(x, columns(sigma.to(x.dtype)), cond)
+        return denoiser_from_score(score, x, sigma)
 
 
 class _Negated(nn.Module):

@@ -30,7 +30,7 @@ from partikel.fields.particles import At, Particles
 from partikel.objectives import exact
 from partikel.schedules import Schedule
 from partikel.streams import Streams
-from partikel.tensors import Asking, expand_like
+from partikel.tensors import Asking, all_finite, expand_like
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -275,7 +275,7 @@ class Field(Checked, nn.Module, ABC):
             real = context.real if context.real is not None else self.context.real
             if real is None or not len(real):
                 raise self._unbound("real")
-            if not torch.isfinite(real).all():
+            if not all_finite(real):
                 raise DataError("real samples must be finite: look for NaN or inf in the data.")
         if "particles" in given:
             check_cloud(given["particles"])
@@ -533,7 +533,7 @@ def check_cloud(cloud: Tensor) -> None:
             f"a field of samples needs a cloud of at least two particles, got {len(cloud)}: move them "
             "together, or bind it to a cloud (Context(particles=...))."
         )
-    if not torch.isfinite(cloud).all():
+    if not all_finite(cloud):
         raise NumericsError(
             "particles left the finite numbers: take more steps or a weaker field (smaller eta)."
         )

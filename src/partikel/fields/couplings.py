@@ -15,6 +15,7 @@ from partikel.errors import ConfigError
 from partikel.errors.checks import Checked, Positive
 from partikel.priors import GaussianPrior, Prior
 from partikel.streams import Streams
+from partikel.tensors import columns
 
 _SMALL = 1e-6
 """Levels of noise b/a are kept from this to its inverse, where one x_1 is likely, and where all are."""
@@ -50,8 +51,8 @@ class Coupling(Checked, ABC):
 
         Args:
             pairs: the ends that made X.
-            scale: (B,) a.
-            spread: (B,) b.
+            scale: a, (B,) or shaped to broadcast over the ends.
+            spread: b, likewise.
         """
         return pairs
 
@@ -98,7 +99,7 @@ class Independent(Coupling):
         if not self.over_batch:
             return pairs
         x0, x1 = pairs.x0.flatten(1), pairs.x1.flatten(1)
-        level = (spread / scale.clamp(min=_SMALL)).clamp(min=_SMALL)[:, None]
+        level = columns((spread / scale.clamp(min=_SMALL)).clamp(min=_SMALL))
         # differences, not products: near the data one x_1 is left, and its own noise is small
         exact = "donot_use_mm_for_euclid_dist"
         far = torch.cdist(x1 + level * x0, x1, compute_mode=exact) / level

@@ -19,6 +19,7 @@ from partikel.objectives import (
     objective_name,
 )
 from partikel.schedules import Schedule
+from partikel.tensors import columns
 
 Condition = Literal["t", "sigma", "log sigma"]
 
@@ -146,7 +147,7 @@ class DiscriminatorField(Field):
             value = at.t if name == "t" else at.sigma
             assert value is not None
             values.append(value.log() / 4 if name == "log sigma" else value)
-        return torch.stack(torch.broadcast_tensors(*map(torch.atleast_1d, values)), dim=1)
+        return columns(*values)
 
     def _real_logits(self, x: Tensor, at: At) -> Tensor:
         """D of the bound real samples, as the path shows them, under each particle's conditions.
@@ -182,7 +183,8 @@ class DiscriminatorField(Field):
             both = torch.cat([real.x, fake.x])
             labels = None if real.cond is None else torch.cat([real.cond, _labels(fake.cond)])
             twice = None if sigma is None else torch.cat([sigma, sigma])
-            d_both = self._logit(both, At(torch.cat([t, t]), twice, labels), generator)
+            times = torch.cat([t, t]) if self.conditions else t
+            d_both = self._logit(both, At(times, twice, labels), generator)
             d_real, d_fake = d_both.chunk(2)
         else:
             d_real = self._logit(real.x, at_real, generator)

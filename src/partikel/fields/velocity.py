@@ -91,12 +91,14 @@ class VelocityField(Field):
         t = self.law.sample(
             len(real), self.path.horizon, generator=batch.streams.time, dtype=real.dtype
         )
+        t = expand_like(t, real)
         x, velocity, pairs = through(coupling, self.path, pairs, t)
         missed = self.denoiser.velocity(x, t, pairs.cond) - velocity
         error = missed.square().flatten(1).mean(1)
         if self.weighting == "denoiser":
             a, b = self.path.scale(t), self.path.spread(t)
-            error = error * (b / (self.path.scale_rate(t) * b - a * self.path.spread_rate(t))) ** 2
+            share = b / (self.path.scale_rate(t) * b - a * self.path.spread_rate(t))
+            error = error * share.flatten() ** 2
         return LossValue(error)
 
 
@@ -164,21 +166,18 @@ class PathScore(Field):
 
 def on_the_way(path: Schedule, pairs: Pairs, t: Tensor) -> tuple[Tensor, Tensor]:
     """X_t = a x_1 + b x_0 and its conditional velocity v_c = a'x_1 + b'x_0, at times (B,)."""
-
-    def mixed(of_data: Tensor, of_source: Tensor) -> Tensor:
-        x0, x1 = pairs.x0, pairs.x1
-        return expand_like(of_data, x1) * x1 + expand_like(of_source, x0) * x0
-
-    return mixed(path.scale(t), path.spread(t)), mixed(path.scale_rate(t), path.spread_rate(t))
+    x0, x1, t = pairs.x0, pairs.x1, expand_like(t, pairs.x1)
+    return path.scale(t) * x1 + path.spread(t) * x0, path.velocity_between(x0, x1, t)
 
 
 def through(
     coupling: Coupling, path: Schedule, pairs: Pairs, t: Tensor
 ) -> tuple[Tensor, Tensor, Pairs]:
     """X_t of pairs, and what is regressed on there: a draw of which v is the mean, and its ends."""
-    x, velocity = on_the_way(path, pairs, t)
-    ends = coupling.expected(pairs, path.scale(t), path.spread(t))
-    return x, velocity if ends is pairs else on_the_way(path, ends, t)[1], ends
+    t = expand_like(t, pairs.x1)
+    a, b = path.scale(t), path.spread(t)
+    ends = coupling.expected(pairs, a, b)
+    return a * pairs.x1 + b * pairs.x0, path.velocity_between(ends.x0, ends.x1, t), ends
 
 
 def velocity_in(field: Field) -> VelocityField | None:

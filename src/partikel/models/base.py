@@ -20,6 +20,7 @@ from partikel.priors import Prior
 from partikel.schedules import Nodes, Schedule
 from partikel.solvers import Solver, State
 from partikel.streams import Streams
+from partikel.tensors import all_finite
 
 
 @checked
@@ -219,7 +220,7 @@ class Carrier(Checked, nn.Module, ABC):
         sampling, cond = Sampling.of(sampling, **options), self._labels(n, cond, generator)
         start = self.start(n, generator) if start is None else self._begun(start, n)
         x = self._sampled(start, cond, Context(real=real, generator=generator), sampling)
-        if not x.isfinite().all():
+        if not all_finite(x):
             raise NumericsError(
                 f"samples of this {self.kind} model left the finite numbers: its weights grew too large "
                 "in training, or are damaged; train it again with a lower learning rate or clipping."

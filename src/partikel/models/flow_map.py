@@ -49,7 +49,7 @@ from partikel.priors import GaussianPrior, Prior
 from partikel.schedules import Nodes, Schedule, UniformGrid
 from partikel.solvers import Dynamics, Heun, Solver, State, Step
 from partikel.streams import Streams
-from partikel.tensors import Asking, expand_like
+from partikel.tensors import Asking, columns, expand_like
 
 GuidanceWeight = Annotated[float, Range(least=1.0, most=100.0)]
 """Of the labels, 1 for what was learned from them alone."""
@@ -188,8 +188,8 @@ class FlowMapModel(Carrier):
             return
         with torch.no_grad():
             ours, theirs = self.network, self.teacher
-            for kept, now in zip(theirs.parameters(), ours.parameters(), strict=True):
-                kept.lerp_(now, 1 - self.decay)
+            averages, values = [*theirs.parameters()], [*ours.parameters()]
+            torch._foreach_lerp_(averages, values, 1 - self.decay)  # pyright: ignore
             for kept, now in zip(theirs.buffers(), ours.buffers(), strict=True):
                 kept.copy_(now)
 
@@ -222,7 +222,7 @@ class FlowMapModel(Carrier):
         if isinstance(self.guidance, tuple):
             weight = points.weight
             told.append(torch.ones_like(told[0]) if weight is None else weight)
-        c = torch.stack(torch.broadcast_tensors(*map(torch.atleast_1d, told)), dim=1)
+        c = columns(*told)
         with Asking(network, points.x, c=c, cond=points.cond):
             return network(points.x, c.to(points.x.dtype), points.cond)
 

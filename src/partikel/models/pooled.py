@@ -16,7 +16,7 @@ from partikel.models.staged import PoolOfParticles
 from partikel.priors import Prior
 from partikel.solvers import Euler, EulerMaruyama
 from partikel.streams import Streams
-from partikel.tensors import expand_like
+from partikel.tensors import all_finite, expand_like
 
 
 class PooledParticleModel(PoolOfParticles):
@@ -83,7 +83,7 @@ class PooledParticleModel(PoolOfParticles):
         if self.diffusion is not None:
             noise = torch.empty_like(x).normal_(generator=streams.noise)
             x += expand_like(self.diffusion(t) * (t_next - t).sqrt(), x) * noise
-        if not x.isfinite().all():
+        if not all_finite(x):
             raise NumericsError(
                 "particles of the pool left the finite numbers: take more steps or a weaker field "
                 "(smaller eta)."

@@ -15,7 +15,7 @@ from partikel.errors import ConfigError, NumericsError
 from partikel.errors.checks import Checked, checked
 from partikel.schedules import Schedule
 from partikel.solvers.noise import Brownian, brownian_increments
-from partikel.tensors import expand_like
+from partikel.tensors import all_finite, expand_like
 
 Drift = Callable[[Tensor, Tensor], Tensor]
 """(x, t) -> dx/dt, shaped like x."""
@@ -197,7 +197,7 @@ class Solver(Checked, ABC):
                 x = x[: keep[i]]
             step = Step(nodes[i], nodes[i + 1], i, of, brownian)
             x, memory = self.advance(dynamics, x, step, memory)
-            if not torch.isfinite(x).all():
+            if not all_finite(x):
                 raise NumericsError(
                     f"particles left the finite numbers at step {i + 1} of {stop} (t = "
                     f"{nodes[i + 1]:.4g}): take more steps or a weaker field (smaller eta)."

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -111,28 +111,33 @@ class WeightAverage(AveragedModel):
             if isinstance(part, nn.modules.batchnorm._NormBase)
             for buffer in (part.running_mean, part.running_var)
         }
-        # what a module is made of does not change, and to look for it takes as long as to average
         buffers = dict(self.module.named_buffers())
         self._copied = [name for name, buffer in buffers.items() if id(buffer) not in means]
-        self._means = [name for name, buffer in buffers.items() if id(buffer) in means]
+        self._averaged = [name for name, _ in self.module.named_parameters()]
+        self._averaged += [name for name, buffer in buffers.items() if id(buffer) in means]
         self._decay = decay
+        self._count = 0  # n_averaged, as a number
+        self._places: tuple[Any, ...] = (None,)
         self._iterates = any(True for _ in _power_iterations(self.module))
         self.register_load_state_dict_post_hook(_settle)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model`` in."""
-        averages, values = (
-            [*each.parameters(), *map(each.get_buffer, self._means)]
-            for each in (self.module, model)
+        if self._places[0] is not model:  # to look for tensors takes as long as to average them
+            lists, both = (self._averaged, self._copied), (self.module, model)
+            found = ([_place(each, name) for name in names] for names in lists for each in both)
+            self._places = model, *found
+        averages, values, copies, present = (
+            [held[name] for held, name in places] for places in self._places[1:]
         )
-        count = int(self.n_averaged)
-        share = 1 - self._decay(count) if count else 1.0
+        share = 1 - self._decay(self._count) if self._count else 1.0
         # all at once: AveragedModel's own update takes longer to gather them than to average
         torch._foreach_lerp_(averages, values, share)  # pyright: ignore
+        self._count += 1
         self.n_averaged += 1
-        for name in self._copied:
-            self.module.get_buffer(name).copy_(model.get_buffer(name))
+        if copies:
+            torch._foreach_copy_(copies, present)  # pyright: ignore
         if self._iterates:
             for _, iterate in _power_iterations(self.module):
                 iterate(ITERATIONS)
@@ -140,11 +145,19 @@ class WeightAverage(AveragedModel):
     def restart(self) -> None:
         """Forget: the next weights that are taken in are the first."""
         self.n_averaged.zero_()
+        self._count = 0
 
 
 def averaged_model(module: nn.Module, ema: float | EMA) -> WeightAverage:
     """An average of ``module``, its buffers included."""
     return WeightAverage(module, decay_rule(ema))
+
+
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a module holds a tensor, which may be replaced there."""
+    path, _, last = name.rpartition(".")
+    part = module.get_submodule(path)
+    return (part._parameters if last in part._parameters else part._buffers), last
 
 
 def _power_iterations(module: nn.Module) -> Iterator[tuple[Tensor, Callable[[int], object]]]:
@@ -166,8 +179,9 @@ def _iterate(norm: SpectralNorm, part: nn.Module, steps: int) -> None:
         norm.compute_weight(part, do_power_iteration=True)
 
 
-def _settle(average: nn.Module, keys: object) -> None:
-    """Iterate anew from vectors that are of no length 1: earlier versions averaged them."""
+def _settle(average: WeightAverage, keys: object) -> None:
+    """Go on from what was loaded: vectors of no length 1, which earlier versions averaged, iterate anew."""
+    average._count = int(average.n_averaged)
     for vector, iterate in _power_iterations(average):
         if abs(float(vector.norm()) - 1) > 1e-3:
             iterate(SETTLING)

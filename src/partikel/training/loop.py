@@ -123,6 +123,7 @@ class Trainer(Checked):
         self.average = None if ema is None else averaged_model(model.sampled, ema)
         self.engine.install(model, device)
         self.scalers = [self.engine.scaler(device) for _ in self.phases]
+        self._found, self._one = torch.tensor([0.0, 1.0], dtype=torch.float32, device=device)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._others: dict[nn.Module | None, list[nn.Parameter]] = {}
         self.optimizers: list[torch.optim.Adam] = []
@@ -193,8 +194,9 @@ class Trainer(Checked):
                     with self._training(None), self._dropout():
                         draw = self._draw(share * updates, real, loss, updates)
                 assert draw is not None
-                part = slice(place * share, (place + 1) * share)
-                particles = draw if phase.same else draw[part]
+                particles = draw
+                if len(draw) > share:
+                    particles = draw[place * share : (place + 1) * share]
             cond = None if real is None else real.cond
             if loss.name in self._binding and "particles" not in loss.needs:
                 real = self._context(real)
@@ -248,17 +250,18 @@ class Trainer(Checked):
         for part in _parts(batch, count, split_real=loss.name not in self._binding):
             with self._training(loss.module), self._dropout():
                 value = loss.compute(part)
-            mean = value.loss.mean()
-            share = mean if count == 1 else mean / count
-            (share if scaler is None else scaler.scale(share)).backward()
-            for name, figure in {"loss": mean.detach(), **value.metrics}.items():
+            with torch.no_grad():
+                mean = value.loss.mean()
+            slope = torch.full_like(value.loss, 1 / (value.loss.numel() * count))  # of that mean
+            value.loss.backward(slope if scaler is None else scaler.scale(slope))
+            for name, figure in {"loss": mean, **value.metrics}.items():
                 part_of = figure if count == 1 else figure / count
                 metrics[name] = metrics[name] + part_of if name in metrics else part_of
         parameters = optimizer.param_groups[0]["params"]
         if self.accelerator.num_processes > 1:
             metrics = self._reduced(parameters, metrics)
         gradients = [] if scaler else [p.grad for p in parameters if p.grad is not None]
-        finite = _all_finite([metrics["loss"].float(), *gradients])
+        finite = self._finite([metrics["loss"].float(), *gradients])
         if not finite and not torch.isfinite(metrics["loss"]):
             raise NumericsError(
                 f"the loss '{loss.name}' became {metrics['loss'].item()} at iteration "
@@ -286,6 +289,14 @@ class Trainer(Checked):
                 "however it is scaled: train with engine.precision bf16."
             )
         return metrics
+
+    def _finite(self, numbers: list[Tensor]) -> bool:
+        """Whether numbers are finite, in one pass: the operation that GradScaler asks with, by 1."""
+        ask = torch._amp_foreach_non_finite_check_and_unscale_  # type: ignore[attr-defined]  # pyright: ignore
+        ask(numbers, self._found, self._one)
+        if found := bool(self._found.item()):
+            self._found.zero_()
+        return not found
 
     def _exploded(self, index: int) -> str:
         """Whose weights are by far the largest where a phase's loss is not finite: its own, or another's."""
@@ -360,14 +371,6 @@ class Trainer(Checked):
 
 def _force(module: nn.Module, *_: object) -> None:
     force_weights(module)
-
-
-def _all_finite(numbers: list[Tensor]) -> bool:
-    """Whether numbers are finite, in one pass: the operation that GradScaler asks with, by 1."""
-    found = numbers[0].new_zeros((), dtype=torch.float32)
-    ask = torch._amp_foreach_non_finite_check_and_unscale_  # type: ignore[attr-defined]  # pyright: ignore
-    ask(numbers, found, torch.ones_like(found))
-    return not found.item()
 
 
 def _parts(batch: TrainingBatch, count: int, *, split_real: bool) -> Iterator[TrainingBatch]:

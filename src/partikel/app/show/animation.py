@@ -19,15 +19,11 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -50,6 +46,10 @@ from partikel.files import plain_file, replacing
 from partikel.models import Carrier
 from partikel.solvers import State
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 GRID = 64
 """Points along each side of the grid that a potential is evaluated on."""
 ARROWS = 90
@@ -59,7 +59,7 @@ DRAWS = 64
 
 _ARROWS = {"data score": "#17507f", "− own score": "#b3500a"}
 _FORMAT = "partikel frame 1"
-_SHADES = LinearSegmentedColormap.from_list("potential", ["#ffffff", "#eceef1", "#bcc2cc"])
+_SHADES = ["#ffffff", "#eceef1", "#bcc2cc"]
 
 
 @dataclass(frozen=True)
@@ -581,6 +581,8 @@ def _draw_paths(axes: Axes, x: Tensor, paths: Tensor) -> None:
 
 
 def _draw_potential(axes: Axes, potential: Tensor, extent: Extent) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
     values = potential.double().numpy()
     low, high = np.quantile(values, [0.02, 0.98])
     if not high > low:
@@ -591,7 +593,7 @@ def _draw_potential(axes: Axes, potential: Tensor, extent: Extent) -> None:
         np.linspace(extent[2], extent[3], values.shape[0]),
         values,
         levels=levels,
-        cmap=_SHADES,
+        cmap=LinearSegmentedColormap.from_list("potential", _SHADES),
         extend="both",
         zorder=1,
     )
@@ -635,6 +637,8 @@ def _write_arrow_key(axes: Axes, names: Sequence[str], inches: float) -> None:
 def _pixels(figure: Figure, size: int) -> np.ndarray:
     """(H, W, 3) bytes, ``size`` wide and even in both directions, as video asks."""
     figure.set_dpi(size / figure.get_figwidth())
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     array = np.asarray(canvas.buffer_rgba())[..., :3]

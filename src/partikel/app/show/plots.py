@@ -13,20 +13,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
 from partikel.errors import ConfigError
 from partikel.files import replacing
+
+if TYPE_CHECKING:  # matplotlib takes long to import: whoever draws does
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 DATA = "#2b6ca3"
 GENERATED = "#ee7a1c"
@@ -303,12 +303,10 @@ def curves_figure(
     if log:
         axes.set_yscale("log")
         if max(heights, default=1.0) < 300 * lowest:  # else powers of ten are enough
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+            _tick_at_1_2_5(axes.yaxis)
     if ticks is not None:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([], minor=True)
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     if level is not None and not (log and level[1] <= 0):
         axes.axhline(level[1], **_DOTTED)
@@ -364,9 +362,20 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int | None = N
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in inches, drawn by Agg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _tick_at_1_2_5(axis: Axis) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def series(place: int) -> str:
@@ -541,6 +550,8 @@ def themed_svg(figure: Figure) -> str:
     Its neutral colours become the CSS variables --ink, --muted and --hairline, its background none,
     and its text the page's.
     """
+    import matplotlib
+
     figure.set_facecolor("none")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "partikel"}):
@@ -712,9 +723,7 @@ def dots_figure(
         spine.set_visible(False)
     axes.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
     axes.tick_params(axis="x", which="both", labelsize=8.5, labelcolor=MUTED)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _tick_at_1_2_5(axes.xaxis)
     write_at(figure, 0.2, height - 0.24, title, 10, INK)
     return figure
 
