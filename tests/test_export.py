@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 import partikel
 from conftest import randn, seeded, tensor
-from partikel.app import cli
+from partikel.app import cli, gallery
 from partikel.app.config import make_recipe
 from partikel.app.export import KIND, export_run, load_generator
 from partikel.app.runs import Run, load, train_run
@@ -732,6 +732,8 @@ def test_an_export_is_used_like_a_run(
     cli.main(["sample", str(out), "-n", "9", "--solver", "euler"])
     cli.main(["interpolate", str(out), "--pairs", "2", "--points", "3"])
     cli.main(["evaluate", str(out), "-n", "50"])
+    summary = gallery.summarise(partikel.load(out), out=tmp_path, n=50, animation=False)
+    assert summary.iterations == runs["edm"].step  # as "compare" shows it
     assert str(out / "made" / "samples.png") in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     gone = trained("gan", tmp_path / "gan", generator=TINY, discriminator=SMALL)

@@ -22,8 +22,10 @@ from partikel.app.cli import main
 from partikel.app.show.animation import Frame, render
 from partikel.data import DataSettings, open_dataset
 from partikel.errors import ConfigError, optional
+from partikel.fields import OptimalTransport
 from partikel.metrics import wasserstein2
 from partikel.metrics.evaluation import evaluate
+from partikel.priors import GaussianPrior
 
 ROOT = Path(__file__).parents[1]
 LEAN = """
@@ -161,6 +163,9 @@ def test_the_exact_distance_needs_an_extra_and_is_left_out(
     found = evaluate(lambda n, generator: torch.randn(n, 2, generator=generator), data, n=50)
     assert "w2" not in found.metrics | found.reference
     assert re.search(mend, found.left_out["w2"])
+    pairing, points = OptimalTransport(GaussianPrior((2,))), torch.randn(5, 2)
+    with pytest.raises(ConfigError, match=rf"^optimal transport needs POT, which .*: {mend}\.$"):
+        pairing.partners(points, points, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("module", ["imageio.v2", "imageio_ffmpeg"])

@@ -1,8 +1,8 @@
 """Partikel: a generative model is a field and something that carries it.
 
-A *field* moves particles; free particles (:class:`ParticleModel`) or a generator
-(:class:`GeneratorModel`) carry it. GANs, diffusion models, Score GANs and Discriminator Flows are
-choices of the two.
+A *field* moves particles; free particles (:class:`ParticleModel`), a generator
+(:class:`GeneratorModel`) or a flow map (:class:`partikel.models.FlowMapModel`) carry it. GANs,
+diffusion models, Score GANs and Discriminator Flows are choices of the two.
 """
 
 from __future__ import annotations

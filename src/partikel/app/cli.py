@@ -49,7 +49,7 @@ SolverName: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Drawn:
-    """How samples are drawn, where not as the run says (free particles only).
+    """How samples are drawn, where not as the run says (a generator has no choice).
 
     Attributes:
         steps: sampling steps instead of the run's own, at the nodes that were placed for as many
@@ -271,7 +271,7 @@ def evaluate(
             (docs/evaluation.md), and those of other packages (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
-            RUN/curve-NAME.json and .png (free particles only).
+            RUN/curve-NAME.json and .png (not of generators).
         at: the numbers of steps of the curve, as in [4,8,16].
         drawn: how samples are drawn.
         seed: of samples and reference.

@@ -690,7 +690,8 @@ def summarise(
         name: [(float(e["cpu_seconds"]), float(e[name])) for e in run.log if name in e]
         for name in (curve_name, "kid", "field")
     }
-    config = read_configuration(run.path / "config.yaml")
+    file = run.path / "config.yaml"  # an export has none
+    config = read_configuration(file) if file.exists() else {}
     known = {key: config[key] for key in ("from", "history") if key in config}
     return RunSummary(
         name=run.path.name,

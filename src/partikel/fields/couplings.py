@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Batch
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, optional
 from partikel.errors.checks import Checked, Positive
 from partikel.priors import GaussianPrior, Prior
 from partikel.streams import Streams
@@ -152,12 +152,7 @@ class OptimalTransport(Coupling):
             raise ConfigError(
                 f"a coupling pairs batches of one size, got {len(x0)} and {len(x1)} points: draw as many."
             )
-        try:
-            import ot  # slow to import, and only needed here
-        except ImportError as error:
-            raise ConfigError(
-                "optimal transport needs the package POT: pip install 'partikel[transport]'."
-            ) from error
+        ot = optional("ot", "transport", "optimal transport needs POT")  # slow to import
         start, end = (x.detach().flatten(1).double() for x in (x0, x1))
         cost = torch.cdist(end, start).square().cpu().numpy()
         if self.blur is None:

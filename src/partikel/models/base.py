@@ -87,7 +87,7 @@ class Sampling:
 class Carrier(Checked, nn.Module, ABC):
     """What a field moves.
 
-    Nothing outside of this folder asks which class a carrier is: it asks for what it needs.
+    Hardly anything outside of this folder asks which class a carrier is: it asks for what it needs.
 
     Attributes:
         kind: "particles", "generator" or "flow map", for what is shown to people.

@@ -108,8 +108,8 @@ class NetworkSettings(Checked):
     Attributes:
         kind: "mlp" (any shape), "small" (images with sides divisible by 4), "dcgan", "resnet",
             "fastgan", "r3gan" (square images of 16, 32, 64, 128 or 256), "unet" (images; denoiser only),
-            "unet2d" (a unet that diffusers computes too; without labels), "dit" (square images; denoiser
-            only), "edm2" (images; denoiser only).
+            "unet2d" (a unet that diffusers computes too), "dit" (square images; denoiser only), "edm2"
+            (images; denoiser only).
         width: mlp: units of a hidden layer; small, dcgan, resnet: channels at (about) full
             resolution; fastgan: a sixteenth of those at 4x4; r3gan: those up to 32x32; dit: features of
             a patch. At least 1.
