@@ -197,6 +197,7 @@ def flow_maps() -> str:
         "| data, measure | preset | seeds | units | one call | 4 calls | as a flow |",
         "|---|---|---|---|---|---|---|",
     ]
+    costs = (load("training-units") or {"presets": {}})["presets"]
     for data in ("gaussians", "digits", "mnist-fast"):
         points = data == "gaussians"
         measure = ENERGY if points else FRECHET
@@ -222,9 +223,9 @@ def flow_maps() -> str:
                 found = {label: spread([row["metrics"][measure.key] for row in rows])}
             one, _, four = (found.pop(each, "") for each in ("one call", "2 calls", "4 calls"))
             flow = "; ".join(f"{label}: {value}" for label, value in list(found.items())[:1])
-            units = ""
-            if "units" in rows[0]:
-                units = f"{rounded(statistics.median(row['units'] for row in rows)):,.0f}"
+            took = [row["units"] for row in rows if "units" in row]
+            took = took or [costs[name]["units"] for name in (preset,) if name in costs]
+            units = f"{rounded(statistics.median(took)):,.0f}" if took else ""
             cells = [
                 f"{data.replace('mnist-fast', 'MNIST 16x16')}, {measure.label}",
                 f"`{preset}`",

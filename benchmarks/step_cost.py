@@ -1,13 +1,15 @@
 """Cost of a training step in units of a fixed network, and of sampling in its network calls.
 
-    python benchmarks/step_cost.py
+    python benchmarks/step_cost.py [--presets PRESET ...]
 
 The unit is forward and backward of a 130-512x4-1 MLP on 128 rows, timed in turns with the steps so
-that a busy machine slows both alike. The steps are those of the paper's presets.
+that a busy machine slows both alike. The steps are those of the paper's presets. With --presets, what
+their whole trainings take instead, of a Score GAN without its teacher.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -57,9 +59,29 @@ def sampling_overhead(points: int = 4096) -> dict[str, float]:
     return {**seconds, "ratio": seconds["sample"] / seconds["calls"]}
 
 
+def trainings(presets: list[str]) -> dict[str, Any]:
+    """Units of the trainings of presets, each timed by its steps."""
+    found: dict[str, Any] = {}
+    for preset in presets:
+        loaded = load_preset(preset)
+        works = {"unit": unit(), "step": step_of(preset)}
+        seconds = in_turns(works, ROUNDS, {"unit": 5})
+        step = seconds["step"] / seconds["unit"]
+        iterations = make_recipe(loaded.recipe, loaded.settings).iterations
+        found[preset] = {"step": step, "iterations": iterations, "units": step * iterations}
+        print(f"{preset}: {found[preset]['units']:.0f} units", flush=True)
+    return found
+
+
 def main() -> None:
     """Run the benchmark and hold it against its limits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presets", nargs="+")
+    given = parser.parse_args().presets
     one_thread()
+    if given is not None:
+        print(save("training-units", {"presets": trainings(given)}))
+        return
     presets = [
         "edm-gaussians-paper",
         "gan-gaussians-paper",
