@@ -60,7 +60,7 @@ class Drawn:
         guidance: weight of the labels: 0 ignores them, 1 takes them as trained, more makes samples more
             typical of their class.
         path: follow the probability flow of a model of noised data along another path, on as many even
-            steps of its time.
+            steps of its time unless levels are given.
     """
 
     steps: Count | None = None
@@ -76,13 +76,14 @@ class Drawn:
         from partikel.schedules import PATHS
         from partikel.solvers import SOLVERS
 
+        path = None if self.path is None else PATHS[self.path]()
         return run.sampling(
             steps=self.steps,
-            grid=None if self.levels is None else nodes_at(run.model, self.levels),
+            grid=None if self.levels is None else nodes_at(run.model, self.levels, path),
             stop=self.stop,
             solver=None if self.solver is None else SOLVERS[self.solver](),
             guidance=self.guidance,
-            path=None if self.path is None else PATHS[self.path](),
+            path=path,
         )
 
 
@@ -288,7 +289,7 @@ def evaluate(
     options |= {
         "accelerator": accelerator,
         "sampling": drawn.by(loaded),
-        "measures": measures.split(",") if measures else (),
+        "measures": [each.strip() for each in measures.split(",")] if measures else (),
     }
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from partikel.app.config import (
     Preset,
@@ -31,6 +31,9 @@ from partikel.networks.weights import checksum
 from partikel.recipes import Recipe
 from partikel.training import Initial, latest_checkpoint
 from partikel.training.checkpoint import check_length, read_part, read_step
+
+Change: TypeAlias = tuple[tuple[str, ...], Any, Any]
+"""Path of a setting, what it was, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -251,16 +254,13 @@ def continued(out: Path, recipe: Recipe, origin: Origin | None) -> dict[str, Any
     settings = old.get("settings") or {}
     with contextlib.suppress(ConfigError):  # settings younger than the run have their defaults
         settings = settings_of(make_recipe(old["recipe"], settings))
-    changes = sorted(_changes(settings, settings_of(recipe)))
+    changes = changes_of(settings, settings_of(recipe))
     length = [each for each in changes if each[0] == ("iterations",)]
-    told = [
-        f"{'.'.join(path)}: {then} there, {now} now"
-        for path, then, now in changes
-        if (path, then, now) not in length and not may_differ(type(recipe), path)
-    ]
+    others = [each for each in changes if each not in length]
+    told = told_changes(each for each in others if not may_differ(type(recipe), each[0]))
     if told:
         raise ConfigError(
-            f"{out} holds a run with other settings ({', '.join(told)}): repeat its settings to resume it, "
+            f"{out} holds a run with other settings ({told}): repeat its settings to resume it, "
             f"or choose another --out, where --from {out} starts a new run from its weights."
         )
     checkpoint = latest_checkpoint(out / "checkpoints")
@@ -292,13 +292,33 @@ def may_differ(kind: type, path: Sequence[str]) -> bool:
     return False
 
 
-def _changes(
+def changes_of(
     old: Mapping[str, Any], new: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Path, old and new value of every setting that differs."""
-    for key in {*old, *new}:
+) -> list[Change]:
+    """Path, old and new value of every setting that differs.
+
+    Args:
+        old: settings, nested.
+        new: others of the same kind.
+        path: of both, within others.
+    """
+    found: list[Change] = []
+    for key in sorted({*old, *new}):
         a, b, here = old.get(key), new.get(key), (*path, key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from _changes(a, b, here)
+            found += changes_of(a, b, here)
         elif a != b:
-            yield here, a, b
+            found.append((here, a, b))
+    return found
+
+
+def told_changes(changes: Iterable[Change]) -> str:
+    """Changes in a sentence, without what is not set in groups of settings."""
+
+    def told(value: Any) -> Any:
+        group = isinstance(value, Mapping)
+        return {k: v for k, v in value.items() if v is not None} if group else value
+
+    return ", ".join(
+        f"{'.'.join(path)}: {told(then)} there, {told(now)} now" for path, then, now in changes
+    )

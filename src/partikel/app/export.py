@@ -33,7 +33,7 @@ from partikel import __version__
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
-from partikel.app.placed import PLACED
+from partikel.app.placed import beside, write_beside
 from partikel.app.runs import Labels, Run, draw_samples, labels_of
 from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.known import KnownData
@@ -203,8 +203,8 @@ def export_run(
             for each in sorted(part.rglob("*"))
             if each.is_file()
         }
-        if form == "partikel" and (run.path / PLACED).exists():  # sealed, and may be tuned anew
-            write_whole(part / PLACED, (run.path / PLACED).read_bytes())
+        if form == "partikel" and (placed := beside(run.path)):  # not listed: may be tuned anew
+            write_beside(part, placed)
         write_json(part / CONFIG, sealed(config))
         # what cannot be read back is not handed out
         exported = load_export(part) if form == "partikel" else run

@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -62,6 +62,7 @@ from partikel.metrics.measures import main_measure
 from partikel.metrics.own import add_own
 from partikel.models import Sampling
 from partikel.recipes import Recipe
+from partikel.recipes.flow_map import network_like
 from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
@@ -156,10 +157,20 @@ def distil_run(
 
 
 def distillation_of(run: Run, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run's distillation, with those of its settings that were given."""
+    """The recipe of a run's distillation, with those of its settings that were given.
+
+    Raises:
+        ConfigError: for settings of the teacher, or others that cannot work.
+    """
+    for part in ("run", "teacher"):
+        if part in settings:
+            raise ConfigError(f"the teacher is {run.path} as it was trained: leave out --{part}.")
     taken: dict[str, Any] = {"run": str(run.path), "conditional": run.recipe.conditional}
     taken["data"] = settings_of(run.recipe)["data"]
     taken["teacher"] = {"recipe": run.recipe.name, **settings_of(run.recipe)}
+    network = settings.get("network")
+    if isinstance(network, Mapping) and "kind" not in network:  # the usual one, changed
+        taken["network"] = asdict(network_like(run.recipe))
     return make_recipe("distillation", taken, settings)
 
 

@@ -42,7 +42,13 @@ from partikel.app.config import (
     make_recipe,
     read_configuration,
 )
-from partikel.app.continuing import continued, origin_of, with_its_score
+from partikel.app.continuing import (
+    changes_of,
+    continued,
+    origin_of,
+    told_changes,
+    with_its_score,
+)
 from partikel.app.moments import Moment, paint
 from partikel.app.placed import with_nodes
 from partikel.app.progress import progress_bar
@@ -642,9 +648,8 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
             f"'{recipe.required.name}' is needed."
         )
     if other.recipe.data != recipe.data:
-        raise ConfigError(
-            f"the run {named} is of other data ({other.recipe.data}): train on the same data."
-        )
+        told = told_changes(changes_of(dataclasses.asdict(other.recipe.data), dataclasses.asdict(recipe.data)))
+        raise ConfigError(f"the run {named} is of other data ({told}): train on the same data.")
     return dataclasses.replace(recipe, **{part: other.recipe}), Path(named)
 
 

@@ -124,6 +124,8 @@ class FlowMapModel(Carrier):
         usual = Lagrangian if flow.follows_path else Semigroup
         self.loss = loss or (MeanFlow() if self.learns_itself else usual())
         self.one_call = isinstance(self.loss, Endpoints)
+        if self.one_call:
+            _check_one_call(steps)
         on_nodes = isinstance(self.loss, Semigroup) and self.loss.step == 0
         if not (flow.follows_path or on_nodes or self.one_call):
             raise ConfigError(
@@ -371,7 +373,7 @@ class FlowMapModel(Carrier):
         nodes, x = self._jumps(sampling).to(start), start
         weight, end = self._weight(x, sampling.guidance), x.new_tensor(self.horizon)
         with torch.no_grad():
-            for k, (s, t) in enumerate(nodes.unfold(0, 2, 1)):
+            for k, (s, t) in enumerate(zip(nodes[:-1], nodes[1:], strict=True)):
                 if k and self.loss.to_end:  # from the data back to noise
                     if context.generator is None:
                         raise ConfigError(
@@ -459,11 +461,8 @@ class FlowMapModel(Carrier):
                 raise ConfigError(
                     f"this map knows the nodes of its flow's {len(own) - 1} steps only."
                 )
-        if self.one_call and len(nodes) > 2 and not shown:
-            raise ConfigError(
-                "this map has learned its flow's ends only (the loss 'endpoints'): take one call, or learn "
-                "the jumps between by another loss."
-            )
+        if self.one_call and not shown:
+            _check_one_call(len(nodes) - 1)
         if sampling.stop is not None and sampling.stop >= len(nodes):
             raise ConfigError(f"cannot stop after {sampling.stop} jumps of {len(nodes) - 1}.")
         return nodes if sampling.stop is None else nodes[: sampling.stop + 1]
@@ -545,6 +544,14 @@ def _check_network(network: nn.Module) -> None:
     """Refuse networks whose statistics would be those of points, times and tangents mixed."""
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise _no_derivative(network)
+
+
+def _check_one_call(steps: int) -> None:
+    if steps > 1:
+        raise ConfigError(
+            "a map that learns its flow's ends only (the loss 'endpoints') makes samples in one call: leave "
+            "out steps, or learn the jumps between by another loss."
+        )
 
 
 NO_MAP = {"noise": "noise", "cloud": "the cloud", "samples": "samples", "draws": "random draws"}

@@ -98,7 +98,7 @@ def place_nodes(
 
     Raises:
         ConfigError: for a model without steps, one that moves with noise, a stochastic solver, or more steps
-            than it has nodes.
+            than it has nodes, or than count as converged.
     """
     free = free_particles(
         model, "only free particles take steps: a generator, or a flow map, is one call."
@@ -217,6 +217,11 @@ class _Search:
         if self.told is not None:
             self.told(min(self.done, total), total)
 
+    @property
+    def _own(self) -> Nodes:
+        """The model's own grid."""
+        return Nodes(times=tuple(self.model.grid.nodes(self.steps).tolist()))
+
     # --- along a path of noise
 
     def anywhere(self, fixed: bool) -> tuple[Nodes, Nodes]:
@@ -227,7 +232,11 @@ class _Search:
         """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
-        place, own = _Places(self.model, self.steps), Nodes(self.steps)
+        if self.steps >= FINE:
+            raise ConfigError(
+                f"nodes are placed for few steps, and {FINE} count as converged: ask for fewer."
+            )
+        place, own = _Places(self.model, self.steps), self._own
         trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
         total = (1 if fixed else 2) * TRIALS + trials
         best = self._fixed(place.fixed, place.begin, place.strides, total)
@@ -283,7 +292,7 @@ class _Search:
                 if worth(nearest) >= worth(best):
                     break
                 best = nearest
-        return grid(*best) or Nodes(self.steps)
+        return grid(*best) or self._own
 
     # --- among the nodes that a field was trained at
 
