@@ -171,8 +171,15 @@ def clear_parts(folder: Path, name: str = "") -> None:
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file (text in UTF-8) so that it is there whole or not at all."""
+    if isinstance(content, str):  # which may hold a file's name that is no UTF-8
+        content = content.encode("utf-8", "backslashreplace")
     with replacing(path) as part:
-        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        part.write_bytes(content)
+
+
+def readable(name: str) -> str:
+    """A file's name as a text; its bytes that are no UTF-8 as \\xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
 from partikel import __version__
 from partikel.app.terminal import degrade
-from partikel.errors import ConfigError, PartikelError, nearest
+from partikel.errors import ConfigError, PartikelError, nearest, one_line
 from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size
 
 if TYPE_CHECKING:
@@ -789,7 +789,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # before PyTorch is imported: threads that spin slow a busy machine down many times
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     degrade(sys.stdout, sys.stderr)
-    warnings.formatwarning = lambda message, *_, **__: f"partikel: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"partikel: {one_line(str(message))}\n"
     try:
         _run(tokens)
     except PartikelError as error:
@@ -815,7 +815,7 @@ _OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of mem
 
 def _stop(sentence: str, code: int = 2) -> NoReturn:
     """End with a sentence, on one line whatever the names in it hold."""
-    print(f"partikel: {PartikelError(sentence)}", file=sys.stderr)
+    print(f"partikel: {one_line(sentence)}", file=sys.stderr)
     sys.exit(code)
 
 

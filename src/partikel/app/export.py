@@ -256,7 +256,7 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
     recipe = run.recipe
     if not isinstance(recipe, EDM):
         raise ConfigError(
-            f"a {recipe.title} has no pipeline of diffusers: it samples from EDMs. Export it as partikel's."
+            f"{recipe.title} has no pipeline of diffusers: it samples from EDMs. Export it as partikel's."
         )
     denoiser = next(each for each in run.model.modules() if isinstance(each, EDMDenoiser))
     levels = {name: getattr(recipe, name) for name in ("sigma_min", "sigma_max", "rho")}
@@ -276,7 +276,7 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
 def _as_onnx(run: Run, part: Path, steps: int | None) -> Written:
     if run.model.kind == "particles":
         raise ConfigError(
-            f"a {run.recipe.title} follows a field step by step, and only what makes samples in a call or "
+            f"samples of {run.recipe.title} follow a field step by step, and only what makes them in a call or "
             "a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil RUN) "
             "and export that."
         )
@@ -397,11 +397,11 @@ def load_export(path: Path, allow: str | Collection[str] = ()) -> Exported:
             "of it without --format."
         )
     weights = read_tensors(
-        path / _KINDS[kind].weights, f"it is damaged: {_AGAIN}", seal=config.get("weights")
+        path / _KINDS[kind].weights, _AGAIN, seal=config.get("weights")
     )[0]
     real = None
     if config.get("context") is not None:
-        kept = read_tensors(path / _CONTEXT, f"it is damaged: {_AGAIN}", seal=config["context"])
+        kept = read_tensors(path / _CONTEXT, _AGAIN, seal=config["context"])
         real = kept[0].get("x")
     try:
         with naming(allow):

@@ -36,7 +36,7 @@ from partikel.app.show.animation import Frame, generation_frames, load_frame, re
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
 from partikel.data import Dataset, FiniteDataset, open_dataset
-from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
+from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError, one_line
 from partikel.files import replacing, write_json
 from partikel.likelihood import (
     Elbo,
@@ -103,7 +103,7 @@ def plan_preset(
     count = sum(p.numel() for p in system.model.parameters())
     phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
     kind = type(system.model).__name__
-    said = [f"# {text}\n" for text in said]
+    said = [f"# {one_line(text)}\n" for text in said]
     said.append(dump_config(recipe, plan.label, origin and {"from": origin.record}))
     return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
 
@@ -162,6 +162,8 @@ def distillation_of(run: Run, settings: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: for settings of the teacher, or others that cannot work.
     """
+    if not (run.path / "config.yaml").exists():
+        raise ConfigError(f"{run.path} is an export: distil the run that it was made of.")
     for part in ("run", "teacher"):
         if part in settings:
             raise ConfigError(f"the teacher is {run.path} as it was trained: leave out --{part}.")
@@ -206,7 +208,7 @@ def _tell(plan: Plan, console: Console) -> None:
             f"{plan.recipe.name} --help'"
         )
     for line in said:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def sample_run(
@@ -701,7 +703,8 @@ def summarise(
         name: [(float(e["cpu_seconds"]), float(e[name])) for e in run.log if name in e]
         for name in (curve_name, "kid", "field")
     }
-    config = read_configuration(run.path / "config.yaml")
+    file = run.path / "config.yaml"
+    config = read_configuration(file) if file.exists() else {}  # an export has none
     known = {key: config[key] for key in ("from", "history") if key in config}
     return RunSummary(
         name=run.path.name,

@@ -109,6 +109,10 @@ def place_nodes(
             "nodes are placed for a path without noise: choose a deterministic solver and a model that moves "
             "by an ODE."
         )
+    if free.follows_path and steps >= FINE:
+        raise ConfigError(
+            f"nodes are placed for few steps, and {FINE} count as converged: ask for fewer."
+        )
     x, cond, sampling = *_starts(free, starts, seed), Sampling(solver=chosen, guidance=guidance)
     search = _Search(free, steps, sampling, x, cond, distance, real, seed, told)
     found, plain = search.anywhere(fixed) if free.follows_path else search.among_own()
@@ -232,10 +236,6 @@ class _Search:
         """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
-        if self.steps >= FINE:
-            raise ConfigError(
-                f"nodes are placed for few steps, and {FINE} count as converged: ask for fewer."
-            )
         place, own = _Places(self.model, self.steps), self._own
         trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
         total = (1 if fixed else 2) * TRIALS + trials
