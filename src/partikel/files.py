@@ -178,7 +178,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def readable(name: str) -> str:
-    """A file's name as a text; its bytes that are no UTF-8 as \\xff."""
+    r"""A file's name as a text; its bytes that are no UTF-8 as \xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -213,7 +213,8 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     """The JSON value in a file; computed by ``work()`` and written, where the file is not there."""
     path = Path(path)
     if path.exists():
-        return json.loads(read_text(path, DataError))
+        with reading(path, "is damaged: remove it, and it is measured anew.", DataError):
+            return json.loads(read_text(path, DataError))
     return write_json(path, work())
 
 

@@ -49,7 +49,7 @@ SolverName: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Drawn:
-    """How samples are drawn, where not as the run says (free particles only).
+    """How samples are drawn, where not as the run says (free particles; a flow map's steps are jumps).
 
     Attributes:
         steps: sampling steps instead of the run's own, at the nodes that were placed for as many
@@ -223,7 +223,7 @@ def tune(
             validation data; data for images, path for points, unless given.
         guidance: weight of the labels that samples will be drawn with.
         seed: of the particles.
-        json: print JSON instead of a line.
+        json: print JSON instead of a table.
     """
     from partikel.app import tables
     from partikel.app.progress import progress_of
@@ -272,7 +272,7 @@ def evaluate(
             (docs/evaluation.md), and those of other packages (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
-            RUN/curve-NAME.json and .png (free particles only).
+            RUN/curve-NAME.json and .png (free particles and flow maps).
         at: the numbers of steps of the curve, as in [4,8,16].
         drawn: how samples are drawn.
         seed: of samples and reference.
@@ -573,7 +573,7 @@ def explore(runs: list[str] | None = None, /, out: str | None = None) -> None:
 def draw_matrix(
     out: str = "matrix",
     target: str = "gaussians",
-    rows: list[str] | None = None,
+    rows: Annotated[list[str], Range(1, 100)] | None = None,
     seeds: list[Seed] | None = None,
     cap: Count | None = None,
 ) -> None:
@@ -603,7 +603,7 @@ def draw_matrix(
 
 def league(
     data: str = "gaussians",
-    budget: Positive = 4000.0,
+    budget: Annotated[float, Range(above=0, most=1e9)] = 4000.0,
     seeds: Count = 3,
     out: str = "league",
     runs: str = "runs/league",
@@ -719,7 +719,7 @@ def likelihood(
 
 
 def reproduce(
-    items: list[str],
+    items: list[str] | None = None,
     /,
     scale: Literal["smoke", "cpu", "paper"] = "cpu",
     out: str | None = None,
@@ -733,7 +733,7 @@ def reproduce(
     on; what has a result of the same plan is not measured again.
 
     Args:
-        items: names of items, or all.
+        items: names of items, or all; --check needs none.
         scale: smoke runs in seconds and decides nothing; cpu takes minutes to an hour an item; paper
             has the papers' settings, for a GPU.
         out: folder of results, with README.md as their list; reproduce/SCALE unless given.
@@ -757,6 +757,8 @@ def reproduce(
             said = f"stale ({', '.join(old)})" if old else "fresh"
             print(f"{name}: {said}")
         return
+    if not items:
+        raise ConfigError("name items to reproduce, or all: 'partikel reproduce list' lists them.")
     names = list(ITEMS) if items == ["all"] else items
     results, errors = run_items(
         names, scale, out=folder, runs=Path(runs), again=again, console=_console()

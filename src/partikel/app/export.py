@@ -276,8 +276,8 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
 def _as_onnx(run: Run, part: Path, steps: int | None) -> Written:
     if run.model.kind == "particles":
         raise ConfigError(
-            f"samples of {run.recipe.title} follow a field step by step, and only what makes them in a call or "
-            "a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil RUN) "
+            f"samples of {run.recipe.title} follow a field step by step, and only what makes them in a call "
+            "or a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil RUN) "
             "and export that."
         )
     sampling = Sampling.of(steps=steps)
@@ -396,9 +396,7 @@ def load_export(path: Path, allow: str | Collection[str] = ()) -> Exported:
             f"{path} holds a '{kind}', for other programs: load the run that it was made of, or an export "
             "of it without --format."
         )
-    weights = read_tensors(
-        path / _KINDS[kind].weights, _AGAIN, seal=config.get("weights")
-    )[0]
+    weights = read_tensors(path / _KINDS[kind].weights, _AGAIN, seal=config.get("weights"))[0]
     real = None
     if config.get("context") is not None:
         kept = read_tensors(path / _CONTEXT, _AGAIN, seal=config["context"])

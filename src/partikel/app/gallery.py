@@ -408,8 +408,8 @@ def curve_run(
     own = run.model.steps
     if own is None:
         raise ConfigError(
-            "a generator makes samples in one call: only free particles have a curve of quality "
-            f"against {'their number of steps' if along == 'nfe' else 'early stopping'}."
+            "a generator makes samples in one call: only free particles and flow maps have a curve of "
+            f"quality against {'their number of steps' if along == 'nfe' else 'early stopping'}."
         )
     if at is None:
         shares = [2.0**k for k in range(-4, 2)] if along == "nfe" else [k / 8 for k in range(1, 9)]

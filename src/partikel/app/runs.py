@@ -648,7 +648,9 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
             f"'{recipe.required.name}' is needed."
         )
     if other.recipe.data != recipe.data:
-        told = told_changes(changes_of(dataclasses.asdict(other.recipe.data), dataclasses.asdict(recipe.data)))
+        told = told_changes(
+            changes_of(dataclasses.asdict(other.recipe.data), dataclasses.asdict(recipe.data))
+        )
         raise ConfigError(f"the run {named} is of other data ({told}): train on the same data.")
     return dataclasses.replace(recipe, **{part: other.recipe}), Path(named)
 
