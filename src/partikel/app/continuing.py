@@ -24,9 +24,10 @@ from partikel.app.config import (
     read_configuration,
     settings_of,
 )
+from partikel.data.folder import find
 from partikel.errors import CheckpointError, ConfigError
 from partikel.errors.checks import MAY_DIFFER, Natural, settings_in, types_of
-from partikel.files import reading
+from partikel.files import read_json, reading
 from partikel.networks.weights import checksum
 from partikel.recipes import Recipe
 from partikel.training import Initial, latest_checkpoint
@@ -34,6 +35,9 @@ from partikel.training.checkpoint import check_length, read_part, read_step
 
 Change: TypeAlias = tuple[tuple[str, ...], Any, Any]
 """Path of a setting, what it was, and what it is."""
+
+DATA = "data.json"
+"""What is known of a run's data."""
 
 
 @dataclass(frozen=True)
@@ -222,11 +226,28 @@ def started(
                 f"{there} has no config.yaml that says what to train: name a preset or a .yaml file too, "
                 f"as in partikel train PRESET --from {there}."
             )
-        preset = str(same / "config.yaml")
-    loaded = load_started(preset)
+        loaded = load_started(str(same / "config.yaml"))
+        data = where_they_lie(same, loaded.settings.get("data") or {})
+        loaded = dataclasses.replace(loaded, settings={**loaded.settings, "data": data})
+    else:
+        loaded = load_started(preset)
     if initial is None and loaded.initial is not None:
         initial = built(Origin, loaded.initial, prefix="from.")
     return loaded, initial, folder
+
+
+def where_they_lie(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run's data, which lead to them from another directory too.
+
+    Args:
+        folder: of the run.
+        data: what its config.yaml says.
+    """
+    path, known = data.get("path"), dict[str, str]()
+    if path is not None and not find(path, data.get("root")).exists():
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            known = dict(read_json(folder / DATA)["places"])
+    return {**data, **{key: place for key, place in known.items() if Path(place).exists()}}
 
 
 def continued(out: Path, recipe: Recipe, origin: Origin | None) -> dict[str, Any]:

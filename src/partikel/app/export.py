@@ -277,8 +277,8 @@ def _as_onnx(run: Run, part: Path, steps: int | None) -> Written:
     if run.model.kind == "particles":
         raise ConfigError(
             f"samples of {run.recipe.title} follow a field step by step, and only what makes them in a call "
-            "or a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil RUN) "
-            "and export that."
+            "or a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil "
+            "RUN) and export that."
         )
     sampling = Sampling.of(steps=steps)
     written = write_onnx(run.model, part / _ONNX, sampling)

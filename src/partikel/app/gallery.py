@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from partikel.app.config import dump_config, make_recipe, read_configuration, settings_of
-from partikel.app.continuing import origin_of, with_its_score
+from partikel.app.continuing import origin_of, where_they_lie, with_its_score
 from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
 from partikel.app.runs import (
@@ -168,7 +168,7 @@ def distillation_of(run: Run, settings: Mapping[str, Any]) -> Recipe:
         if part in settings:
             raise ConfigError(f"the teacher is {run.path} as it was trained: leave out --{part}.")
     taken: dict[str, Any] = {"run": str(run.path), "conditional": run.recipe.conditional}
-    taken["data"] = settings_of(run.recipe)["data"]
+    taken["data"] = where_they_lie(run.path, settings_of(run.recipe)["data"])
     taken["teacher"] = {"recipe": run.recipe.name, **settings_of(run.recipe)}
     network = settings.get("network")
     if isinstance(network, Mapping) and "kind" not in network:  # the usual one, changed
