@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from partikel.denoising import VelocityDenoiser
 from partikel.errors import ConfigError
-from partikel.errors.checks import Count, Part, Range, checked
+from partikel.errors.checks import Count, Part, Range, checked, shown
 from partikel.fields import (
     At,
     Context,
@@ -150,6 +150,8 @@ class FlowMapModel(Carrier):
             )
         if guidance != 1 and not self.conditional:
             raise ConfigError("guidance weighs labels: train on labels, or leave guidance out.")
+        if isinstance(guidance, tuple) and guidance[0] > guidance[1]:
+            raise ConfigError(f"weights of guidance lie between (low, high), got {guidance}.")
         self.guidance = guidance
         self.label_dropout = label_dropout
         self.decay = teacher
@@ -205,13 +207,15 @@ class FlowMapModel(Carrier):
         cond: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """X_{s→t}(x): points (B, ...), times () or (B,), s <= t.
+        """X_{s→t}(x): points (B, ...), times () or (B,), 0 <= s <= t <= T.
 
         Raises:
-            ConfigError: for a jump back.
+            ConfigError: for a jump back, or times that are none.
         """
-        if (s > t).any():
-            raise ConfigError("a flow map jumps forward in time only: give times s <= t.")
+        if not ((s >= 0) & (s <= t) & (t <= self.horizon * (1 + 1e-6))).all():
+            raise ConfigError(
+                f"a flow map jumps forward in time only: give times 0 <= s <= t <= {self.horizon:g}."
+            )
         return self._jump(Points(x, s, t, None, cond, weight))
 
     def _jump(self, points: Points) -> Tensor:
@@ -475,7 +479,7 @@ class FlowMapModel(Carrier):
                 isinstance(wanted, (int, float)) and low <= wanted <= high
             ):
                 raise ConfigError(
-                    f"this map knows guidance from {low:g} to {high:g}, got {guidance}."
+                    f"this map knows guidance from {low:g} to {high:g}, got {shown(guidance)}."
                 )
             return x.new_tensor(max(low, float(wanted)))  # type: ignore[arg-type]
         if guidance is not None and guidance != self.guidance:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NumericsError
 from partikel.errors.checks import Count, Range, checked
 from partikel.models.base import Carrier, Sampling
 from partikel.models.particle import ParticleModel, free_particles
@@ -97,6 +97,7 @@ def place_nodes(
         told: hears how far the search has come.
 
     Raises:
+        NumericsError: for a distance that is not a number.
         ConfigError: for a model without steps, one that moves with noise, a stochastic solver, or more steps
             than it has nodes, or than count as converged.
     """
@@ -212,7 +213,12 @@ class _Search:
     def worth(self, half: int, nodes: Nodes) -> float:
         """The criterion: lower is better."""
         if self.distance is not None:
-            return self.distance(self._drawn(half, replace(self.sampling, grid=nodes)))
+            found = float(self.distance(self._drawn(half, replace(self.sampling, grid=nodes))))
+            if math.isnan(found):
+                raise NumericsError(
+                    "the distance of samples to data is not a number: choose another."
+                )
+            return found
         return float(self.residuals(half, nodes).norm())
 
     def counted(self, total: int) -> None:
