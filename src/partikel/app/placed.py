@@ -56,7 +56,7 @@ def with_nodes(
             sampling.solver in (None, solver)
         ):
             times = tuple(entry["times"])
-            if len(times) != grid.steps + 1 or not math.isclose(times[-1], model.horizon):
+            if len(times) != entry["steps"] + 1 or not math.isclose(times[-1], model.horizon):
                 raise CheckpointError(
                     f"{path / PLACED} is of another run: remove it, and 'partikel tune' places nodes anew."
                 )

@@ -753,8 +753,8 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
 def _check_data(path: Path, dataset: Dataset) -> None:
     """Refuse to go on with other data than a run began with, wherever they lie now."""
     try:
-        with reading(path / _DATA, "is damaged"):
-            known = read_json(path / _DATA, must_be_sealed=True)
+        with reading(path / DATA, "is damaged"):
+            known = read_json(path / DATA, must_be_sealed=True)
             there = (tuple(known["shape"]), known["classes"], float(known["sigma_data"]))
     except CheckpointError:  # it is written anew
         return
