@@ -25,15 +25,18 @@ from partikel.fields import (
     DiscriminatorField,
     ExactScoreField,
     Field,
+    FrechetField,
     MMDField,
+    OptimalTransport,
     ScoreField,
+    SinkhornField,
     SlicedWassersteinField,
 )
 from partikel.kernels import LaplaceKernel, MultiRBFKernel, RBFKernel
-from partikel.models import GeneratorModel, ParticleModel
+from partikel.models import FlowMapModel, GeneratorModel, ParticleModel, own_flow, place_nodes
 from partikel.networks import NetworkSettings, build_network
 from partikel.priors import GaussianPrior
-from partikel.schedules import EDMSchedule, KarrasLaw, UniformGrid
+from partikel.schedules import EDMSchedule, KarrasLaw, LinearSchedule, Nodes, UniformGrid
 from partikel.solvers import Dynamics, Euler
 from partikel.training import AdamSettings, Phase, Trainer, fit
 
@@ -177,6 +180,18 @@ CLASSES = ParticleModel(LABELLED, PRIOR, steps=3, schedule=EDMSchedule(2.0, 0.1)
 GAN = GeneratorModel(DiscriminatorField(network("logit")), network("generator"), PRIOR)
 CLASS_GAN = GeneratorModel(SCORE, network("generator", 0, 3), PRIOR, conditional=True)
 PHASES = (Phase("score", batch=4),)
+LINEAR = LinearSchedule()
+
+
+def flow_map(scalars: int = 2, **options: Any) -> FlowMapModel:
+    labelled = network("denoiser", scalars, 3)
+    shares = {"label_weights": torch.ones(3) / 3}
+    return FlowMapModel(
+        own_flow(labelled, PRIOR, LINEAR, scalars=scalars, **shares), labelled, **options
+    )
+
+
+MAP = flow_map()
 T = torch.tensor(0.5)
 
 
@@ -310,6 +325,33 @@ BAD: dict[str, Callable[[], object]] = {
     "whole particles": lambda: Euler().solve(
         Dynamics(lambda x, t: x), torch.ones(3, 2, dtype=torch.int64), torch.tensor([0.0, 1.0])
     ),
+    "a jump back": lambda: MAP.jump(points(3, 2), T, torch.tensor(0.2)),
+    "a jump beyond the end": lambda: MAP.jump(points(3, 2), T, torch.tensor(1.5)),
+    "a jump to nan": lambda: MAP.jump(points(3, 2), T, torch.tensor(math.nan)),
+    "a jump to 0.7": lambda: MAP.jump(points(3, 2), T, 0.7),  # type: ignore[arg-type]
+    "a map of float64": lambda: MAP.sample(3, generator=seeded(), start=randn(3, 2)),
+    "starts that are nan": lambda: MAP.sample(2, generator=seeded(), start=points(2, 2) / 0),
+    "guidance from 4 to 1": lambda: flow_map(3, guidance=(4.0, 1.0)),
+    "guidance of 9": lambda: flow_map(3, guidance=(1.0, 4.0)).sample(
+        2, generator=seeded(), guidance=9.0
+    ),
+    "placed for one start": lambda: place_nodes(MAP.flow, 2, starts=1),
+    "placed for very many steps": lambda: place_nodes(MAP.flow, 64),
+    "placed by nan": lambda: place_nodes(MAP.flow, 2, starts=4, distance=lambda x: math.nan),
+    "very many nodes": lambda: Nodes(times=tuple(map(float, range(5000)))),
+    "pairs of unlike points": lambda: OptimalTransport(PRIOR).partners(
+        randn(3, 2), randn(3, 4), generator=seeded()
+    ),
+    "pairs of nan": lambda: OptimalTransport(PRIOR).partners(
+        randn(3, 2) / 0, randn(3, 2), generator=seeded()
+    ),
+    "times beyond a path": lambda: LINEAR.noised(
+        randn(3, 2), torch.tensor(1.5), generator=seeded()
+    ),
+    "times before it": lambda: EDMSchedule().noised(randn(3, 2), -T, generator=seeded()),
+    "times of nan": lambda: LINEAR.noised(randn(3, 2), T / 0 * 0, generator=seeded()),
+    "a blur of nothing": lambda: SinkhornField(1e-20),
+    "Fréchet distance of unlike points": lambda: FrechetField().distance(randn(4, 3), randn(4, 2)),
     "load(None)": lambda: partikel.load(None),  # type: ignore[arg-type]
     "load a folder that is none": lambda: partikel.load("/no/such/folder"),
     "load_generator(7)": lambda: partikel.load_generator(7),  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from conftest import seeded
 from partikel.app.cli import main
 from partikel.app.config import make_recipe
 from partikel.app.export import export_run
+from partikel.app.gallery import distillation_of
 from partikel.app.runs import Run, load, train_run
 from partikel.data import open_dataset
 from partikel.errors import CheckpointError, ConfigError, DataError, NumericsError, PartikelError
@@ -551,6 +552,14 @@ def test_a_run_is_used_without_its_pictures(
     again = load(tmp_path / "run")
     assert torch.equal(again.sample(6, generator=seeded()), expected)
     assert again.dataset.size() == run.dataset.size()  # found from another working directory
+    if name == "flow":
+        small = {"iterations": 1, "batch": 8, "evaluate_every": None, "loss": "semigroup"}
+        small["network"] = {"kind": "mlp", "width": 8, "depth": 1}
+        train_run(distillation_of(again, small), "map")
+        pictures(tmp_path / "others", 20)
+        moved = {**small, "data": {"path": "../others"}}
+        with pytest.raises(ConfigError, match=r"data \(data.path: own there, ../others now\)"):
+            train_run(distillation_of(again, moved), "map2")
     (tmp_path / "own").rename(tmp_path / "gone")
     shutil.rmtree(tmp_path / "cache")
     again = load(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from conftest import randn, seeded
 from partikel.app import gallery
 from partikel.app.config import dump_config, make_recipe
+from partikel.app.export import export_run, load_export
 from partikel.app.reading import load_yaml
 from partikel.app.runs import load, train_run
 from partikel.data import open_dataset
@@ -20,7 +22,7 @@ from partikel.fields import At
 from partikel.models import Endpoints, FlowMapModel, Lagrangian, Semigroup
 from partikel.priors import GaussianPrior
 from partikel.recipes import Distillation, FlowMatching, Recipe
-from partikel.recipes.flow_map import deterministic
+from partikel.recipes.flow_map import deterministic, network_like
 from partikel.schedules import LinearSchedule
 
 SMALL: dict[str, Any] = {"iterations": 2, "batch": 16, "evaluate_every": None}
@@ -124,6 +126,13 @@ def test_a_run_is_distilled_and_read_back(name: str, tmp_path: Path) -> None:
     x = run.sample(5, generator=seeded())
     assert_close(x, made[0].sample(5, generator=seeded()))
     assert (tmp_path / "map" / "animation.gif").exists()
+    with pytest.raises(ConfigError, match="is an export"):
+        gallery.distillation_of(load_export(export_run(run, tmp_path / "export")), {})
+    with pytest.raises(ConfigError, match="leave out --teacher"):
+        gallery.distillation_of(load(tmp_path / "flow"), {"teacher": {"batch": 3}})
+    wide = gallery.distillation_of(load(tmp_path / "flow"), {"network": {"width": 24}})
+    assert isinstance(wide, Distillation)
+    assert wide.network == replace(network_like(wide.teacher), width=24)
     (tmp_path / "flow" / "config.yaml").rename(tmp_path / "gone.yaml")  # its teacher is in it
     assert_close(load(tmp_path / "map").sample(5, generator=seeded()), x)
 

@@ -17,6 +17,7 @@ from partikel.files import (
     fingerprint,
     kept_json,
     plain,
+    read_json,
     read_text,
     replacing,
     write_json,
@@ -106,6 +107,17 @@ def test_kept_json_is_computed_once(tmp_path: Path) -> None:
     assert kept_json(tmp_path / "a.json", work) == {"x": [1, 2]}
     assert kept_json(tmp_path / "a.json", work) == {"x": [1, 2]}
     assert len(calls) == 1
+    (tmp_path / "a.json").write_text('{"x": [1')
+    with pytest.raises(DataError, match="a.json is damaged: remove it"):
+        kept_json(tmp_path / "a.json", work)
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path: Path) -> None:
+    name = "caf\udce9"  # of a file, in Latin-1
+    assert write_json(tmp_path / "a.json", {name: name}) == {name: name}
+    assert read_json(tmp_path / "a.json") == {name: name}
+    write_whole(tmp_path / "a.txt", name)
+    assert (tmp_path / "a.txt").read_text() == r"caf\udce9"
 
 
 def test_a_failure_to_write_is_one_sentence(tmp_path: Path) -> None:

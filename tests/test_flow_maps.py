@@ -311,8 +311,12 @@ def test_ends_are_one_call() -> None:
     """Pairs say nothing of what lies between, nor of what other weights of the labels would do."""
     model = FlowMapModel(flow_of_steps(), small_network(), Endpoints(size=10))
     assert model.evaluations() == 1
-    with pytest.raises(ConfigError, match="take one call"):
+    with pytest.raises(ConfigError, match="in one call"):
         model.sample(2, generator=seeded(), steps=2)
+    with pytest.raises(ConfigError, match="in one call"):  # before it is trained
+        FlowMapModel(flow_of_steps(), small_network(), Endpoints(size=10), steps=2)
+    start = randn(2, 2)
+    assert torch.equal(model.sample(2, generator=seeded(), start=start, stop=0), start)
     with pytest.raises(ConfigError, match="no flow to simulate"):
         from_data(Endpoints())
     with pytest.raises(ConfigError, match="leave out simulated"):

@@ -27,6 +27,7 @@ from partikel.app.runs import Run, train_run
 from partikel.denoising.diffusers import load_diffusers
 from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import At, ExactScoreField, Linear
+from partikel.files import read_json, sealed, write_json
 from partikel.models import GeneratorModel
 from partikel.networks import NetworkSettings, build_network
 from partikel.networks.foreign import as_unet2d
@@ -472,6 +473,10 @@ def test_push_takes_whole_exports_only(runs: dict[str, Run], tmp_path: Path) -> 
         to_push(out)
     weights.unlink()
     with pytest.raises(CheckpointError, match="missing"):
+        to_push(out)
+    config = {k: v for k, v in read_json(out / "config.json").items() if k != "checksum"}
+    write_json(out / "config.json", sealed({**config, "files": ["generator.safetensors"]}))
+    with pytest.raises(CheckpointError, match="was changed"):
         to_push(out)
 
 

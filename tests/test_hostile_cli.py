@@ -39,14 +39,21 @@ SMALL: dict[str, list[str]] = {
     "export": ["GAN"],
     "likelihood": ["FLOW", "-n", "4", "--agree", "0", "--method", "map"],
     "neighbours": ["FLOW"],
+    "tune": ["FLOW", "--steps", "2"],
     "presets": [],
 }
 """Commands that run in a moment, with what makes them; the others are stood in for."""
 
 STOOD_IN = (
-    *("train", "compare", "verify", "map", "explore", "matrix", "league", "reproduce", "demo"),
+    *("train", "distil", "compare", "verify", "map", "explore", "matrix", "league", "reproduce"),
+    *("push", "demo"),
 )
-NEEDED = {"train": ["edm-gaussians"], "compare": ["FLOW"], "reproduce": ["list"]}
+NEEDED = {
+    "train": ["edm-gaussians"],
+    **dict.fromkeys(("distil", "compare"), ["FLOW"]),
+    "reproduce": ["list"],
+    "push": ["FLOW", "me/x"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +154,17 @@ def test_every_option_of_every_command_at_its_bad_values(walk: Callable[[list[st
         (["sample"], "needs more"),
         (["train", "edm-gaussians", "--batch", "1" + "0" * 18], "at most 16777216"),
         (["train", "edm-gaussians", "--seed", "9" * 5000], "'seed' must be a whole number"),
+        (["train", "edm-gaussians", "--iterations"], "write --iterations VALUE"),
+        (["distil", "FLOW", "--network.width"], "write --network.width VALUE"),
+        (["distil", "FLOW", "--teacher.batch", "3"], "leave out --teacher"),
+        (["distil", "FLOW", "--data.name", "ring"], "name: gaussians there, ring now"),
+        (["distil", "FLOW", "--loss", "endpoints", "--steps", "3"], "in one call"),
+        (["tune", "FLOW", "--steps", "4"], "at most 3 steps"),
+        (["sample", "FLOW", "--levels", str([1.0] * 1001)], "1001 entries"),
+        (["matrix", "--rows", "[]"], "at least 1"),
+        (["league", "--budget", "1e30"], "1e.09"),
+        (["reproduce"], "name items"),
+        (["reproduce", "--check", "--out", "nothing"], "has no results"),
     ],
 )
 def test_refusals(

@@ -20,6 +20,7 @@ from partikel.app.cli import main
 from partikel.app.config import load_preset, make_recipe
 from partikel.app.export import load_generator
 from partikel.app.planning import duration, plan_training, source_of
+from partikel.app.reading import load_yaml
 from partikel.app.runs import classes_in, load
 from partikel.data import DataSettings, FiniteDataset, open_dataset
 from partikel.data.looking import LOOKED_AT, Seen, _seen, look
@@ -107,6 +108,24 @@ def test_what_cannot_be_read_is_told_apart(tmp_path: Path) -> None:
         path.write_bytes(b"nor this")
     with pytest.raises(DataError, match=r"no picture in .*own can be used \(000\.png: "):
         seen_in(tmp_path / "own")
+
+
+def test_names_of_files_may_be_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No UTF-8, or a line break: a class by a name that can be written, and one line of each remark."""
+    monkeypatch.setattr(planning, "estimate", lambda recipe: "a moment")
+    (tmp_path / "own").mkdir()
+    for name in ("caf\udce9", "on", "a\nb"):
+        pictures(tmp_path / "own" / name, 3)
+    (tmp_path / "own" / "on" / "\udcff\nx.png").write_bytes(b"no picture")
+    settings = DataSettings("folder", path="own", size=16, on_error="skip")
+    with pytest.warns(UserWarning, match="1 of 10 pictures"):
+        assert open_dataset(settings).class_names == ("a\nb", r"caf\xe9", "on")
+    main(["train", "edm", "--data", "own", "--dry-run"])
+    text = capsys.readouterr().out
+    assert "x.png cannot be read" in text
+    assert load_yaml(text, "printed")["recipe"] == "edm"
 
 
 def test_points_are_no_pictures() -> None:

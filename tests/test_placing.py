@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,21 @@ from partikel.app.runs import Run, train_run
 from partikel.denoising import VelocityDenoiser
 from partikel.errors import ConfigError
 from partikel.fields import AtScale, DiscriminatorField, ExactScoreField, MMDField, VelocityField
+from partikel.files import sealed, write_json
 from partikel.kernels import RieszKernel
 from partikel.models import GeneratorModel, ParticleModel, Sampling
 from partikel.models.placing import FEW, Placement, few_steps, place_nodes
 from partikel.networks import MLP, Conditioning
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, LinearSchedule, Nodes, Schedule
-from partikel.solvers import DPMSolver2M, EulerMaruyama, Heun, PredictorCorrector, UniPC
+from partikel.solvers import (
+    AdaptiveODE,
+    DPMSolver2M,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    UniPC,
+)
 
 PATH = EDMSchedule(40.0)
 SEARCHED = [
@@ -291,7 +300,33 @@ def test_what_tune_refuses(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     ):
         (run.path / PLACED).write_bytes(damaged)
         assert "remove it" in stopped(capsys, "sample", place, "--steps", "3", "--n", "4")
+    for times in (
+        [0, 1, 2, 3],
+        [0, 20, 40],
+        [0, 2, 1, 40],
+    ):  # of another run, of two steps, of none
+        entry = {"steps": 3, "solver": None, "guidance": None, "times": times}
+        write_json(run.path / PLACED, sealed({"placed": [entry]}))
+        assert "remove it" in stopped(capsys, "sample", place, "--steps", "3", "--n", "4")
     (run.path / PLACED).unlink()
+    os.mkfifo(run.path / PLACED)  # nothing waits for it
+    for line in (["export", place, "--out", str(run.path / "x")], ["tune", place, "--steps", "3"]):
+        assert "remove it" in stopped(capsys, *line)
+    (run.path / PLACED).unlink()
+
+
+def test_levels_are_those_of_the_path_that_is_followed(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = protocol(capsys, run, "--levels", "[3,1]", "--path", "linear")
+    assert_close(said["times"], [0.0, 0.25, 0.5, 1.0])  # t = 1/(1 + σ)
+
+
+def test_the_own_grid_may_be_the_best_that_is_searched() -> None:
+    """Of a solver that chooses steps by itself, all are alike."""
+    placed = place_nodes(noised(4), 2, solver=AdaptiveODE(), starts=4)
+    assert placed.nodes.times is not None
+    assert len(placed.nodes.times) == 3
 
 
 # --- with a preset

@@ -196,3 +196,11 @@ def test_check_labels_stale_pages_and_takes_the_label_off(tmp_path: Path) -> Non
     assert check(out) == {"fig2": []}
     with pytest.raises(ConfigError, match="has no results"):
         check(tmp_path / "nothing")
+    for damage in ({"item": "fig7a"}, {"scale": "no"}, {"trained": [1]}, {"findings": [{}]}):
+        (out / "fig2.json").write_text(json.dumps({**again, **damage}))
+        with pytest.raises(CheckpointError, match=r"fig2.json is no result .* remove it"):
+            check(out)
+    (out / "fig2.json").write_text(json.dumps(again))
+    (out / "fig2.md").unlink()
+    with pytest.raises(CheckpointError, match=r"reproduce fig2 --again"):
+        check(out)

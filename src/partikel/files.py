@@ -171,8 +171,15 @@ def clear_parts(folder: Path, name: str = "") -> None:
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file (text in UTF-8) so that it is there whole or not at all."""
+    if isinstance(content, str):  # which may hold a file's name that is no UTF-8
+        content = content.encode("utf-8", "backslashreplace")
     with replacing(path) as part:
-        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        part.write_bytes(content)
+
+
+def readable(name: str) -> str:
+    r"""A file's name as a text; its bytes that are no UTF-8 as \xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> Any:
@@ -206,7 +213,8 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     """The JSON value in a file; computed by ``work()`` and written, where the file is not there."""
     path = Path(path)
     if path.exists():
-        return json.loads(read_text(path, DataError))
+        with reading(path, "is damaged: remove it, and it is measured anew.", DataError):
+            return json.loads(read_text(path, DataError))
     return write_json(path, work())
 
 

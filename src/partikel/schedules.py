@@ -102,9 +102,20 @@ class Schedule(Checked, ABC):
             x: (B, ...) data.
             t: (B,) generation times.
             generator: draws ε.
+
+        Raises:
+            ConfigError: for times that are not of the path.
         """
+        self._check_times(t)
         noised = x + expand_like(self.sigma(t), x) * normal_like(x, generator)
         return noised / expand_like(self.u(t), x)
+
+    def _check_times(self, t: Tensor) -> None:
+        first, last = torch.aminmax(t) if t.numel() else (0.0, 0.0)
+        if not (first >= 0 and last <= self.horizon * (1 + 1e-6)):
+            raise ConfigError(
+                f"times on this path lie from 0 to {self.horizon:g}: give t of these."
+            )
 
     def u_rate(self, t: Tensor) -> Tensor:
         """du/dt, shaped like ``t``."""
@@ -409,6 +420,7 @@ class Interpolant(Schedule):
 
     def noised(self, x: Tensor, t: Tensor, *, generator: torch.Generator) -> Tensor:
         """See :meth:`Schedule.noised`; at t = 0, too."""
+        self._check_times(t)
         noise = expand_like(self.spread(t), x) * normal_like(x, generator)
         return expand_like(self.scale(t), x) * x + noise
 

@@ -289,6 +289,8 @@ def _refusal(name: str, options: Sequence[Option], error: CycloptsError) -> Conf
     if isinstance(error, MissingArgumentError):
         if not option.startswith("-"):
             return _needs_more(name)
+        if "[" in option:  # of the recipe's settings, which cyclopts knows no names of
+            option = getattr(error, "keyword", None) or "the last option"
         return ConfigError(f"{option} needs a value: write {option} VALUE.")
     if isinstance(error, CoercionError) and error.token is not None:
         value = shown(error.token.value)

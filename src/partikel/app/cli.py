@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
 from partikel import __version__
 from partikel.app.terminal import degrade
-from partikel.errors import ConfigError, PartikelError, nearest
+from partikel.errors import ConfigError, PartikelError, nearest, one_line
 from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ SolverName: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Drawn:
-    """How samples are drawn, where not as the run says (a generator has no choice).
+    """How samples are drawn, where not as the run says (free particles; a flow map's steps are jumps).
 
     Attributes:
         steps: sampling steps instead of the run's own, at the nodes that were placed for as many
@@ -60,7 +60,7 @@ class Drawn:
         guidance: weight of the labels: 0 ignores them, 1 takes them as trained, more makes samples more
             typical of their class.
         path: follow the probability flow of a model of noised data along another path, on as many even
-            steps of its time.
+            steps of its time unless levels are given.
     """
 
     steps: Count | None = None
@@ -76,13 +76,14 @@ class Drawn:
         from partikel.schedules import PATHS
         from partikel.solvers import SOLVERS
 
+        path = None if self.path is None else PATHS[self.path]()
         return run.sampling(
             steps=self.steps,
-            grid=None if self.levels is None else nodes_at(run.model, self.levels),
+            grid=None if self.levels is None else nodes_at(run.model, self.levels, path),
             stop=self.stop,
             solver=None if self.solver is None else SOLVERS[self.solver](),
             guidance=self.guidance,
-            path=None if self.path is None else PATHS[self.path](),
+            path=path,
         )
 
 
@@ -222,7 +223,7 @@ def tune(
             validation data; data for images, path for points, unless given.
         guidance: weight of the labels that samples will be drawn with.
         seed: of the particles.
-        json: print JSON instead of a line.
+        json: print JSON instead of a table.
     """
     from partikel.app import tables
     from partikel.app.progress import progress_of
@@ -271,7 +272,7 @@ def evaluate(
             (docs/evaluation.md), and those of other packages (docs/extending.md).
         baselines: measure noise and the mean image too (images only).
         curve: measure along the number of steps (nfe) or of early stopping (stop) instead, into
-            RUN/curve-NAME.json and .png (not of generators).
+            RUN/curve-NAME.json and .png (free particles and flow maps).
         at: the numbers of steps of the curve, as in [4,8,16].
         drawn: how samples are drawn.
         seed: of samples and reference.
@@ -288,7 +289,7 @@ def evaluate(
     options |= {
         "accelerator": accelerator,
         "sampling": drawn.by(loaded),
-        "measures": measures.split(",") if measures else (),
+        "measures": [each.strip() for each in measures.split(",")] if measures else (),
     }
     if curve is None and at is not None:
         raise ConfigError("--at names the numbers of steps of a curve: add --curve nfe or stop.")
@@ -572,7 +573,7 @@ def explore(runs: list[str] | None = None, /, out: str | None = None) -> None:
 def draw_matrix(
     out: str = "matrix",
     target: str = "gaussians",
-    rows: list[str] | None = None,
+    rows: Annotated[list[str], Range(1, 100)] | None = None,
     seeds: list[Seed] | None = None,
     cap: Count | None = None,
 ) -> None:
@@ -602,7 +603,7 @@ def draw_matrix(
 
 def league(
     data: str = "gaussians",
-    budget: Positive = 4000.0,
+    budget: Annotated[float, Range(above=0, most=1e9)] = 4000.0,
     seeds: Count = 3,
     out: str = "league",
     runs: str = "runs/league",
@@ -718,7 +719,7 @@ def likelihood(
 
 
 def reproduce(
-    items: list[str],
+    items: list[str] | None = None,
     /,
     scale: Literal["smoke", "cpu", "paper"] = "cpu",
     out: str | None = None,
@@ -732,7 +733,7 @@ def reproduce(
     on; what has a result of the same plan is not measured again.
 
     Args:
-        items: names of items, or all.
+        items: names of items, or all; --check needs none.
         scale: smoke runs in seconds and decides nothing; cpu takes minutes to an hour an item; paper
             has the papers' settings, for a GPU.
         out: folder of results, with README.md as their list; reproduce/SCALE unless given.
@@ -756,6 +757,8 @@ def reproduce(
             said = f"stale ({', '.join(old)})" if old else "fresh"
             print(f"{name}: {said}")
         return
+    if not items:
+        raise ConfigError("name items to reproduce, or all: 'partikel reproduce list' lists them.")
     names = list(ITEMS) if items == ["all"] else items
     results, errors = run_items(
         names, scale, out=folder, runs=Path(runs), again=again, console=_console()
@@ -788,7 +791,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # before PyTorch is imported: threads that spin slow a busy machine down many times
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     degrade(sys.stdout, sys.stderr)
-    warnings.formatwarning = lambda message, *_, **__: f"partikel: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"partikel: {one_line(str(message))}\n"
     try:
         _run(tokens)
     except PartikelError as error:
@@ -814,7 +817,7 @@ _OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of mem
 
 def _stop(sentence: str, code: int = 2) -> NoReturn:
     """End with a sentence, on one line whatever the names in it hold."""
-    print(f"partikel: {PartikelError(sentence)}", file=sys.stderr)
+    print(f"partikel: {one_line(sentence)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from partikel.app.config import (
     Preset,
@@ -24,13 +24,20 @@ from partikel.app.config import (
     read_configuration,
     settings_of,
 )
+from partikel.data.folder import find
 from partikel.errors import CheckpointError, ConfigError
 from partikel.errors.checks import MAY_DIFFER, Natural, settings_in, types_of
-from partikel.files import reading
+from partikel.files import read_json, reading
 from partikel.networks.weights import checksum
 from partikel.recipes import Recipe
 from partikel.training import Initial, latest_checkpoint
 from partikel.training.checkpoint import check_length, read_part, read_step
+
+Change: TypeAlias = tuple[tuple[str, ...], Any, Any]
+"""Path of a setting, what it was, and what it is."""
+
+DATA = "data.json"
+"""What is known of a run's data."""
 
 
 @dataclass(frozen=True)
@@ -219,11 +226,28 @@ def started(
                 f"{there} has no config.yaml that says what to train: name a preset or a .yaml file too, "
                 f"as in partikel train PRESET --from {there}."
             )
-        preset = str(same / "config.yaml")
-    loaded = load_started(preset)
+        loaded = load_started(str(same / "config.yaml"))
+        data = where_they_lie(same, loaded.settings.get("data") or {})
+        loaded = dataclasses.replace(loaded, settings={**loaded.settings, "data": data})
+    else:
+        loaded = load_started(preset)
     if initial is None and loaded.initial is not None:
         initial = built(Origin, loaded.initial, prefix="from.")
     return loaded, initial, folder
+
+
+def where_they_lie(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run's data, which lead to them from another directory too.
+
+    Args:
+        folder: of the run.
+        data: what its config.yaml says.
+    """
+    path, known = data.get("path"), dict[str, str]()
+    if path is not None and not find(path, data.get("root")).exists():
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            known = dict(read_json(folder / DATA)["places"])
+    return {**data, **{key: place for key, place in known.items() if Path(place).exists()}}
 
 
 def continued(out: Path, recipe: Recipe, origin: Origin | None) -> dict[str, Any]:
@@ -251,16 +275,13 @@ def continued(out: Path, recipe: Recipe, origin: Origin | None) -> dict[str, Any
     settings = old.get("settings") or {}
     with contextlib.suppress(ConfigError):  # settings younger than the run have their defaults
         settings = settings_of(make_recipe(old["recipe"], settings))
-    changes = sorted(_changes(settings, settings_of(recipe)))
+    changes = changes_of(settings, settings_of(recipe))
     length = [each for each in changes if each[0] == ("iterations",)]
-    told = [
-        f"{'.'.join(path)}: {then} there, {now} now"
-        for path, then, now in changes
-        if (path, then, now) not in length and not may_differ(type(recipe), path)
-    ]
+    others = [each for each in changes if each not in length]
+    told = told_changes(each for each in others if not may_differ(type(recipe), each[0]))
     if told:
         raise ConfigError(
-            f"{out} holds a run with other settings ({', '.join(told)}): repeat its settings to resume it, "
+            f"{out} holds a run with other settings ({told}): repeat its settings to resume it, "
             f"or choose another --out, where --from {out} starts a new run from its weights."
         )
     checkpoint = latest_checkpoint(out / "checkpoints")
@@ -292,13 +313,33 @@ def may_differ(kind: type, path: Sequence[str]) -> bool:
     return False
 
 
-def _changes(
+def changes_of(
     old: Mapping[str, Any], new: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Path, old and new value of every setting that differs."""
-    for key in {*old, *new}:
+) -> list[Change]:
+    """Path, old and new value of every setting that differs.
+
+    Args:
+        old: settings, nested.
+        new: others of the same kind.
+        path: of both, within others.
+    """
+    found: list[Change] = []
+    for key in sorted({*old, *new}):
         a, b, here = old.get(key), new.get(key), (*path, key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from _changes(a, b, here)
+            found += changes_of(a, b, here)
         elif a != b:
-            yield here, a, b
+            found.append((here, a, b))
+    return found
+
+
+def told_changes(changes: Iterable[Change]) -> str:
+    """Changes in a sentence, without what is not set in groups of settings."""
+
+    def told(value: Any) -> Any:
+        group = isinstance(value, Mapping)
+        return {k: v for k, v in value.items() if v is not None} if group else value
+
+    return ", ".join(
+        f"{'.'.join(path)}: {told(then)} there, {told(now)} now" for path, then, now in changes
+    )

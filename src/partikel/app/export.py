@@ -33,7 +33,7 @@ from partikel import __version__
 from partikel.app import runs
 from partikel.app.config import make_recipe, settings_of
 from partikel.app.onnx import write_onnx
-from partikel.app.placed import PLACED
+from partikel.app.placed import beside, write_beside
 from partikel.app.runs import Labels, Run, draw_samples, labels_of
 from partikel.data import DATASETS, DataSettings, open_dataset
 from partikel.data.known import KnownData
@@ -203,8 +203,8 @@ def export_run(
             for each in sorted(part.rglob("*"))
             if each.is_file()
         }
-        if form == "partikel" and (run.path / PLACED).exists():  # sealed, and may be tuned anew
-            write_whole(part / PLACED, (run.path / PLACED).read_bytes())
+        if form == "partikel" and (placed := beside(run.path)):  # not listed: may be tuned anew
+            write_beside(part, placed)
         write_json(part / CONFIG, sealed(config))
         # what cannot be read back is not handed out
         exported = load_export(part) if form == "partikel" else run
@@ -256,7 +256,7 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
     recipe = run.recipe
     if not isinstance(recipe, EDM):
         raise ConfigError(
-            f"a {recipe.title} has no pipeline of diffusers: it samples from EDMs. Export it as partikel's."
+            f"{recipe.title} has no pipeline of diffusers: it samples from EDMs. Export it as partikel's."
         )
     denoiser = next(each for each in run.model.modules() if isinstance(each, EDMDenoiser))
     levels = {name: getattr(recipe, name) for name in ("sigma_min", "sigma_max", "rho")}
@@ -276,9 +276,9 @@ def _as_diffusers(run: Run, part: Path, steps: int | None) -> Written:
 def _as_onnx(run: Run, part: Path, steps: int | None) -> Written:
     if run.model.kind == "particles":
         raise ConfigError(
-            f"a {run.recipe.title} follows a field step by step, and only what makes samples in a call or "
-            "a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil RUN) "
-            "and export that."
+            f"samples of {run.recipe.title} follow a field step by step, and only what makes them in a call "
+            "or a few is written as ONNX: export it as partikel's, or learn its flow map (partikel distil "
+            "RUN) and export that."
         )
     sampling = Sampling.of(steps=steps)
     written = write_onnx(run.model, part / _ONNX, sampling)
@@ -396,12 +396,10 @@ def load_export(path: Path, allow: str | Collection[str] = ()) -> Exported:
             f"{path} holds a '{kind}', for other programs: load the run that it was made of, or an export "
             "of it without --format."
         )
-    weights = read_tensors(
-        path / _KINDS[kind].weights, f"it is damaged: {_AGAIN}", seal=config.get("weights")
-    )[0]
+    weights = read_tensors(path / _KINDS[kind].weights, _AGAIN, seal=config.get("weights"))[0]
     real = None
     if config.get("context") is not None:
-        kept = read_tensors(path / _CONTEXT, f"it is damaged: {_AGAIN}", seal=config["context"])
+        kept = read_tensors(path / _CONTEXT, _AGAIN, seal=config["context"])
         real = kept[0].get("x")
     try:
         with naming(allow):

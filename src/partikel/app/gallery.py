@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from partikel.app.config import dump_config, make_recipe, read_configuration, settings_of
-from partikel.app.continuing import origin_of, with_its_score
+from partikel.app.continuing import origin_of, where_they_lie, with_its_score
 from partikel.app.planning import Plan, estimate, may_estimate, plan_training
 from partikel.app.progress import progress_of
 from partikel.app.runs import (
@@ -36,7 +36,7 @@ from partikel.app.show.animation import Frame, generation_frames, load_frame, re
 from partikel.app.show.latent_paths import interpolate
 from partikel.app.show.pages import RunSummary, write_page
 from partikel.data import Dataset, FiniteDataset, open_dataset
-from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError
+from partikel.errors import CheckpointError, ConfigError, DataError, PartikelError, one_line
 from partikel.files import replacing, write_json
 from partikel.likelihood import (
     Elbo,
@@ -62,6 +62,7 @@ from partikel.metrics.measures import main_measure
 from partikel.metrics.own import add_own
 from partikel.models import Sampling
 from partikel.recipes import Recipe
+from partikel.recipes.flow_map import network_like
 from partikel.schedules import Nodes
 from partikel.streams import seeded
 from partikel.tensors import check_memory
@@ -102,7 +103,7 @@ def plan_preset(
     count = sum(p.numel() for p in system.model.parameters())
     phases = ", ".join(f"{p.loss} x{p.repeats}" for p in system.phases) or "nothing"
     kind = type(system.model).__name__
-    said = [f"# {text}\n" for text in said]
+    said = [f"# {one_line(text)}\n" for text in said]
     said.append(dump_config(recipe, plan.label, origin and {"from": origin.record}))
     return "".join(said) + f"# {kind}, {count:,} weights; an iteration runs {phases}\n"
 
@@ -156,10 +157,22 @@ def distil_run(
 
 
 def distillation_of(run: Run, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run's distillation, with those of its settings that were given."""
+    """The recipe of a run's distillation, with those of its settings that were given.
+
+    Raises:
+        ConfigError: for settings of the teacher, or others that cannot work.
+    """
+    if not (run.path / "config.yaml").exists():
+        raise ConfigError(f"{run.path} is an export: distil the run that it was made of.")
+    for part in ("run", "teacher"):
+        if part in settings:
+            raise ConfigError(f"the teacher is {run.path} as it was trained: leave out --{part}.")
     taken: dict[str, Any] = {"run": str(run.path), "conditional": run.recipe.conditional}
-    taken["data"] = settings_of(run.recipe)["data"]
+    taken["data"] = where_they_lie(run.path, settings_of(run.recipe)["data"])
     taken["teacher"] = {"recipe": run.recipe.name, **settings_of(run.recipe)}
+    network = settings.get("network")
+    if isinstance(network, Mapping) and "kind" not in network:  # the usual one, changed
+        taken["network"] = asdict(network_like(run.recipe))
     return make_recipe("distillation", taken, settings)
 
 
@@ -195,7 +208,7 @@ def _tell(plan: Plan, console: Console) -> None:
             f"{plan.recipe.name} --help'"
         )
     for line in said:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def sample_run(
@@ -395,8 +408,8 @@ def curve_run(
     own = run.model.steps
     if own is None:
         raise ConfigError(
-            "a generator makes samples in one call: only free particles have a curve of quality "
-            f"against {'their number of steps' if along == 'nfe' else 'early stopping'}."
+            "a generator makes samples in one call: only free particles and flow maps have a curve of "
+            f"quality against {'their number of steps' if along == 'nfe' else 'early stopping'}."
         )
     if at is None:
         shares = [2.0**k for k in range(-4, 2)] if along == "nfe" else [k / 8 for k in range(1, 9)]

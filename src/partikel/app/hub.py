@@ -18,9 +18,12 @@ def to_push(folder: Path) -> dict[str, int]:
     """
     written = read_config(folder).get("files", {"generator.safetensors": None})  # that of 0.1
     found: dict[str, int] = {}
-    for name, seal in {CARD: None, CONFIG: None, PICTURE: None, **written}.items():
+    again = "is missing from the export, or was changed: export it again."
+    with reading(folder / CONFIG, again):
+        named = {CARD: None, CONFIG: None, PICTURE: None, **written}
+    for name, seal in named.items():
         path = folder / name
-        with reading(path, "is missing from the export, or was changed: export it again."):
+        with reading(path, again):
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{name} lies outside")
             found[name] = plain_file(path).st_size

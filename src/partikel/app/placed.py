@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from partikel.app.config import load_preset, make_recipe, preset_names
-from partikel.files import read_json, reading
+from partikel.errors import CheckpointError, ConfigError
+from partikel.files import read_json, reading, sealed, write_json, writing_to
 from partikel.models import Carrier, Sampling
 from partikel.models.placing import few_steps
 from partikel.recipes import Recipe
@@ -44,7 +46,7 @@ def with_nodes(
         sigma_data: standard deviation of its data.
 
     Raises:
-        CheckpointError: where the file beside the run is damaged.
+        CheckpointError: where the file beside the run is damaged, or of another run.
     """
     grid = sampling.grid
     assert grid is not None
@@ -54,6 +56,10 @@ def with_nodes(
             sampling.solver in (None, solver)
         ):
             times = tuple(entry["times"])
+            if len(times) != entry["steps"] + 1 or not math.isclose(times[-1], model.horizon):
+                raise CheckpointError(
+                    f"{path / PLACED} is of another run: remove it, and 'partikel tune' places nodes anew."
+                )
             return Sampling(Nodes(times=times), sampling.stop, solver, sampling.guidance)
     return few_steps(model, sampling, sigma_data)
 
@@ -68,7 +74,20 @@ def beside(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     with reading(file, "holds no placed nodes: remove it, and 'partikel tune' places them anew."):
-        return checked_entries(read_json(file, must_be_sealed=True)["placed"])
+        try:
+            return checked_entries(read_json(file, must_be_sealed=True)["placed"])
+        except ConfigError as error:
+            raise ValueError(error) from error
+
+
+def write_beside(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Keep placed nodes beside a run, whole or not at all.
+
+    Raises:
+        CheckpointError: where they cannot be written.
+    """
+    with writing_to(path / PLACED):
+        write_json(path / PLACED, sealed({"placed": entries}))
 
 
 def checked_entries(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

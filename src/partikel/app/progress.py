@@ -68,8 +68,8 @@ def progress_bar(console: Console | None, title: str) -> Shown | None:
 
 @contextlib.contextmanager
 def progress_of(title: str, console: Console | None) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar that goes when the work is done: what is given is told (done, total). None for no console."""
-    if console is None:
+    """A bar that goes when the work is done: what is given is told (done, total). None for no terminal."""
+    if console is None or not console.is_terminal:
         yield None
         return
     from rich.progress import Progress

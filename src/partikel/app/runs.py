@@ -42,7 +42,15 @@ from partikel.app.config import (
     make_recipe,
     read_configuration,
 )
-from partikel.app.continuing import continued, origin_of, with_its_score
+from partikel.app.continuing import (
+    DATA,
+    changes_of,
+    continued,
+    may_differ,
+    origin_of,
+    told_changes,
+    with_its_score,
+)
 from partikel.app.moments import Moment, paint
 from partikel.app.placed import with_nodes
 from partikel.app.progress import progress_bar
@@ -79,7 +87,7 @@ from partikel.training.fit import read_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
-_DATA, _CONTEXT = "data.json", "context.safetensors"
+_CONTEXT = "context.safetensors"
 
 CONTEXT = 256
 """Real samples that a field is bound to, where it compares particles with data."""
@@ -641,10 +649,16 @@ def _with_required(recipe: Recipe, out: Path) -> tuple[Recipe, Path | None]:
             f"data_score names a run of '{other.recipe.name}', but a run of "
             f"'{recipe.required.name}' is needed."
         )
-    if other.recipe.data != recipe.data:
-        raise ConfigError(
-            f"the run {named} is of other data ({other.recipe.data}): train on the same data."
-        )
+    theirs, ours = (dataclasses.asdict(each.data) for each in (other.recipe, recipe))
+    changes = changes_of(theirs, ours, ("data",))
+    moved = [each for each in changes if each[0] == ("data", "path")]
+    others = [each for each in changes if each not in moved]
+    told = told_changes(each for each in others if not may_differ(type(recipe), each[0]))
+    if moved and not told:  # where the same pictures may lie
+        spread, here = other.data.sigma_data, open_dataset(recipe.data).sigma_data
+        told = "" if math.isclose(spread, here, rel_tol=1e-6) else told_changes(moved)
+    if told:
+        raise ConfigError(f"the run {named} is of other data ({told}): train on the same data.")
     return dataclasses.replace(recipe, **{part: other.recipe}), Path(named)
 
 
@@ -665,7 +679,7 @@ def _describe(out: Path, text: str, recipe: Recipe, data: Dataset, model: Carrie
         for pictures in ("frames", "samples"):  # where a training was killed while it drew
             clear_parts(out / pictures)
         write_whole(out / "config.yaml", text)
-        write_json(out / _DATA, sealed(known))
+        write_json(out / DATA, sealed(known))
         write_json(out / "environment.json", _environment())
         if model.steps is not None and data.size("train") is not None:
             context = context_for(model, data)
@@ -696,7 +710,7 @@ def _places(data: DataSettings) -> dict[str, str]:
 
 def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Dataset | None:
     """What a run keeps of its data; None for one of version 0.1."""
-    file = path / _DATA
+    file = path / DATA
     if not file.exists():
         return None
     again = "run the same 'partikel train' command, which writes it anew."
@@ -739,8 +753,8 @@ def _known_data(path: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Data
 def _check_data(path: Path, dataset: Dataset) -> None:
     """Refuse to go on with other data than a run began with, wherever they lie now."""
     try:
-        with reading(path / _DATA, "is damaged"):
-            known = read_json(path / _DATA, must_be_sealed=True)
+        with reading(path / DATA, "is damaged"):
+            known = read_json(path / DATA, must_be_sealed=True)
             there = (tuple(known["shape"]), known["classes"], float(known["sigma_data"]))
     except CheckpointError:  # it is written anew
         return

@@ -7,10 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from partikel.app.placed import PLACED, beside
+from partikel.app.placed import beside, write_beside
 from partikel.app.runs import Run
 from partikel.errors.checks import Count, checked
-from partikel.files import sealed, write_json, writing_to
 from partikel.metrics.evaluation import quick_evaluation
 from partikel.metrics.measures import main_measure
 from partikel.models.placing import place_nodes
@@ -55,7 +54,8 @@ def tune_run(
         CheckpointError: where the file beside the run is damaged, or cannot be written.
     """
     name = solver or (SEVERAL_STEPS if run.model.follows_path else None)
-    kept, images = beside(run.path), len(run.data.shape) > 1
+    beside(run.path)  # a damaged file is told before the search, not after
+    images = len(run.data.shape) > 1
     criterion = criterion or ("data" if images else "path")
     starts = (2000 if images else 4096) if criterion == "data" else 512
     half = starts // 2
@@ -95,7 +95,7 @@ def tune_run(
         "step": run.step,
     }
     same = ("steps", "solver", "guidance")
+    kept = beside(run.path)  # by now another process may have placed others
     kept = [each for each in kept if any(each[key] != entry[key] for key in same)]
-    with writing_to(run.path / PLACED):
-        write_json(run.path / PLACED, sealed({"placed": [*kept, entry]}))
+    write_beside(run.path, [*kept, entry])
     return entry

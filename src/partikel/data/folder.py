@@ -14,6 +14,7 @@ from partikel.data.pictures import decoded, identity, opened
 from partikel.data.prepared import Listing, Source
 from partikel.data.settings import DataSettings
 from partikel.errors import DataError
+from partikel.files import readable
 
 
 def find(path: str, root: str | None = None) -> Path:
@@ -60,7 +61,7 @@ def _listing(path: Path, labels: bool | None, limits: Limits) -> Iterator[Listin
             names,
             lambda i: decoded(read(names[i]), limits),
             np.array([number[top] for top in tops if top is not None]) if labelled else None,
-            classes if labelled else None,
+            list(map(readable, classes)) if labelled else None,
         )
 
 

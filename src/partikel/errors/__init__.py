@@ -17,8 +17,12 @@ class PartikelError(Exception):
 
     def __str__(self) -> str:
         """The sentence, on one line and without endless words, whatever the names in it hold."""
-        line = "".join(map(_visible, super().__str__()))
-        return re.sub(r"(\S{60})\S{400,}", r"\1...", line)
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """A text on one line and without endless words, whatever the names of files in it hold."""
+    return re.sub(r"(\S{60})\S{400,}", r"\1...", "".join(map(_visible, text)))
 
 
 def _visible(letter: str) -> str:

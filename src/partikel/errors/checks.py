@@ -196,6 +196,8 @@ def shown(value: Any, longest: int = 60) -> str:
     huge = (
         isinstance(value, int) and abs(value) > 10**longest
     )  # Python refuses to write the longest
+    if isinstance(value, (list, tuple)) and len(value) > LONGEST:
+        return f"{len(value)} entries, of which at most {LONGEST} are taken"
     if isinstance(value, type) or not isinstance(value, _PLAIN):
         return value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
     text = f"{type(value).__name__} of very many digits" if huge else repr(value)

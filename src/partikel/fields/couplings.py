@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from partikel.data import Batch
-from partikel.errors import ConfigError, optional
+from partikel.errors import ConfigError, NumericsError, optional
 from partikel.errors.checks import Checked, Positive
 from partikel.priors import GaussianPrior, Prior
 from partikel.streams import Streams
@@ -147,14 +147,22 @@ class OptimalTransport(Coupling):
 
         Raises:
             ConfigError: for batches of different sizes, or without POT.
+            NumericsError: for points that are not finite.
         """
-        if len(x0) != len(x1):
+        if x0.shape != x1.shape:
             raise ConfigError(
-                f"a coupling pairs batches of one size, got {len(x0)} and {len(x1)} points: draw as many."
+                f"a coupling pairs batches of one size, got {tuple(x0.shape)} and {tuple(x1.shape)}: draw as "
+                "many points."
             )
         ot = optional("ot", "transport", "optimal transport needs POT")  # slow to import
         start, end = (x.detach().flatten(1).double() for x in (x0, x1))
         cost = torch.cdist(end, start).square().cpu().numpy()
+        if not np.isfinite(cost).all():  # POT would pair them somehow
+            raise NumericsError(
+                "points to pair left the finite numbers: look for NaN or inf in them."
+            )
+        if not len(cost):  # of which POT crashes
+            return torch.arange(0, device=x0.device)
         if self.blur is None:
             plan = torch.from_numpy(ot.emd(ot.unif(len(cost)), ot.unif(len(cost)), cost))
             return plan.argmax(1).to(x0.device)

@@ -326,6 +326,8 @@ class Carrier(Checked, nn.Module, ABC):
         dtype = next(self.sampled.parameters(), start).dtype
         if start.dtype != dtype:
             raise TypeError(f"this model's weights are {dtype}: start at start.to({dtype}).")
+        if not start.isfinite().all():
+            raise ValueError("samples start at finite points: look for NaN or inf in start.")
         return start
 
     def _labels(self, n: int, cond: Tensor | None, generator: torch.Generator) -> Tensor | None:

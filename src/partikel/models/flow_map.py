@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from partikel.denoising import VelocityDenoiser
 from partikel.errors import ConfigError
-from partikel.errors.checks import Count, Part, Range, checked
+from partikel.errors.checks import Count, Part, Range, checked, shown
 from partikel.fields import (
     At,
     Context,
@@ -124,6 +124,8 @@ class FlowMapModel(Carrier):
         usual = Lagrangian if flow.follows_path else Semigroup
         self.loss = loss or (MeanFlow() if self.learns_itself else usual())
         self.one_call = isinstance(self.loss, Endpoints)
+        if self.one_call:
+            _check_one_call(steps)
         on_nodes = isinstance(self.loss, Semigroup) and self.loss.step == 0
         if not (flow.follows_path or on_nodes or self.one_call):
             raise ConfigError(
@@ -148,6 +150,8 @@ class FlowMapModel(Carrier):
             )
         if guidance != 1 and not self.conditional:
             raise ConfigError("guidance weighs labels: train on labels, or leave guidance out.")
+        if isinstance(guidance, tuple) and guidance[0] > guidance[1]:
+            raise ConfigError(f"weights of guidance lie between (low, high), got {guidance}.")
         self.guidance = guidance
         self.label_dropout = label_dropout
         self.decay = teacher
@@ -203,13 +207,15 @@ class FlowMapModel(Carrier):
         cond: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """X_{s→t}(x): points (B, ...), times () or (B,), s <= t.
+        """X_{s→t}(x): points (B, ...), times () or (B,), 0 <= s <= t <= T.
 
         Raises:
-            ConfigError: for a jump back.
+            ConfigError: for a jump back, or times that are none.
         """
-        if (s > t).any():
-            raise ConfigError("a flow map jumps forward in time only: give times s <= t.")
+        if not ((s >= 0) & (s <= t) & (t <= self.horizon * (1 + 1e-6))).all():
+            raise ConfigError(
+                f"a flow map jumps forward in time only: give times 0 <= s <= t <= {self.horizon:g}."
+            )
         return self._jump(Points(x, s, t, None, cond, weight))
 
     def _jump(self, points: Points) -> Tensor:
@@ -371,7 +377,7 @@ class FlowMapModel(Carrier):
         nodes, x = self._jumps(sampling).to(start), start
         weight, end = self._weight(x, sampling.guidance), x.new_tensor(self.horizon)
         with torch.no_grad():
-            for k, (s, t) in enumerate(nodes.unfold(0, 2, 1)):
+            for k, (s, t) in enumerate(zip(nodes[:-1], nodes[1:], strict=True)):
                 if k and self.loss.to_end:  # from the data back to noise
                     if context.generator is None:
                         raise ConfigError(
@@ -459,11 +465,8 @@ class FlowMapModel(Carrier):
                 raise ConfigError(
                     f"this map knows the nodes of its flow's {len(own) - 1} steps only."
                 )
-        if self.one_call and len(nodes) > 2 and not shown:
-            raise ConfigError(
-                "this map has learned its flow's ends only (the loss 'endpoints'): take one call, or learn "
-                "the jumps between by another loss."
-            )
+        if self.one_call and not shown:
+            _check_one_call(len(nodes) - 1)
         if sampling.stop is not None and sampling.stop >= len(nodes):
             raise ConfigError(f"cannot stop after {sampling.stop} jumps of {len(nodes) - 1}.")
         return nodes if sampling.stop is None else nodes[: sampling.stop + 1]
@@ -476,7 +479,7 @@ class FlowMapModel(Carrier):
                 isinstance(wanted, (int, float)) and low <= wanted <= high
             ):
                 raise ConfigError(
-                    f"this map knows guidance from {low:g} to {high:g}, got {guidance}."
+                    f"this map knows guidance from {low:g} to {high:g}, got {shown(guidance)}."
                 )
             return x.new_tensor(max(low, float(wanted)))  # type: ignore[arg-type]
         if guidance is not None and guidance != self.guidance:
@@ -545,6 +548,14 @@ def _check_network(network: nn.Module) -> None:
     """Refuse networks whose statistics would be those of points, times and tangents mixed."""
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise _no_derivative(network)
+
+
+def _check_one_call(steps: int) -> None:
+    if steps > 1:
+        raise ConfigError(
+            "a map that learns its flow's ends only (the loss 'endpoints') makes samples in one call: leave "
+            "out steps, or learn the jumps between by another loss."
+        )
 
 
 NO_MAP = {"noise": "noise", "cloud": "the cloud", "samples": "samples", "draws": "random draws"}

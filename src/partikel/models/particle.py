@@ -384,18 +384,20 @@ def free_particles(model: Carrier, otherwise: str) -> ParticleModel:
 
 
 @checked
-def nodes_at(model: Carrier, levels: Sequence[float]) -> Nodes:
+def nodes_at(model: Carrier, levels: Sequence[float], path: Schedule | None = None) -> Nodes:
     """The nodes at which particles pass through noise levels, from the path's beginning to its end.
 
     Args:
         model: free particles on a path of noise levels.
         levels: falling ones, below σ_max; that of the beginning may stand there.
+        path: another one along which they are followed.
 
     Raises:
         ConfigError: for a model without such a path, or levels that do not fall along it.
     """
     otherwise = "only free particles pass through noise levels: leave out levels."
-    schedule = free_particles(model, otherwise).schedule
+    particles = free_particles(model, otherwise)
+    schedule = (particles if path is None else particles.along(path)).schedule
     if schedule is None or schedule.sigma_max == schedule.sigma_end:
         raise ConfigError(
             "this model's particles are on no path of noise levels: leave out levels."

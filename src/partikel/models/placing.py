@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partikel.errors import ConfigError
+from partikel.errors import ConfigError, NumericsError
 from partikel.errors.checks import Count, Range, checked
 from partikel.models.base import Carrier, Sampling
 from partikel.models.particle import ParticleModel, free_particles
@@ -95,8 +95,9 @@ def place_nodes(
         told: hears how far the search has come.
 
     Raises:
+        NumericsError: for a distance that is not a number.
         ConfigError: for a model without steps, one that moves with noise, a stochastic solver, or more steps
-            than it has nodes.
+            than it has nodes, or than count as converged.
     """
     free = free_particles(
         model, "only free particles take steps: a generator, or a flow map, is one call."
@@ -106,6 +107,10 @@ def place_nodes(
         raise ConfigError(
             "nodes are placed for a path without noise: choose a deterministic solver and a model that moves "
             "by an ODE."
+        )
+    if free.follows_path and steps >= FINE:
+        raise ConfigError(
+            f"nodes are placed for few steps, and {FINE} count as converged: ask for fewer."
         )
     x, cond, sampling = *_starts(free, starts, seed), Sampling(solver=chosen, guidance=guidance)
     search = _Search(free, steps, sampling, x, cond, distance, real, seed, told)
@@ -208,7 +213,12 @@ class _Search:
     def worth(self, half: int, nodes: Nodes) -> float:
         """The criterion: lower is better."""
         if self.distance is not None:
-            return self.distance(self._drawn(half, replace(self.sampling, grid=nodes)))
+            found = float(self.distance(self._drawn(half, replace(self.sampling, grid=nodes))))
+            if math.isnan(found):
+                raise NumericsError(
+                    "the distance of samples to data is not a number: choose another."
+                )
+            return found
         return float(self.residuals(half, nodes).norm())
 
     def counted(self, total: int) -> None:
@@ -216,6 +226,11 @@ class _Search:
         self.done += 1
         if self.told is not None:
             self.told(min(self.done, total), total)
+
+    @property
+    def _own(self) -> Nodes:
+        """The model's own grid."""
+        return Nodes(times=tuple(self.model.grid.nodes(self.steps).tolist()))
 
     # --- along a path of noise
 
@@ -227,7 +242,7 @@ class _Search:
         """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
-        place, own = _Places(self.model, self.steps), Nodes(self.steps)
+        place, own = _Places(self.model, self.steps), self._own
         trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
         total = (1 if fixed else 2) * TRIALS + trials
         best = self._fixed(place.fixed, place.begin, place.strides, total)
@@ -283,7 +298,7 @@ class _Search:
                 if worth(nearest) >= worth(best):
                     break
                 best = nearest
-        return grid(*best) or Nodes(self.steps)
+        return grid(*best) or self._own
 
     # --- among the nodes that a field was trained at
 

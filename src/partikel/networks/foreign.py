@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from partikel.errors import CheckpointError, ConfigError, optional
+from partikel.files import TEXT, read_plain, reading
 from partikel.networks.unet import Attention, Resample, UNet, not_unet2d
 
 _CHAINS = (
@@ -245,12 +246,9 @@ def _known(chain: dict[str, Any], place: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is missing or no JSON: name a folder that diffusers' save_pretrained wrote."
-        ) from error
+    wanted = "is missing or no JSON: name a folder that diffusers' save_pretrained wrote."
+    with reading(path, wanted):
+        content = json.loads(read_plain(path, TEXT).decode("utf-8-sig"))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no settings: name a folder that diffusers wrote.")
     return content

@@ -204,7 +204,7 @@ class Distillation(Recipe):
             flow = _same_steps(flow, path) if kind == "endpoints" else flow.along(path)
             flow.field.freeze()
         network = build_network(
-            self.network or _like(self.teacher),
+            self.network or network_like(self.teacher),
             "denoiser",
             shape=dataset.shape,
             scalars=2,
@@ -338,8 +338,12 @@ def _loss(kind: str, law: TimeLaw, diagonal: float, power: float, intervals: int
     return LOSSES[kind](law=law, diagonal=diagonal, power=power)
 
 
-def _like(teacher: Recipe) -> NetworkSettings:
-    """A network for U like the teacher's, smooth in time."""
+def network_like(teacher: Recipe) -> NetworkSettings:
+    """A network for U(x, s, t) like the teacher's, smooth in time.
+
+    Args:
+        teacher: the recipe of a flow.
+    """
     named = ("network", "score", "discriminator")
     found = next((each for name in named if (each := getattr(teacher, name, None))), None)
     given = getattr(found, "network", found)

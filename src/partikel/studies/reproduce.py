@@ -9,19 +9,27 @@ that set the paper's claim beside what was measured. A result is ``ITEM.json`` w
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
 
 from partikel import __version__
-from partikel.errors import CheckpointError, ConfigError, PartikelError, nearest
-from partikel.files import plain, write_json, write_whole, writing_to
+from partikel.errors import ConfigError, PartikelError, nearest
+from partikel.files import (
+    TEXT,
+    plain,
+    read_json,
+    read_plain,
+    reading,
+    write_json,
+    write_whole,
+    writing_to,
+)
 from partikel.studies.benches import SCALES, Scale
 from partikel.studies.item import Item
 from partikel.studies.items import ITEMS
@@ -152,10 +160,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 def _finished(item: Item[Any], scale: Scale, out: Path) -> dict[str, Any] | None:
     """The result that is there, if it is of the same scale and not stale."""
-    result = _read(out / f"{item.name}.json")
-    if result is None or result["scale"] != scale or changed(result):
-        return None
-    return result
+    result, old = _read(out / f"{item.name}.json") or ({}, [])
+    return result if result and result["scale"] == scale and not old else None
 
 
 def changed(result: Mapping[str, Any]) -> list[str]:
@@ -186,37 +192,46 @@ def check(out: Path) -> dict[str, list[str]]:
         CheckpointError: for a file that is no result.
         ConfigError: for a folder without results.
     """
-    results = [result for name in ITEMS if (result := _read(out / f"{name}.json")) is not None]
-    if not results:
+    found = _results(out)
+    if not found:
         raise ConfigError(f"{out} has no results: 'partikel reproduce all --out {out}' makes them.")
-    found = {result["item"]: changed(result) for result in results}
     with writing_to(out, MEND):
-        for name, old in found.items():
+        for name, (_, old) in found.items():
             path = out / f"{name}.md"
-            write_whole(path, labelled(path.read_text(encoding="utf-8"), old))
-        _write_index(out, results[0]["scale"])
-    return found
+            with reading(
+                path, f"cannot be read: 'partikel reproduce {name} --again' makes it anew."
+            ):
+                text = read_plain(path, TEXT).decode("utf-8")
+            write_whole(path, labelled(text, old))
+        _write_index(out, next(iter(found.values()))[0]["scale"])
+    return {name: old for name, (_, old) in found.items()}
 
 
 def _write_index(out: Path, scale: Scale) -> None:
-    results = [_read(out / f"{name}.json") for name in ITEMS]
-    found = [result for result in results if result is not None and result["scale"] == scale]
-    names = {result["item"] for result in found}
-    missing = [(n, i.title) for n, i in ITEMS.items() if n not in names and scale in i.plans]
+    found = {name: each for name, each in _results(out).items() if each[0]["scale"] == scale}
+    missing = [(n, i.title) for n, i in ITEMS.items() if n not in found and scale in i.plans]
     if found:
-        stale = {result["item"]: changed(result) for result in found}
-        write_whole(out / "README.md", index(found, missing, stale))
+        results, stale = [r for r, _ in found.values()], {n: old for n, (_, old) in found.items()}
+        write_whole(out / "README.md", index(results, missing, stale))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+_Result: TypeAlias = tuple[dict[str, Any], list[str]]
+"""Content of an item's JSON file, and what it depends on that is no longer today's."""
+
+
+def _results(out: Path) -> dict[str, _Result]:
+    read = {name: _read(out / f"{name}.json") for name in ITEMS}
+    return {name: each for name, each in read.items() if each is not None}
+
+
+def _read(path: Path) -> _Result | None:
+    """The result in a file, None where there is none; whatever reads it further can."""
     if not path.exists():
         return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not {"item", "scale", "findings", "trained"} <= set(result):
-            raise ValueError
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is no result of 'partikel reproduce': remove it, or choose another --out."
-        ) from error
-    return result
+    with reading(path, "is no result of 'partikel reproduce': remove it, or choose another --out."):
+        result = read_json(path)
+        if result["item"] != path.stem:
+            raise ValueError("it is another item's")
+        old = changed(result)
+        index([result], [], {path.stem: old})
+    return result, old

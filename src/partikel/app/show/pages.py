@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 from partikel.app.show import plots
 from partikel.errors import DataError
-from partikel.files import write_whole
+from partikel.files import TEXT, read_plain, write_whole
 from partikel.metrics.measures import MEASURES
 
 
@@ -359,7 +359,7 @@ def _data_uri(path: Path, run: RunSummary) -> str:
             f"{path} of the run '{run.name}' cannot be shown on a page: use .png or .gif"
         )
     try:
-        content = path.read_bytes()
+        content = read_plain(path, TEXT)
     except OSError:
         raise DataError(
             f"the picture {path} of the run '{run.name}' cannot be read: make it again."

@@ -89,6 +89,9 @@ class FrechetField(Field):
 
     def distance(self, cloud: Tensor, real: Tensor) -> Tensor:
         """F of two clouds (P, ...), (R, ...), (), with a graph where they have one."""
+        if cloud.shape[1:] != real.shape[1:]:
+            shapes = f"{tuple(cloud.shape)} and {tuple(real.shape)}"
+            raise ValueError(f"clouds are of like points, got {shapes}.")
         own, data = self._moments(cloud), self._moments(real)
         root = _power(data.covariance, 0.5)
         overlap = torch.linalg.eigvalsh(root @ own.covariance @ root).clamp(min=0).sqrt().sum()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from partikel.errors.checks import Count, NotNegative, Positive
+from partikel.errors.checks import Count, NotNegative, Range
 from partikel.fields.base import At, Field
 from partikel.kernels import squared_distances
 from partikel.streams import normal
@@ -126,7 +126,7 @@ class SinkhornField(Field):
 
     def __init__(
         self,
-        blur: Positive,
+        blur: Annotated[float, Range(least=1e-12)],
         *,
         iterations: Count = 200,
         tolerance: NotNegative = 1e-3,
