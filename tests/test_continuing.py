@@ -121,7 +121,8 @@ def test_what_may_differ() -> None:
     assert may_differ(ScoreGAN, ("score", "evaluate_every"))
     assert may_differ(GAN, ("engine", "precision"))
     assert may_differ(GAN, ("data", "root"))
-    for path in (("score", "iterations"), ("data", "flip"), ("data", "path"), ("younger",)):
+    assert may_differ(GAN, ("data", "path"))  # other data there are refused
+    for path in (("score", "iterations"), ("data", "flip"), ("data", "name"), ("younger",)):
         assert not may_differ(ScoreGAN, path)
 
 

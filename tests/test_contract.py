@@ -150,7 +150,7 @@ FIELDS: dict[str, Callable[[tuple[int, ...]], list[Field]]] = {
     "Linear": lambda shape: [Linear(0.5), Linear(torch.exp)],
     "LogRatioField": lambda shape: [
         LogRatioField(critic(shape)),
-        LogRatioField(critic(shape), "saturating", VESchedule()),
+        LogRatioField(critic(shape), "saturating", VESchedule(horizon=2.0)),
     ],
     "MMDField": lambda shape: [
         *(MMDField(kernel()) for kernel in (RBFKernel, MultiRBFKernel, LaplaceKernel, RieszKernel)),
