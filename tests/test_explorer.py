@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,10 @@ class Page:
     def open(self, fragment: str = "") -> None:
         self.driver.get("about:blank")
         self.driver.get(self.address + fragment)
+        for _ in range(600):  # a busy machine hands the page over before its script has run
+            if self.driver.execute_script("return typeof explorer !== 'undefined'"):
+                break
+            time.sleep(0.1)
         self.run("explorer.page.play(false)")
 
     def run(self, script: str, *values: Any) -> Any:
