@@ -5,28 +5,33 @@
 Cost is in network passes for one sample: a forward is 1, an input gradient 2. At each budget a model has the
 solver, the nodes and the settings that are best on draws of the training data, and is measured on others
 (few_steps.py says how), so that all are chosen alike. Candidates are, of models of noised data, the run's
-own grid, the best fixed one and placed nodes, by five solvers; of SLCD, which moves with noise, its λ² on
-the grids that suit the score; of flow maps, where their jumps lie; of models with a discriminator, trained
-anew for each number of steps, their step sizes. A Discriminator Flow is also measured as it was trained, by
-some of its nodes, and stopped early.
+own grid, what --steps takes, and the best fixed grid, by five solvers, and nodes placed for the solver that
+is best with these; of SLCD, which moves with noise, its λ² on the grids that suit the score; of flow maps,
+where their jumps lie; of models with a discriminator, trained anew for each number of steps, their step
+sizes (those of the first seed's choice serve the others). A Discriminator Flow is also measured as it was
+trained, by some of its nodes, and stopped early. EFFORT says what larger data leave out.
 
 Runs are taken from RUNS/PRESET/seed-k, and trained there where they are missing; models that a budget
-trains anew are in RUNS/PRESET-N-steps... The result is saved after each row.
+trains anew are in RUNS/PRESET-N-steps... The result is saved after each row, and goes on from there: rows
+that it holds by the same protocol are kept (delete the file to measure them again).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from common import one_thread, save  # isort: skip
+from common import RESULTS, one_thread, save  # isort: skip
 import torch
 
-from few_steps import Protocol, protocol_of
+from few_steps import Protocol, protocol_of, without_own
 from partikel.app.config import load_preset, make_recipe, preset_names
 from partikel.app.runs import Run, train_run
 from partikel.data import open_dataset
@@ -39,17 +44,42 @@ from partikel.solvers import SOLVERS, Solver
 from partikel.studies.judgement import interval_of
 
 BUDGETS = (1, 2, 4, 8, 14, 28)
-PURE = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun")
 CHURN = (0.5, 1.0, 1.5, 1.9)
-BENDS = (0.5, 0.7, 1.0, 1.5, 2.0)
+BENDS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Exponents of the times that flow maps jump between."""
-STEP_SIZES = {"gaussians": (0.7, 1.4, 2.8), "digits": (1.0, 2.5), "mnist-fast": (1.0, 2.5)}
-"""η/N of models whose particles follow a discriminator alone, by the end of their presets' names."""
+STEP_SIZES = {"gaussians": (0.7, 1.4, 2.8), "digits": (1.0, 2.5), "mnist-fast": ()}
+"""η/N of models that are trained anew and follow a discriminator alone, by the end of their presets' names;
+none of MNIST, where each training takes ten minutes."""
 DATA = {"gaussians": "gaussians", "digits": "digits", "mnist": "mnist-fast"}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far a data set's grids are searched.
+
+    Attributes:
+        solvers: that are tried.
+        fixed: most passes with a search for a fixed grid.
+        placed: most passes with nodes placed for the run; above, the presets' nodes and the rule are tried.
+    """
+
+    solvers: tuple[str, ...] = ("ddim", "dpmpp-2m", "unipc-2", "unipc-3", "heun")
+    fixed: int = 28
+    placed: int = 28
+
+
+EFFORT = {
+    "gaussians": Effort(),
+    "digits": Effort(placed=14),
+    "mnist-fast": Effort(("dpmpp-2m", "unipc-2"), fixed=14, placed=0),
+}
+"""By the end of the presets' names: a node's place takes some forty draws of a thousand images."""
 
 Row = dict[str, Any]
 Candidate = tuple[Row, Carrier, Sampling]
 """What it is, and how its samples are drawn."""
+Fixed = Callable[[int, str], Nodes]
+"""The best fixed grid of so many steps by a solver of that name."""
 
 
 class Runs:
@@ -65,28 +95,35 @@ class Runs:
 
     def __call__(self, preset: str, seed: int, changes: Mapping[str, Any] | None = None) -> Run:
         """A run, trained if it has to be."""
-        changes, loaded = dict(changes or {}), load_preset(preset)
+        changes = dict(changes or {})
         named = {k: v for k, v in changes.items() if k != "data_score"}
         name = "-".join([preset, *(f"{v:g}-{k}" for k, v in named.items())])
+        out = self.folder / name / f"seed-{seed}"
+        recorded = out / "config.yaml"  # of a training elsewhere, from a score elsewhere
+        loaded = load_preset(recorded if recorded.exists() else preset)
         if changes:  # of a search: no pictures on the way
             changes["evaluate_every"] = None
-        recipe = make_recipe(
-            loaded.recipe, loaded.settings, {**self.smaller, **changes, "seed": seed}
-        )
-        return train_run(recipe, self.folder / name / f"seed-{seed}", preset=preset)
+        changes |= {**self.smaller, "seed": seed}
+        recipe = make_recipe(loaded.recipe, loaded.settings, changes)
+        return train_run(recipe, out, preset=preset)
+
+
+def best_of(protocol: Protocol, candidates: Iterable[Candidate]) -> Candidate | None:
+    """The candidate that is best on the choosing draw; None where all of them end in nothing."""
+    best, least = None, math.inf
+    for candidate in candidates:
+        value = protocol.choice(*candidate[1:])
+        if value < least:
+            best, least = candidate, value
+    return best
 
 
 def chosen(protocol: Protocol, candidates: Iterable[Candidate]) -> Row | None:
     """The candidate that is best on the choosing draw, measured on the others."""
-    best: tuple[float, Candidate] | None = None
-    for candidate in candidates:
-        row, model, sampling = candidate
-        value = protocol.choice(model, sampling)
-        if best is None or value < best[0]:
-            best = (value, candidate)
-    if best is None or math.isinf(best[0]):
+    best = best_of(protocol, candidates)
+    if best is None:
         return None
-    row, model, sampling = best[1]
+    row, model, sampling = best
     times = None if sampling.grid is None else sampling.grid.times
     return {**row, "times": times, protocol.measure: protocol.of(model, sampling)}
 
@@ -100,30 +137,56 @@ def placed(
     return protocol.placed(model, steps, solver, fixed=fixed)
 
 
-def along_levels(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+def fixed_grids(model: Carrier, protocol: Protocol) -> Fixed:
+    """Searches of a model, each done once."""
+    return cache(
+        lambda steps, solver: placed(model, steps, SOLVERS[solver](), protocol, fixed=True)
+    )
+
+
+def along_levels(
+    run: Run, passes: int, protocol: Protocol, fixed: Fixed, effort: Effort
+) -> Iterator[Candidate]:
     """A model of noised data by each solver and grid; a step of Heun's takes two passes, EDM's last one."""
-    last = 0 if isinstance(model.schedule, EDMSchedule) else 1
-    for name in PURE:
-        steps = (passes + 1 - last) // 2 if name == "heun" else passes
-        if steps == 0:
-            continue
-        solver = SOLVERS[name]()
-        grids = {"own": Nodes(steps)}
+    last = 0 if isinstance(run.model.schedule, EDMSchedule) else 1
+
+    def by_solvers() -> Iterator[Candidate]:
+        for name in effort.solvers:
+            steps = (passes + 1 - last) // 2 if name == "heun" else passes
+            if steps == 0:
+                continue
+            own = Sampling(Nodes(steps), solver=SOLVERS[name]())
+            grids = {"own": own}
+            default = without_own(run).sampling(steps=steps, solver=own.solver)
+            if default.grid != own.grid:
+                grids["default"] = default
+            if steps > 1 and passes <= effort.fixed:
+                grids["best fixed"] = replace(own, grid=fixed(steps, name))
+            for grid, sampling in grids.items():
+                yield {"solver": name, "grid": grid}, run.model, sampling
+
+    best = best_of(protocol, by_solvers())
+    if best is None:
+        return
+    yield best
+    row, model, sampling = best
+    if passes <= effort.placed and sampling.grid is not None and sampling.solver is not None:
+        steps = sampling.grid.steps or len(sampling.grid.times or ()) - 1
         if steps > 1:
-            grids["best fixed"] = placed(model, steps, solver, protocol, fixed=True)
-            grids["placed"] = placed(model, steps, solver, protocol)
-        for grid, nodes in grids.items():
-            yield {"solver": name, "grid": grid}, model, Sampling(nodes, solver=solver)
+            nodes = placed(model, steps, sampling.solver, protocol)
+            yield {**row, "grid": "placed"}, model, replace(sampling, grid=nodes)
 
 
-def churned(model: ParticleModel, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+def churned(
+    model: ParticleModel, passes: int, protocol: Protocol, fixed: Fixed, effort: Effort
+) -> Iterator[Candidate]:
     """Stochastic Langevin Churn: the score alone at g² = 2."""
     schedule = model.schedule
     assert isinstance(schedule, EDMSchedule)
     grids = {"own": Nodes(passes)}
-    if passes > 1:
-        for name in ("ddim", "unipc-2"):
-            grids[f"best of {name}"] = placed(model, passes, SOLVERS[name](), protocol, fixed=True)
+    if 1 < passes <= effort.fixed:
+        for name in (each for each in effort.solvers if each in ("ddim", "unipc-2")):
+            grids[f"best of {name}"] = fixed(passes, name)
     for lambda2 in CHURN:
         flow = DiffFlow.reverse(schedule, g2=2.0, lambda2=lambda2)
         point = ParticleModel(
@@ -146,22 +209,34 @@ def jumping(model: Carrier, passes: int) -> Iterator[Candidate]:
         yield {"bend": bend}, model, Sampling(Nodes(times=times))
 
 
-def as_trained(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+def as_trained(
+    model: Carrier, passes: int, protocol: Protocol, effort: Effort
+) -> Iterator[Candidate]:
     """A Discriminator Flow with the steps it was trained at: stopped early, or by some of its nodes."""
     assert model.steps is not None
     steps = min(passes // 2, model.steps)
     if steps == 0:
         return
     yield {"grid": "stopped early"}, model, Sampling(stop=steps)
-    assert isinstance(model, ParticleModel)
-    yield {"grid": "placed by data"}, model, Sampling(protocol.placed(model, steps, model.solver))
+    if passes <= effort.placed:
+        assert isinstance(model, ParticleModel)
+        nodes = protocol.placed(model, steps, model.solver)
+        yield {"grid": "placed by data"}, model, Sampling(nodes)
 
 
 def measured(
-    seed: int, data: str, budgets: list[int], protocol: Protocol, runs: Runs, only: list[str]
+    seed: int,
+    data: str,
+    budgets: list[int],
+    protocol: Protocol,
+    runs: Runs,
+    only: list[str],
+    before: list[Row],
 ) -> Iterator[Row]:
-    """Every row of one training seed."""
+    """Every row of one training seed but those of models and passes that were measured before."""
+    there_are = {(row["model"], row["passes"]) for row in before if row["seed"] == seed}
     end = DATA[data]
+    effort = EFFORT[end]
     there = set(preset_names())
 
     def wanted(name: str) -> str | None:
@@ -170,6 +245,8 @@ def measured(
 
     def rows(name: str, candidates: Any) -> Iterator[Row]:
         for passes in budgets:
+            if (name, passes) in there_are:
+                continue
             try:
                 row = chosen(protocol, candidates(passes))
             except PartikelError as error:  # an ending of its own: a row without a figure
@@ -177,11 +254,20 @@ def measured(
             if row is not None:
                 yield {"model": name, "passes": passes, **row}
 
-    def trained_anew(preset: str, settings: list[Row], passes_per_step: int, more: Row) -> Any:
+    def trained_anew(name: str, settings: list[Row], passes_per_step: int, more: Row) -> Any:
+        preset = f"{name}-{end}"
+
         def candidates(passes: int) -> Iterator[Candidate]:
             steps = passes // passes_per_step
-            for setting in settings if steps else []:
-                values = {k: v * steps if k == "eta" else v for k, v in setting.items()}
+            if steps == 0:
+                return
+            scaled = [
+                {k: v * steps if k == "eta" else v for k, v in setting.items()}
+                for setting in settings
+            ]
+            first = [r for r in before if (r["model"], r["passes"]) == (name, passes)]
+            known = [values for values in scaled for r in first if values.items() <= r.items()]
+            for values in known[:1] or scaled:
                 run = runs(preset, seed, {"steps": steps, **values, **more})
                 yield {"steps": steps, **values}, run.model, Sampling()
 
@@ -190,12 +276,16 @@ def measured(
     for name in ("edm", "flow-matching"):
         preset = wanted(name)
         if preset is not None:
-            model = runs(preset, seed).model
-            yield from rows(name, lambda k, model=model: along_levels(model, k, protocol))
+            run = runs(preset, seed)
+            fixed = fixed_grids(run.model, protocol)
+            found = partial(along_levels, run, protocol=protocol, fixed=fixed, effort=effort)
+            yield from rows(name, found)
     if wanted("slcd"):
         score = runs(f"edm-{end}", seed).model
         assert isinstance(score, ParticleModel)
-        yield from rows("slcd", lambda k: churned(score, k, protocol))
+        fixed = fixed_grids(score, protocol)
+        found = partial(churned, score, protocol=protocol, fixed=fixed, effort=effort)
+        yield from rows("slcd", found)
     for name in ("mean-flow", "consistency"):
         preset = wanted(name)
         if preset is not None:
@@ -203,25 +293,24 @@ def measured(
             yield from rows(name, lambda k, model=model: jumping(model, k))
     for name in ("gan", "score-gan"):
         preset = wanted(name)
-        if preset is not None:
-            model = runs(preset, seed).model
-            one = protocol.of(model, Sampling())
+        if preset is not None and (name, 1) not in there_are:
+            one = protocol.of(runs(preset, seed).model, Sampling())
             yield {"model": name, "passes": 1, protocol.measure: one}
     sizes: list[Row] = [{"eta": size} for size in STEP_SIZES[end]]
     preset = wanted("discriminator-flow")
     if preset is not None:
         model = runs(preset, seed).model
         name = f"discriminator-flow, some of {model.steps}"
-        yield from rows(name, lambda k: as_trained(model, k, protocol))
+        yield from rows(name, lambda k: as_trained(model, k, protocol, effort))
     for name in ("discriminator-flow", "diffode-gan"):
         preset = wanted(name)
         if preset is not None:
-            yield from rows(name, trained_anew(preset, sizes, 2, {}))
+            yield from rows(name, trained_anew(name, sizes, 2, {}))
     preset = wanted("diffusion-gan")
     if preset is not None:
         points: list[Row] = [{"lambda2": 1.0}, {"lambda2": 0.5}]
         more = {"data_score": str(runs(f"edm-{end}", seed).path)}
-        yield from rows("diffusion-gan", trained_anew(preset, points, 3, more))
+        yield from rows("diffusion-gan", trained_anew("diffusion-gan", points, 3, more))
 
 
 def summary(rows: list[Row], measure: str) -> dict[int, list[Row]]:
@@ -264,19 +353,16 @@ def main() -> None:
         name, protocol.n, protocol.chosen = f"{name}-test", n, n
     smaller = {} if arguments.iterations is None else {"iterations": arguments.iterations}
     runs = Runs(arguments.runs, smaller)
-    rows: list[Row] = []
+    by = {"samples": protocol.n, "evaluation_seeds": list(protocol.seeds)}
+    kept = RESULTS / f"{name}.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    rows: list[Row] = before["rows"] if by.items() <= before.items() else []
     for seed in arguments.seeds:
-        made = measured(seed, arguments.data, arguments.passes, protocol, runs, arguments.only)
-        for row in made:
+        chosen_so = arguments.data, arguments.passes, protocol, runs, arguments.only, list(rows)
+        for row in measured(seed, *chosen_so):
             rows.append({"seed": seed, **row})
             print(rows[-1], flush=True)
-            record = {
-                "samples": protocol.n,
-                "evaluation_seeds": protocol.seeds,
-                "rows": rows,
-                "summary": summary(rows, protocol.measure),
-            }
-            save(name, record)
+            save(name, {**by, "rows": rows, "summary": summary(rows, protocol.measure)})
 
 
 if __name__ == "__main__":

@@ -239,6 +239,39 @@ def flow_maps() -> str:
     return "\n".join(lines)
 
 
+def plane() -> str:
+    """Every model at 1 to 28 passes: means and ranges over seeds, the nearest of a column in bold."""
+    tables = []
+    for data, measure in (("gaussians", ENERGY), ("digits", FRECHET), ("mnist", FRECHET)):
+        rows = (load(f"plane-{data}") or {"rows": []})["rows"]
+        found: dict[str, dict[int, list[float]]] = {}
+        for row in rows:
+            if measure.key in row:
+                at = found.setdefault(row["model"], {}).setdefault(row["passes"], [])
+                at.append(row[measure.key])
+        counts = sorted({passes for cells in found.values() for passes in cells})
+        least = {
+            passes: min(statistics.fmean(c[passes]) for c in found.values() if passes in c)
+            for passes in counts
+        }
+        lines = [
+            f"{data.capitalize().replace('Mnist', 'MNIST 16x16')}, {measure.label}:\n",
+            f"| model | {' | '.join(map(str, counts))} |",
+            f"|{'---|' * (1 + len(counts))}",
+        ]
+        for model, cells in found.items():
+            told = [spread(cells[passes]) if passes in cells else "-" for passes in counts]
+            nearest = [
+                passes in cells and statistics.fmean(cells[passes]) == least[passes]
+                for passes in counts
+            ]
+            marked = (f"**{cell}**" if n else cell for cell, n in zip(told, nearest, strict=True))
+            lines.append(f"| {model} | {' | '.join(marked)} |")
+        if found:
+            tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def own_pictures() -> str:
     """The table of four recipes on a folder of pictures."""
     result = load("emoji")
@@ -316,22 +349,26 @@ def explorer() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Pages as they should be: what stands between a page's marks is a table of results."""
+    """Pages as they should be: what stands between a page's pairs of marks are tables of results."""
     tables = {
-        "README.md": four_models,
-        "docs/measurements.md": table,
-        "docs/images.md": image_table,
-        "docs/few-steps.md": few_steps,
-        "docs/flow-maps.md": flow_maps,
-        "docs/data.md": own_pictures,
-        "docs/explorer.md": explorer,
-        "docs/evaluation.md": evaluation,
+        "README.md": [four_models],
+        "docs/measurements.md": [table, plane],
+        "docs/images.md": [image_table],
+        "docs/few-steps.md": [few_steps],
+        "docs/flow-maps.md": [flow_maps],
+        "docs/data.md": [own_pictures],
+        "docs/explorer.md": [explorer],
+        "docs/evaluation.md": [evaluation],
     }
     found = {}
-    for name, content in tables.items():
-        before, _, rest = (ROOT / name).read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        found[ROOT / name] = f"{before}{BEGIN}\n{content()}\n{END}{after}"
+    for name, contents in tables.items():
+        parts = iter(contents)
+        found[ROOT / name] = re.sub(
+            f"{BEGIN}.*?{END}",
+            lambda _, parts=parts: f"{BEGIN}\n{next(parts)()}\n{END}",
+            (ROOT / name).read_text(),
+            flags=re.DOTALL,
+        )
     return found
 
 
