@@ -36,7 +36,7 @@ from partikel.app.config import load_preset, make_recipe, preset_names
 from partikel.app.runs import Run, train_run
 from partikel.data import open_dataset
 from partikel.diffflow import DiffFlow
-from partikel.errors import PartikelError
+from partikel.errors import NumericsError
 from partikel.models import Carrier, ParticleModel, Sampling, place_nodes
 from partikel.recipes.base import score_in
 from partikel.schedules import EDMSchedule, Nodes
@@ -249,7 +249,7 @@ def measured(
                 continue
             try:
                 row = chosen(protocol, candidates(passes))
-            except PartikelError as error:  # an ending of its own: a row without a figure
+            except NumericsError as error:  # an ending of its own: a row without a figure
                 row = {"stopped": str(error)}
             if row is not None:
                 yield {"model": name, "passes": passes, **row}
