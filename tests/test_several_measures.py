@@ -126,6 +126,14 @@ def test_a_training_is_watched_by_what_can_be_trusted(tmp_path: Path) -> None:
     assert "KID during training" in page
 
 
+def test_a_conditional_flow_is_watched_by_its_field_too(tmp_path: Path) -> None:
+    small = "--iterations 2 --batch 8 --evaluate-samples 20 --evaluate-every 2 --checkpoint-every 2"
+    model = "--conditional true --steps 2 --network.width 8 --network.depth 1"
+    main(f"train discriminator-flow-digits {small} {model} --out {tmp_path / 'run'}".split())
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert [json.loads(line)["field"] > 0 for line in text.splitlines()] == [True, True]
+
+
 def test_the_command_adds_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     small = "--iterations 2 --batch 8 --network.width 8 --evaluate-samples 20 --evaluate-every 2"
