@@ -43,8 +43,8 @@ class FrechetField(Field):
     Args:
         features: φ, (B, ...) -> (B, D), differentiable; it is copied, frozen and asked in evaluation
             mode. None takes the points themselves.
-        memory: β of [0, 1); the first updates weigh 1, 1/2, 1/3, ... Not of a conditional model, whose classes
-            are asked about one after another: the average of all would stand for each.
+        memory: β of [0, 1); the first updates weigh 1, 1/2, 1/3, ... Not of a conditional model, whose
+            classes are asked about one after another: the average of all would stand for each.
     """
 
     requires = frozenset({"real", "particles"})
