@@ -107,8 +107,8 @@ def test_kept_json_is_computed_once(tmp_path: Path) -> None:
     assert kept_json(tmp_path / "a.json", work) == {"x": [1, 2]}
     assert kept_json(tmp_path / "a.json", work) == {"x": [1, 2]}
     assert len(calls) == 1
-    for damaged in ('{"x": [1', "", "[]", "{}", "null"):
-        (tmp_path / "a.json").write_text(damaged)
+    for damaged in (b'{"x": [1', b"", b"[]", b"{}", b"null", b"\xff"):
+        (tmp_path / "a.json").write_bytes(damaged)
         with pytest.raises(DataError, match="a.json is damaged: remove it"):
             kept_json(tmp_path / "a.json", work)
 

@@ -214,7 +214,7 @@ def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
     path = Path(path)
     if path.exists():
         with reading(path, "is damaged: remove it, and it is measured anew.", DataError):
-            found = json.loads(read_text(path, DataError))
+            found = json.loads(read_plain(path, TEXT).decode("utf-8"))
             if not isinstance(found, dict) or not found:
                 raise ValueError
             return found
