@@ -107,9 +107,10 @@ def test_kept_json_is_computed_once(tmp_path: Path) -> None:
     assert kept_json(tmp_path / "a.json", work) == {"x": [1, 2]}
     assert kept_json(tmp_path / "a.json", work) == {"x": [1, 2]}
     assert len(calls) == 1
-    (tmp_path / "a.json").write_text('{"x": [1')
-    with pytest.raises(DataError, match="a.json is damaged: remove it"):
-        kept_json(tmp_path / "a.json", work)
+    for damaged in (b'{"x": [1', b"", b"[]", b"{}", b"null", b"\xff"):
+        (tmp_path / "a.json").write_bytes(damaged)
+        with pytest.raises(DataError, match="a.json is damaged: remove it"):
+            kept_json(tmp_path / "a.json", work)
 
 
 def test_names_that_are_no_text_are_written_all_the_same(tmp_path: Path) -> None:

@@ -322,6 +322,7 @@ def test_onnx_gives_the_samples_of_the_run(
         ("dcgan", 16, {}),
         ("resnet", 16, {"width": 4, "attention_resolutions": (8,)}),
         ("fastgan", 64, {"width": 1}),
+        ("r3gan", 16, {"width": 8, "blocks": 1}),
     ],
 )
 def test_every_generator_has_its_onnx(
@@ -335,6 +336,23 @@ def test_every_generator_has_its_onnx(
         Linear(0.0), network, GaussianPrior((5,)), label_weights=torch.full((4,), 0.25)
     )
     assert write_onnx(model.eval(), tmp_path / "g.onnx")["difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runtime")
+@pytest.mark.parametrize("kind", ["dit", "edm2"])
+def test_networks_of_images_to_images_have_theirs(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = {"width": 8, "depth": 1} if kind == "dit" else {"channels": 4, "multipliers": (1, 2)}
+    network = build_network(
+        NetworkSettings(kind, **size), "denoiser", shape=(1, 8, 8), generator=seeded()
+    )
+    for number, weight in enumerate(network.parameters()):  # whose output is zero at first
+        weight.data += 0.1 * randn(1, *weight.shape, seed=number)[0].float()
+    model = GeneratorModel(Linear(0.0), network, GaussianPrior((1, 8, 8)))
+    assert write_onnx(model.eval(), tmp_path / "g.onnx")["difference"] < 1e-4
+    assert not [r for r in caplog.records if r.name.startswith(("torch.onnx", "onnxscript"))]
 
 
 @pytest.mark.usefixtures("runtime")

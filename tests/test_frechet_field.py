@@ -152,6 +152,10 @@ def test_its_memory_is_of_training_and_of_a_checkpoint() -> None:
     assert int(field.updates) == 3
     with pytest.raises(ConfigError):
         FrechetField(memory=1.0)
+    labelled = At(tensor(0.0), None, torch.zeros(12, dtype=torch.int64))
+    bound(FrechetField(), real)(x, labelled)
+    with pytest.raises(ConfigError, match="leave out memory"):  # of one class after another
+        bound(field, real)(x, labelled)
 
 
 # --- minimising movements

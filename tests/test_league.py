@@ -89,6 +89,7 @@ def test_bad_lines_end_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
     for options, said in (
         (["--methods", "[GANN]"], "did you mean 'GAN'"),
         (["--methods", "[]"], "needs a method"),
+        (["--methods", "GAN,Score GAN"], "write --methods '[GAN,Score GAN]'"),
         (["--data", "nothing"], "nothing"),
         (["--budget", "0"], "budget"),
         (["--budget", "0.01", "--methods", "[GAN]"], "larger --budget"),

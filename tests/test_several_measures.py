@@ -126,6 +126,24 @@ def test_a_training_is_watched_by_what_can_be_trusted(tmp_path: Path) -> None:
     assert "KID during training" in page
 
 
+def test_a_conditional_flow_is_watched_by_its_field_too(tmp_path: Path) -> None:
+    small = "--iterations 2 --batch 8 --evaluate-samples 20 --evaluate-every 2 --checkpoint-every 2"
+    model = "--conditional true --steps 2 --network.width 8 --network.depth 1"
+    main(f"train discriminator-flow-digits {small} {model} --out {tmp_path / 'run'}".split())
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert [json.loads(line)["field"] > 0 for line in text.splitlines()] == [True, True]
+
+
+def test_what_is_due_after_the_end_is_measured_at_the_end(tmp_path: Path) -> None:
+    rarely = "--evaluate-every 1000000 --checkpoint-every 1000000"
+    small = "--iterations 2 --batch 8 --evaluate-samples 20 --generator.width 8"
+    main(f"train gan-gaussians {rarely} {small} --out {tmp_path / 'run'}".split())
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == [0, 2]
+    assert all({"energy", "field"} <= set(line) for line in lines)
+
+
 def test_the_command_adds_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     small = "--iterations 2 --batch 8 --network.width 8 --evaluate-samples 20 --evaluate-every 2"

@@ -210,11 +210,14 @@ def _finite(value: Any) -> Any:
 
 
 def kept_json(path: str | Path, work: Callable[[], Any]) -> Any:
-    """The JSON value in a file; computed by ``work()`` and written, where the file is not there."""
+    """The JSON object in a file; computed by ``work()`` and written, where the file is not there."""
     path = Path(path)
     if path.exists():
         with reading(path, "is damaged: remove it, and it is measured anew.", DataError):
-            return json.loads(read_text(path, DataError))
+            found = json.loads(read_plain(path, TEXT).decode("utf-8"))
+            if not isinstance(found, dict) or not found:
+                raise ValueError
+            return found
     return write_json(path, work())
 
 

@@ -269,7 +269,10 @@ def _value(option: Option, text: str, said: str) -> Any:
     if not fits(value, option.hint):
         check(text, str, f"the option '{option.name}'")
         must = f"the option '{option.name}' {said} must be {words_of(option.hint)}"
-        raise ConfigError(f"{must}, got {shown(value)}.")
+        enclosed = f"[{text}]"
+        one = fits(typed(given(enclosed, option.name), option.hint), option.hint)
+        mend = f": write {option.name} {shown(enclosed)}" if one else ""
+        raise ConfigError(f"{must}, got {shown(value)}{mend}.")
     return value
 
 

@@ -59,7 +59,8 @@ def write_onnx(model: Carrier, path: Path, sampling: Sampling | None = None) -> 
     network(*given)  # what it refuses is said before an exporter hides it
     batch = torch.export.Dim("batch")
     names = ["z"] if model.label_weights is None else ["z", "label"]
-    with warnings.catch_warnings(), _silent("torch.onnx"):  # of what it does not have to export
+    # of what it does not have to export, and of what it leaves as it is
+    with warnings.catch_warnings(), _silent("torch.onnx"), _silent("onnxscript"):
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(

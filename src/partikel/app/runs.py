@@ -621,15 +621,12 @@ class _Watch:
         few = 400 if len(dataset.shape) == 1 else 64
         data = shown_data(dataset, few, generator)
         moment = Moment(self._out, step, model, recipe.seed, data, data, real=real)
-        cond = None
-        if model.steps is None:  # samples move in training, so that frames are recorded there
-            z = model.start(few, generator)
-            cond = model.labels(few, generator=generator)
-            samples = model.sample(few, generator=generator, start=z, cond=cond)
-            if (step // self._every) % self._stride == 0:
-                moment = dataclasses.replace(moment, start=z, cond=cond)
-        else:
-            samples = sampler(few, generator)
+        moves = model.steps is None  # samples move in training, so that frames are recorded there
+        z = model.start(few, generator) if moves else None
+        cond = model.labels(few, generator=generator)
+        samples = draw_samples(model, few, generator, real, cond=cond, start=z)
+        if moves and (step // self._every) % self._stride == 0:
+            moment = dataclasses.replace(moment, start=z, cond=cond)
         norm = field_norm(model, samples, cond, real, recipe.seed)
         figures |= {} if norm is None else {"field": norm}
         self._show(dataclasses.replace(moment, samples=samples))

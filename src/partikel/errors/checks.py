@@ -77,6 +77,8 @@ Exponent = Annotated[float, Range(0.1, 100.0)]
 """Karras's ρ."""
 Count = Annotated[int, Range(1, 10**5)]
 """Of what is repeated (steps, updates), or built so many times."""
+Iterations = Annotated[int, Range(least=1)]
+"""Of a training, or from one evaluation or checkpoint to the next."""
 Size = Annotated[int, Range(1, 2**24)]
 """Of what is computed at once: a batch, an evaluation."""
 Width = Annotated[int, Range(1, 2**16)]

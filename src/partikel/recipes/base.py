@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from partikel.data import Dataset, DataSettings, FiniteDataset
 from partikel.data.known import KnownData
 from partikel.errors import ConfigError
-from partikel.errors.checks import MAY_DIFFER, Checked, Range, Seed, Size
+from partikel.errors.checks import MAY_DIFFER, Checked, Iterations, Seed, Size
 from partikel.fields import DiscriminatorField, Field, LabelDropout, Scaled
 from partikel.fields.velocity import velocity_in
 from partikel.models import Carrier
@@ -28,8 +28,6 @@ from partikel.training import EMA, AdamSettings, Engine, Phase
 from partikel.training.ema import Decay
 
 MLP = NetworkSettings(kind="mlp")
-
-Iterations = Annotated[int, Range(least=1)]
 
 
 @dataclass(frozen=True)

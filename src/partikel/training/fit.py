@@ -23,7 +23,7 @@ from accelerate import Accelerator
 
 from partikel.data import Dataset, in_memory
 from partikel.errors import ConfigError, DataError, PartikelError, installed
-from partikel.errors.checks import Count, Natural, checked
+from partikel.errors.checks import Count, Iterations, Natural, checked
 from partikel.files import check_held, plain_file, write_whole, writing_to
 from partikel.models import Carrier
 from partikel.objectives import exact
@@ -79,9 +79,9 @@ def fit(
     engine: Engine | None = None,
     folder: Path | str | None = None,
     initial: Initial | Path | str | None = None,
-    checkpoint_every: Count = 1000,
+    checkpoint_every: Iterations = 1000,
     evaluate: Evaluate | None = None,
-    evaluate_every: Count | None = None,
+    evaluate_every: Iterations | None = None,
     progress: Progress | None = None,
 ) -> Trainer:
     """Train a model; with a folder, resume what is there and leave checkpoints and a log.

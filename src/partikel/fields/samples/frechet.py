@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from partikel.errors import ConfigError
 from partikel.errors.checks import Part
 from partikel.fields.base import At, Field
 
@@ -42,7 +43,8 @@ class FrechetField(Field):
     Args:
         features: φ, (B, ...) -> (B, D), differentiable; it is copied, frozen and asked in evaluation
             mode. None takes the points themselves.
-        memory: β of [0, 1); the first updates weigh 1, 1/2, 1/3, ...
+        memory: β of [0, 1); the first updates weigh 1, 1/2, 1/3, ... Not of a conditional model, whose
+            classes are asked about one after another: the average of all would stand for each.
     """
 
     requires = frozenset({"real", "particles"})
@@ -61,6 +63,11 @@ class FrechetField(Field):
 
     def forward(self, x: Tensor, at: At) -> Tensor:
         """Twice the displacement, pulled back through φ."""
+        if self.memory and at.cond is not None:
+            raise ConfigError(
+                "a FrechetField with a memory averages over all points, and a conditional model asks it "
+                "about one class after another: leave out memory."
+            )
         point = x.detach()
         mean, mean_own, transport = self._map or self._gaussian_map(
             self.bound_cloud(x), self.bound_real(x)
