@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def test_every_method_is_measured_and_shown(out: Path) -> None:
         claim.text for claim, *places in HYPOTHESES.values() if all(n in TINY for n, _ in places)
     }
     assert result["command"] in page
+    assert shlex.split(result["command"])[-2:] == ["--methods", f"[{','.join(TINY)}]"]
 
 
 def test_units_are_equal_and_a_teacher_is_among_them(out: Path) -> None:

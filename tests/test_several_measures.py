@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from conftest import LinearField, randn, tensor
 from partikel.app.cli import main
 from partikel.app.runs import field_norm
-from partikel.data import DataSettings, open_dataset
+from partikel.data import DataSettings, FiniteDataset, in_memory, open_dataset
 from partikel.errors import ConfigError
 from partikel.fields import MMDField
 from partikel.kernels import RBFKernel
@@ -54,6 +54,8 @@ def test_a_ratio_is_one_where_a_model_is_as_near_as_data() -> None:
         fd_ratio([], [])
     with pytest.raises(ValueError, match="two for each"):
         fd_ratio([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="at a distance"):
+        fd_ratio([1.0], [0.0])
 
 
 def test_networks_are_those_that_see_the_images_here() -> None:
@@ -83,6 +85,21 @@ def test_both_rise_with_noise_and_are_small_for_data() -> None:
     assert clean[1] < some[1] / 3 < much[1] / 3
     assert clean[0] == pytest.approx(result.reference["mind"], rel=1)
     assert clean[1] == pytest.approx(1, abs=0.5)
+
+
+def test_what_too_few_or_equal_images_do_not_tell_is_left_out() -> None:
+    x = torch.rand(9, 1, 8, 8)
+
+    def draw(n: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand(n, 1, 8, 8, generator=generator)
+
+    same = {split: x[:1].repeat(8, 1, 1, 1) for split in ("train", "validation", "test")}
+    equal = FiniteDataset("equal", same, sigma_data=1.0)
+    for data, missing in ((in_memory(x), {"mind", "fdr"}), (equal, {"fdr"})):
+        result = evaluate(draw, data, n=8)
+        add_own(result, ["mind", "fdr"], draw, data)
+        assert missing == {"mind", "fdr"} & set(result.left_out)
+        assert missing == {"mind", "fdr"} - set(result.metrics)
 
 
 def test_what_pulls_at_samples_is_the_field_there() -> None:

@@ -84,6 +84,11 @@ def add_own(
         real = work.of_data(network, n, split, "reference")
         return work.of_samples(network, n, sampler, "samples"), held, real
 
+    few = min(n, dataset.at_most(n, other))
+    for each in (MIND, FDR):
+        if each in found and few < 2:
+            result.left_out[each.key] = f"needs 2 images of a split, there are {few}"
+            found.remove(each)
     if MIND in found:
         fake, held, real = sets(features)
         result.metrics[MIND.key] = mind(fake.kept, real.kept)
@@ -94,7 +99,10 @@ def add_own(
         model, data = zip(
             *((frechet_distance(x, y), frechet_distance(z, y)) for x, z, y in known), strict=True
         )
-        result.metrics[FDR.key], result.reference[FDR.key] = fd_ratio(model, data), 1.0
+        if all(data):
+            result.metrics[FDR.key], result.reference[FDR.key] = fd_ratio(model, data), 1.0
+        else:
+            result.left_out[FDR.key] = "needs held-out data at a distance from the reference"
         protocol[FDR.key] = (
             f"mean over {len(known)} networks: {', '.join(fake.network for fake, *_ in known)}"
         )

@@ -52,10 +52,12 @@ def fd_ratio(model: Sequence[float], held_out: Sequence[float]) -> float:
         held_out: of held-out data to the same reference, positive.
 
     Raises:
-        ValueError: for no network, or other numbers of distances.
+        ValueError: for no network, other numbers of distances, or data at no distance.
     """
     if not model or len(model) != len(held_out):
         raise ValueError("a ratio of Fréchet distances takes two for each feature network")
+    if min(held_out) <= 0:
+        raise ValueError("held-out data must be at a distance from the reference")
     return statistics.fmean(a / b for a, b in zip(model, held_out, strict=True))
 
 

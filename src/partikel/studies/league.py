@@ -7,6 +7,7 @@ written down before.
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,8 @@ def run_league(
         season = Season(League(data, units, lab), chosen, tuple(range(seeds)))
         line = f"partikel league --data {data} --budget {units:g} --seeds {seeds}"
         result = season.result()
-        some = f" --methods [{','.join(m.name for m in chosen)}]" if names is not None else ""
+        listed = shlex.quote(f"[{','.join(m.name for m in chosen)}]")
+        some = f" --methods {listed}" if names is not None else ""
         result |= {"command": line + some, "pictures": lab.pictures}
         result |= {"machine": machine(torch.get_num_threads())}
         result |= {"made of": {"rule": rule(), "measuring": code}}
@@ -141,7 +143,7 @@ def run_league(
 def _read(path: Path) -> dict[str, Any]:
     with reading(path, "is no result of 'partikel league': remove it, or choose another --out."):
         found = read_json(path)
-        if not {"title", "findings", "tables"} <= set(found):
+        if not {"title", "findings", "tables", "pictures", "command", "machine"} <= set(found):
             raise ValueError
         return found
 
