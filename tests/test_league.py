@@ -94,7 +94,7 @@ def test_bad_lines_end_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--methods", "GAN,Score GAN"], "write --methods '[GAN,Score GAN]'"),
         (["--data", "nothing"], "nothing"),
         (["--budget", "0"], "budget"),
-        (["--budget", "0.01", "--methods", "[GAN]"], "larger --budget"),
+        (["--budget", "0.01", "--methods", "[GAN]"], "larger --budget, of"),
         (["--seeds", "0"], "seeds"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -102,6 +102,28 @@ def test_bad_lines_end_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "o" / "league.md").exists()
+
+
+@pytest.mark.parametrize("file", ["cost-gan.json", "gan-seed-0/entry.json", "gan-seed-0/1.npy"])
+def test_what_was_kept_and_is_damaged_is_named_with_its_mend(
+    file: str, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(out.parent)
+    monkeypatch.setitem(METHODS, "EDM", replace(METHODS["EDM"], calls=(4,)))
+    line = next(
+        x for x in (out / "league.md").read_text().splitlines() if x.startswith("`partikel")
+    )
+    (kept,) = Path("runs").rglob(file)
+    whole = kept.read_bytes()
+    for damaged in (b"", b"[]", b"{}", b"\xff"):
+        kept.write_bytes(damaged)
+        with pytest.raises(SystemExit) as stop:
+            main(shlex.split(line.strip("`"))[1:])  # as the page has it
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert "damaged: remove" in said
+        assert "again" in said or "anew" in said
+    kept.write_bytes(whole)
 
 
 def test_a_damaged_result_beside_it_is_named(tmp_path: Path) -> None:
@@ -210,3 +232,14 @@ def test_the_search_goes_on_to_the_rate_that_is_nearest_on_validation_data(
     assert league.rate(METHODS["GAN"]) == FACTOR**best
     assert league.rate(METHODS["GAN"]) == FACTOR**best
     assert asked == [(played.TRIED, TRIAL * 100.0, FACTOR**power) for power in trials]
+
+
+@pytest.mark.parametrize("far", [math.inf, math.nan])
+def test_a_trial_without_a_distance_is_lost(
+    far: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
+    league = League("gaussians", 100.0, lab)
+    monkeypatch.setattr(league, "_played", lambda *_: type("Played", (), {"model": _[3]}))
+    monkeypatch.setattr(league, "_watched", lambda rate, _: far if rate > 1 else 1 / rate)
+    assert league.rate(METHODS["GAN"]) == 1.0

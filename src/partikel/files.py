@@ -265,8 +265,12 @@ def reading(
         yield
     except PermissionError as fault:
         raise error(_forbidden(place, fault)) from fault
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+    except _DAMAGED as fault:
         raise error(f"{place} {what}") from fault
+
+
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading raises of what is missing or damaged."""
 
 
 def _forbidden(place: str | Path, fault: PermissionError) -> str:

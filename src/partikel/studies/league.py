@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -162,6 +161,7 @@ class Season:
         self.rows: dict[Place, list[Mapping[str, float]]] = {}
         self.given: dict[str, list[Mapping[str, float]]] = {}
         self.records: dict[str, list[Mapping[str, Any]]] = {}
+        league.check_units(chosen)
         for method in chosen:
             league.rate(method)
         for seed in seeds:
@@ -354,9 +354,7 @@ class Season:
                     f"curves-{number + 1}",
                 )
         panels = {
-            _named((method.name, calls)): torch.from_numpy(
-                np.load(league.entry(method, self.seeds[0]) / f"{calls}.npy")
-            )
+            _named((method.name, calls)): league.shown(method, self.seeds[0], calls)
             for method in self.chosen
             for calls in method.calls
             if not self.records[method.name][0]["failed"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from partikel.data import Dataset, DataSettings, open_dataset
 from partikel.denoising import EDMDenoiser
-from partikel.errors import ConfigError, NumericsError
+from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields import (
     DeepMMDField,
     DiscriminatorField,
@@ -36,7 +37,7 @@ from partikel.fields import (
     SinkhornField,
     SlicedWassersteinField,
 )
-from partikel.files import read_json, replacing, write_json
+from partikel.files import read_json, reading, replacing, write_json
 from partikel.kernels import MultiRBFKernel, RandomFourierFeatures
 from partikel.metrics import sliced_wasserstein2
 from partikel.metrics.evaluation import quick_evaluation
@@ -470,6 +471,18 @@ class League:
         tried = self.lab.once(f"rate-{_slug(method.name)}", lambda: self._searched(method))
         return min(tried)[1]
 
+    def check_units(self, methods: Iterable[Method]) -> None:
+        """Refuse (ConfigError) units of which a trial is no iteration, before anything is trained."""
+        for method in methods:
+            teacher = METHODS.get(method.teacher)
+            step = max(self.cost(each) for each in (method, teacher) if each is not None)
+            least = step / TRIAL * (1 if teacher is None else 2)
+            if self.units < least:
+                raise ConfigError(
+                    f"a trial of '{method.name}' by {self.units:g} units is less than an iteration, which "
+                    f"takes {step:.3g}: give a larger --budget, of {math.ceil(least)} units or more."
+                )
+
     def entry(self, method: Method, seed: int, given: bool = False) -> Path:
         """The folder of a training that was measured: ``entry.json``, and samples of each number of calls.
 
@@ -503,8 +516,27 @@ class League:
         return self.lab.folder(f"{name}-seed-{seed}", play)
 
     def record(self, method: Method, seed: int, given: bool = False) -> dict[str, Any]:
-        """``entry.json``."""
-        return read_json(self.entry(method, seed, given) / "entry.json")
+        """``entry.json``.
+
+        Raises:
+            DataError: where it is gone or damaged.
+        """
+        path = self.entry(method, seed, given) / "entry.json"
+        with _entry(path):
+            found = read_json(path)
+            if not {"figures", "failed"} <= found.keys():
+                raise ValueError
+            return found
+
+    def shown(self, method: Method, seed: int, calls: int) -> Tensor:
+        """Samples by so many calls that were kept for a picture.
+
+        Raises:
+            DataError: where they are gone or damaged.
+        """
+        path = self.entry(method, seed) / f"{calls}.npy"
+        with _entry(path):
+            return torch.from_numpy(np.load(path))
 
     def forget(self) -> None:
         """Let go of the teachers of a seed."""
@@ -525,6 +557,8 @@ class League:
                     played = self._played(method, TRIED, TRIAL * self.units, rate)
                     found[power] = self._watched(played.model, method.calls[-1])
                 except NumericsError:
+                    found[power] = LOST
+                if not math.isfinite(found[power]):  # of samples that are, but far away
                     found[power] = LOST
                 self.lab.say(
                     f"{method.name}, trial at {rate:.2g} times its rates: {found[power]:.4g}"
@@ -553,11 +587,6 @@ class League:
             known = self._taught(teacher, seed, of_teacher).model
         own = units if given else units - of_teacher
         iterations = int(own / self.cost(method))
-        if iterations < 1:
-            raise ConfigError(
-                f"{own:.3g} units are less than an iteration of '{method.name}', which takes "
-                f"{self.cost(method):.3g}: give a larger --budget."
-            )
         seat = Seat(self.dataset, seed, rate, iterations, copy.deepcopy(known))
         system = method.build(seat)
         trainer = self._trainer(system, seat)
@@ -625,11 +654,19 @@ class League:
 
     def _figures(self, samples: Tensor, seed: int) -> dict[str, float]:
         figures = self._quick(samples, "test", seed)
+        if not all(map(math.isfinite, figures.values())):
+            raise NumericsError("samples are too far from the data for a distance.")
         if self.kind == 1:
             generator = seeded(seed, "league", "reference")
             reference = self.dataset.draw(len(samples), "test", generator=generator).x
             figures["sliced_w2"] = sliced_wasserstein2(samples, reference)
         return figures
+
+
+def _entry(path: Path) -> AbstractContextManager[None]:
+    """A block that reads what was kept of a training."""
+    made = f"{path.parent}-made.json"
+    return reading(path, f"is gone or damaged: remove {made}, and it is trained again.", DataError)
 
 
 def _slug(name: str) -> str:
