@@ -186,13 +186,16 @@ class Run(Checked):
             cond = self.labels(n, label, generator=generator)
         return draw_samples(self.model, n, generator, self.context(), cond=cond, sampling=sampling)
 
-    def sampling(self, sampling: Sampling | None = None, **options: Any) -> Sampling:
+    def sampling(
+        self, sampling: Sampling | None = None, *, tuned: bool = True, **options: Any
+    ) -> Sampling:
         """How samples are drawn: a record, or one made of options by name.
 
         A number of ``steps`` takes nodes that were placed for as many (see :mod:`partikel.app.placed`).
 
         Args:
             sampling: the record; then there are no options.
+            tuned: by the nodes beside the run too, where some were placed.
             options: see :meth:`partikel.models.Sampling.of`.
 
         Raises:
@@ -203,7 +206,8 @@ class Run(Checked):
             return found
         return with_nodes(
             found,
-            path=self.path,
+            path=self.path if tuned else None,
+            step=self.step,
             preset=self.preset,
             recipe=self.recipe,
             model=self.model,

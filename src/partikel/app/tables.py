@@ -84,7 +84,7 @@ def placed(title: str, found: Mapping[str, Any]) -> None:
     """What placed nodes are worth, beside the model's own grid."""
     what = {
         "path": "root mean square distance from the end of converged paths",
-        "data": "distance to validation data",
+        "data": "distance to data",
     }[found["criterion"]]
     rows = [
         ["own grid", number(found["before"])],

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
+from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from partikel.app.placed import beside, write_beside
 from partikel.app.runs import Run
+from partikel.errors import CheckpointError
 from partikel.errors.checks import Count, checked
+from partikel.files import writing_to
 from partikel.metrics.evaluation import quick_evaluation
 from partikel.metrics.measures import main_measure
 from partikel.models.placing import place_nodes
@@ -17,6 +22,9 @@ from partikel.solvers import SOLVERS
 
 SEVERAL_STEPS = "unipc-2"
 """The solver along a path of noised data, unless another one is asked for."""
+HELD_OUT = 100
+"""Validation data, at least, that decide between nodes that were searched with training data."""
+ELSEWHERE = "placed nodes are kept in the run's folder, so tune a copy of it"
 
 Criterion: TypeAlias = Literal["path", "data"]
 
@@ -34,14 +42,17 @@ def tune_run(
 ) -> dict[str, Any]:
     """Place the nodes of few steps of a run and keep them beside it: samples of as many steps take them.
 
+    On particles that did not take part in the search they are never worse than what as many steps take
+    without them, where that is of the same solver.
+
     Args:
         run: of free particles.
         steps: how many.
         solver: a name of :data:`partikel.solvers.SOLVERS`; UniPC of order 2 along a path of noised data, else
             the run's own, unless given.
         criterion: "path", how far paths end from where converged ones do; "data", the distance of samples to
-            validation data, or to training data where those are fewer. Unless given, data for images,
-            whose best sampler is often not the converged one, and path for points.
+            training data, where validation data, if there are some, decide at the end. Unless given, data
+            for images, whose best sampler is often not the converged one, and path for points.
         guidance: weight of the labels.
         seed: of the starts.
         told: hears how far it has come.
@@ -55,30 +66,35 @@ def tune_run(
     """
     name = solver or (SEVERAL_STEPS if run.model.follows_path else None)
     beside(run.path)  # a damaged file is told before the search, not after
+    if not os.access(run.path, os.W_OK):
+        raise CheckpointError(f"{run.path} may not be written: {ELSEWHERE}.")
     images = len(run.data.shape) > 1
     criterion = criterion or ("data" if images else "path")
-    starts = (2000 if images else 4096) if criterion == "data" else 512
-    half = starts // 2
+    half, held_out = 256, False
+    if criterion == "data":
+        half = run.dataset.at_most(1000 if images else 2048)
+        held_out = run.dataset.at_most(HELD_OUT, "validation") == HELD_OUT
 
-    def distance(x: Tensor) -> float:
-        enough = run.dataset.at_most(half, "validation") == half
-        found = quick_evaluation(
-            lambda n, _: x[:n],
-            run.dataset,
-            n=half,
-            seed=seed,
-            split="validation" if enough else "train",
-        )
-        return found[main_measure(run.data.shape).key]
+    def distance(x: Tensor, split: str = "train") -> float:
+        of = run.dataset.at_most(len(x), split)
+        parts = [
+            quick_evaluation(lambda n, _, part=part: part[:n], run.dataset, n=of, seed=seed, split=split)
+            for part in x.split(of)[: len(x) // of]
+        ]
+        return mean(part[main_measure(run.data.shape).key] for part in parts)
 
+    chosen = None if name is None else SOLVERS[name]()
+    untuned = run.sampling(tuned=False, steps=steps, solver=chosen, guidance=guidance).grid
     found = place_nodes(
         run.model,
         steps,
-        solver=None if name is None else SOLVERS[name](),
+        solver=chosen,
         guidance=guidance,
         distance=distance if criterion == "data" else None,
-        starts=starts,
+        held_out=partial(distance, split="validation") if held_out else None,
+        starts=2 * half,
         real=run.context(),
+        known=untuned,
         seed=seed,
         told=told,
     )
@@ -97,5 +113,6 @@ def tune_run(
     same = ("steps", "solver", "guidance")
     kept = beside(run.path)  # by now another process may have placed others
     kept = [each for each in kept if any(each[key] != entry[key] for key in same)]
-    write_beside(run.path, [*kept, entry])
+    with writing_to(run.path, ELSEWHERE):
+        write_beside(run.path, [*kept, entry])
     return entry
