@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
-from statistics import mean
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from partikel.app.placed import beside, write_beside
 from partikel.app.runs import Run
+from partikel.data import Dataset
 from partikel.errors import CheckpointError
 from partikel.errors.checks import Count, checked
 from partikel.files import writing_to
-from partikel.metrics.evaluation import quick_evaluation
-from partikel.metrics.measures import main_measure
+from partikel.metrics import FeatureSet, energy_distance, extract_features, frechet_distance
+from partikel.metrics.evaluation import QUICK_PHOTOGRAPHS, choose_features
+from partikel.metrics.features import FeatureNetwork
+from partikel.metrics.pretrained import PhotographFeatures
 from partikel.models.placing import place_nodes
 from partikel.solvers import SOLVERS
+from partikel.streams import seeded
 
 SEVERAL_STEPS = "unipc-2"
 """The solver along a path of noised data, unless another one is asked for."""
@@ -70,18 +72,14 @@ def tune_run(
         raise CheckpointError(f"{run.path} may not be written: {ELSEWHERE}.")
     images = len(run.data.shape) > 1
     criterion = criterion or ("data" if images else "path")
-    half, held_out = 256, False
+    half, distances = 256, None
     if criterion == "data":
-        half = run.dataset.at_most(1000 if images else 2048)
-        held_out = run.dataset.at_most(HELD_OUT, "validation") == HELD_OUT
-
-    def distance(x: Tensor, split: str = "train") -> float:
-        of = run.dataset.at_most(len(x), split)
-        parts = [
-            quick_evaluation(lambda n, _, part=part: part[:n], run.dataset, n=of, seed=seed, split=split)
-            for part in x.split(of)[: len(x) // of]
-        ]
-        return mean(part[main_measure(run.data.shape).key] for part in parts)
+        network = choose_features(None, run.dataset) if images else None
+        half = QUICK_PHOTOGRAPHS if isinstance(network, PhotographFeatures) else 1000
+        half = run.dataset.at_most(half if images else 2048)
+        enough = run.dataset.at_most(HELD_OUT, "validation") == HELD_OUT
+        held_out = "validation" if enough else "train"
+        distances = [_distance(run.dataset, half, s, seed, network) for s in ("train", held_out)]
 
     chosen = None if name is None else SOLVERS[name]()
     untuned = run.sampling(tuned=False, steps=steps, solver=chosen, guidance=guidance).grid
@@ -90,8 +88,8 @@ def tune_run(
         steps,
         solver=chosen,
         guidance=guidance,
-        distance=distance if criterion == "data" else None,
-        held_out=partial(distance, split="validation") if held_out else None,
+        distance=None if distances is None else distances[0],
+        held_out=None if distances is None else distances[1],
         starts=2 * half,
         real=run.context(),
         known=untuned,
@@ -116,3 +114,19 @@ def tune_run(
     with writing_to(run.path, ELSEWHERE):
         write_beside(run.path, [*kept, entry])
     return entry
+
+
+def _distance(
+    dataset: Dataset, n: int, split: str, seed: int, network: FeatureNetwork | None
+) -> Callable[[Tensor], float]:
+    """To at most n data of a split: Fréchet's of images by their features, the energy distance of points."""
+    n = dataset.at_most(n, split)
+    real = dataset.draw(n, split, generator=seeded(seed, "tuning", split)).x
+    if network is None:
+        return lambda x: energy_distance(x.cpu(), real)
+
+    def seen(images: Tensor) -> FeatureSet:
+        return FeatureSet.of(network, extract_features(network, images.cpu()))
+
+    known = seen(real)
+    return lambda x: frechet_distance(seen(x), known)
