@@ -176,6 +176,11 @@ def test_few_steps_of_pictures_are_even_once_they_are_near_the_data(steps: int) 
     assert few_steps(pictures(EDMSchedule(steps / 2)), low, 1.0) == low  # there is no room for them
 
 
+def test_a_protocol_tells_solvers_apart() -> None:
+    said = [Sampling(solver=each).protocol["solver"] for each in (UniPC(), UniPC(3), Heun(churn=2))]
+    assert said == ["UniPC", "UniPC(order=3)", "Heun(churn=2)"]
+
+
 def test_the_same_seed_places_the_same_nodes() -> None:
     one, two, other = (place_nodes(noised(), 4, solver=UniPC(2), seed=s) for s in (3, 3, 4))
     assert one == two
@@ -366,6 +371,24 @@ def test_a_folder_that_may_not_be_written_is_told_before_the_search(
     monkeypatch.setattr("partikel.app.tuning.os.access", lambda *_: False)  # root may always
     monkeypatch.setattr("partikel.app.tuning.place_nodes", None)
     assert "tune a copy" in stopped(capsys, "tune", str(run.path), "--steps", "3")
+
+
+def test_guidance_is_tuned_of_models_that_were_trained_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"iterations": 5, "network": {"width": 16, "depth": 2}, "evaluate_every": None}
+    settings = load_preset("edm-gaussians").settings
+    for dropout in (0.0, 0.2):
+        more = {"conditional": True, "label_dropout": dropout}
+        run = train_run(make_recipe("edm", settings, changed, more), tmp_path / str(dropout))
+        line = ("tune", str(run.path), "--steps", "3", "--guidance", "2")
+        if not dropout:
+            assert "without labels too" in stopped(capsys, *line)
+            continue
+        main([*line, "--json"])
+        times = json.loads(capsys.readouterr().out)["times"]
+        assert protocol(capsys, run, "--steps", "3", "--guidance", "2")["times"] == times
+        assert "times" not in protocol(capsys, run, "--steps", "3")
 
 
 def test_levels_are_those_of_the_path_that_is_followed(

@@ -180,8 +180,6 @@ class Run(Checked):
                 or guidance of a model that was not trained for it.
         """
         sampling = self.sampling(sampling, **options)
-        if sampling.guidance is not None:
-            _check_guidance(self.recipe)
         if label is not None:
             cond = self.labels(n, label, generator=generator)
         return draw_samples(self.model, n, generator, self.context(), cond=cond, sampling=sampling)
@@ -200,8 +198,11 @@ class Run(Checked):
 
         Raises:
             CheckpointError: where the file of placed nodes is damaged.
+            ConfigError: for guidance of a model that was not trained for it.
         """
         found = Sampling.of(sampling, **options)
+        if found.guidance is not None:
+            _check_guidance(self.recipe)
         if options.get("steps") is None or found.path is not None:
             return found
         return with_nodes(

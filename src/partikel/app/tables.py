@@ -93,7 +93,7 @@ def placed(title: str, found: Mapping[str, Any]) -> None:
         ["evaluations", number(found["evaluations"])],
         ["times", " ".join(f"{t:.6g}" for t in found["times"])],
     ]
-    table(f"{title}: {found['steps']} steps", ["nodes", what], rows)
+    table(f"{title}: {found['steps']} step{'s' * (found['steps'] > 1)}", ["nodes", what], rows)
 
 
 def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:
