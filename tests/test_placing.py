@@ -24,7 +24,7 @@ from partikel.fields import AtScale, DiscriminatorField, ExactScoreField, MMDFie
 from partikel.files import sealed, write_json
 from partikel.kernels import RieszKernel
 from partikel.models import GeneratorModel, ParticleModel, Sampling
-from partikel.models.placing import FEW, Placement, few_steps, place_nodes
+from partikel.models.placing import FEW, Placement, few_steps, may_be_of, place_nodes
 from partikel.networks import MLP, Conditioning
 from partikel.priors import GaussianPrior
 from partikel.schedules import EDMSchedule, KarrasGrid, LinearSchedule, Nodes, Schedule
@@ -176,6 +176,11 @@ def test_few_steps_of_pictures_are_even_once_they_are_near_the_data(steps: int) 
     assert few_steps(pictures(EDMSchedule(steps / 2)), low, 1.0) == low  # there is no room for them
 
 
+def test_a_protocol_tells_solvers_apart() -> None:
+    said = [Sampling(solver=each).protocol["solver"] for each in (UniPC(), UniPC(3), Heun(churn=2))]
+    assert said == ["UniPC", "UniPC(order=3)", "Heun(churn=2)"]
+
+
 def test_the_same_seed_places_the_same_nodes() -> None:
     one, two, other = (place_nodes(noised(), 4, solver=UniPC(2), seed=s) for s in (3, 3, 4))
     assert one == two
@@ -202,6 +207,39 @@ def test_a_distance_can_be_the_criterion() -> None:
     assert placed.criterion == "data"
     assert placed.error < placed.before
     assert set(asked) == {200}
+
+
+def test_known_nodes_are_beaten_or_kept_by_data_that_were_not_searched_with() -> None:
+    """Here the search goes to where samples are far from those."""
+    model, solver = noised(), DPMSolver2M()
+
+    def held_out(x: Tensor) -> float:
+        return abs(float(x.var(0).sum()) - 5.0)
+
+    known = place_nodes(model, 3, solver=solver, distance=held_out, starts=400)
+    again = place_nodes(
+        model,
+        3,
+        solver=solver,
+        distance=lambda x: -held_out(x),
+        held_out=held_out,
+        starts=400,
+        known=known.nodes,
+    )
+    assert (again.nodes, again.error) == (known.nodes, known.error)
+    with pytest.raises(ConfigError, match="are 3, as"):
+        place_nodes(model, 2, solver=solver, known=known.nodes)
+
+
+def test_nodes_of_another_model_are_told() -> None:
+    own = chain().grid.nodes(20)[[0, 3, 20]].tolist()
+    network = MLP((2,), (2,), width=8, depth=1).double()
+    generator = GeneratorModel(MMDField(RieszKernel()), network, GaussianPrior((2,)))
+    assert may_be_of(chain(), Nodes(times=tuple(own)))
+    assert may_be_of(interpolated(), Nodes(times=(0.0, 0.123, 1.0)))
+    assert not may_be_of(chain(), Nodes(times=(0.0, 0.123, 1.0)))  # it knows no such time
+    assert not may_be_of(noised(), Nodes(times=(0.0, 0.123, 1.0)))
+    assert not may_be_of(generator, Nodes(times=(0.0, 0.123, 1.0)))
 
 
 def test_of_a_discriminator_flow_they_are_among_its_own() -> None:
@@ -315,6 +353,44 @@ def test_what_tune_refuses(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     (run.path / PLACED).unlink()
 
 
+def test_nodes_of_an_earlier_iteration_are_left(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is trained further is another model."""
+    for step, taken in ((run.step, True), (run.step - 1, False)):
+        times = [0.0, 20.0, 38.0, 40.0]
+        entry = {"steps": 3, "solver": None, "guidance": None, "times": times, "step": step}
+        write_json(run.path / PLACED, sealed({"placed": [entry]}))
+        assert (protocol(capsys, run, "--steps", "3").get("times") == times) is taken
+    (run.path / PLACED).unlink()
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_the_search(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("partikel.app.tuning.os.access", lambda *_: False)  # root may always
+    monkeypatch.setattr("partikel.app.tuning.place_nodes", None)
+    assert "tune a copy" in stopped(capsys, "tune", str(run.path), "--steps", "3")
+
+
+def test_guidance_is_tuned_of_models_that_were_trained_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"iterations": 5, "network": {"width": 16, "depth": 2}, "evaluate_every": None}
+    settings = load_preset("edm-gaussians").settings
+    for dropout in (0.0, 0.2):
+        more = {"conditional": True, "label_dropout": dropout}
+        run = train_run(make_recipe("edm", settings, changed, more), tmp_path / str(dropout))
+        line = ("tune", str(run.path), "--steps", "3", "--guidance", "2")
+        if not dropout:
+            assert "without labels too" in stopped(capsys, *line)
+            continue
+        main([*line, "--json"])
+        times = json.loads(capsys.readouterr().out)["times"]
+        assert protocol(capsys, run, "--steps", "3", "--guidance", "2")["times"] == times
+        assert "times" not in protocol(capsys, run, "--steps", "3")
+
+
 def test_levels_are_those_of_the_path_that_is_followed(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,3 +453,4 @@ def test_runs_of_a_preset_take_its_nodes(
     tuned = json.loads(capsys.readouterr().out)["times"]
     assert tuned != shipped[8]["times"]
     assert protocol(capsys, run, "--steps", "8")["times"] == tuned
+    assert run.sampling(steps=8, tuned=False) == placed

@@ -29,6 +29,7 @@ from partikel.metrics import energy_distance, sliced_wasserstein2
 from partikel.schedules import (
     EDMSchedule,
     KarrasGrid,
+    LinearSchedule,
     Schedule,
     SubVPSchedule,
     UniformGrid,
@@ -161,6 +162,34 @@ def test_order_on_the_flow_of_a_mixture(solver: Solver, order: int, path: Schedu
         end = solver.solve(dynamics, x, torch.cat([short, nodes[1:]]))
         errors.append((end.x - exact).norm())
     assert abs(slope(1 / tensor(steps), torch.stack(errors)) - order) < 0.25
+
+
+@pytest.mark.parametrize("path", [EDMSchedule(3.0), LinearSchedule()], ids=["edm", "linear"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_order_where_a_path_stops_before_its_end_or_runs_backwards(
+    path: Schedule, backwards: bool
+) -> None:
+    """Only where σ = 0 or ∞ is reached do the last steps have a lower order."""
+    x = MIXTURE.sample(64, generator=seeded(), dtype=torch.float64)
+    dynamics = reverse(MIXTURE, path)
+    dynamics.defined_at_end = True  # at that of these nodes
+    steps, errors = [32, 64, 128], []
+    for n in steps:
+        nodes = path.time(0.2 * (2.5 / 0.2) ** torch.linspace(1, 0, n + 1, dtype=torch.float64))
+        nodes = nodes.flip(0) if backwards else nodes
+        exact = AdaptiveODE("dopri8", rtol=1e-12, atol=1e-12).solve(dynamics, x, nodes[[0, -1]]).x
+        errors.append((UniPC(2).solve(dynamics, x, nodes).x - exact).norm())
+    assert abs(slope(1 / tensor(steps), torch.stack(errors)) - 3) < 0.25
+
+
+def test_levels_of_noise_have_a_direction() -> None:
+    path, x = EDMSchedule(3.0), randn(4, 2)
+    with pytest.raises(ConfigError, match="begin at an earlier time"):
+        UniPC(2).solve(reverse(MIXTURE, path), x, tensor([3.0, 1.0, 0.0]))
+    with pytest.raises(ConfigError, match="towards lower levels only"):
+        DPMSolver2MSDE().solve(
+            reverse(MIXTURE, path), x, tensor([2.0, 1.0, 0.0]), generator=seeded()
+        )
 
 
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])

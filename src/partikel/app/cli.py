@@ -220,7 +220,7 @@ def tune(
         solver: a deterministic one; unipc-2 for a model of noised data, the run's own for others, unless
             given.
         criterion: path, how far paths end from where converged ones do, or data, the distance of samples to
-            validation data; data for images, path for points, unless given.
+            training data, where validation data decide; data for images, path for points, unless given.
         guidance: weight of the labels that samples will be drawn with.
         seed: of the particles.
         json: print JSON instead of a table.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from partikel.app.config import load_preset, make_recipe, preset_names
 from partikel.errors import CheckpointError, ConfigError
-from partikel.files import read_json, reading, sealed, write_json, writing_to
+from partikel.files import read_json, reading, sealed, write_json
 from partikel.models import Carrier, Sampling
-from partikel.models.placing import few_steps
+from partikel.models.placing import few_steps, may_be_of
 from partikel.recipes import Recipe
 from partikel.schedules import Nodes
 from partikel.solvers import SOLVERS
@@ -25,7 +24,8 @@ _SHAPING = ("sigma_max", "churn", "path", "source", "conditional")
 def with_nodes(
     sampling: Sampling,
     *,
-    path: Path,
+    path: Path | None,
+    step: int,
     preset: str,
     recipe: Recipe,
     model: Carrier,
@@ -33,13 +33,14 @@ def with_nodes(
 ) -> Sampling:
     """How samples of so many steps are drawn, where neither nodes nor a path are given.
 
-    At nodes that were placed beside the run for as many, the latest for any solver; else at those that its
-    preset ships, if the run has the data and levels of its preset; else by
+    At nodes that were placed beside the run for as many at this iteration, the latest for any solver; else at
+    those that its preset ships, if the run has the data and levels of its preset; else by
     :func:`partikel.models.placing.few_steps`.
 
     Args:
         sampling: that asks for a number of steps, and nothing else of nodes.
-        path: of the run.
+        path: of the run; None leaves out what was placed beside it.
+        step: its iterations: after more of them it is another model.
         preset: what it was started from.
         recipe: its settings.
         model: its carrier.
@@ -50,17 +51,19 @@ def with_nodes(
     """
     grid = sampling.grid
     assert grid is not None
-    for entry in (*reversed(beside(path)), *_shipped(preset, recipe)):
+    asked = grid.steps, sampling.guidance, step
+    placed = [] if path is None else beside(path)
+    for entry in (*reversed(placed), *_shipped(preset, recipe)):
         solver = None if entry["solver"] is None else SOLVERS[entry["solver"]]()
-        if (entry["steps"], entry["guidance"]) == (grid.steps, sampling.guidance) and (
+        if (entry["steps"], entry["guidance"], entry.get("step", step)) == asked and (
             sampling.solver in (None, solver)
         ):
-            times = tuple(entry["times"])
-            if len(times) != entry["steps"] + 1 or not math.isclose(times[-1], model.horizon):
+            nodes = Nodes(times=tuple(entry["times"]))
+            if len(entry["times"]) != entry["steps"] + 1 or not may_be_of(model, nodes):
                 raise CheckpointError(
-                    f"{path / PLACED} is of another run: remove it, and 'partikel tune' places nodes anew."
+                    f"{PLACED} in {path} is of another run: remove it, and 'partikel tune' places nodes anew."
                 )
-            return Sampling(Nodes(times=times), sampling.stop, solver, sampling.guidance)
+            return Sampling(nodes, sampling.stop, solver, sampling.guidance)
     return few_steps(model, sampling, sigma_data)
 
 
@@ -84,10 +87,9 @@ def write_beside(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Keep placed nodes beside a run, whole or not at all.
 
     Raises:
-        CheckpointError: where they cannot be written.
+        OSError: where they cannot be written.
     """
-    with writing_to(path / PLACED):
-        write_json(path / PLACED, sealed({"placed": entries}))
+    write_json(path / PLACED, sealed({"placed": entries}))
 
 
 def checked_entries(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -180,30 +180,35 @@ class Run(Checked):
                 or guidance of a model that was not trained for it.
         """
         sampling = self.sampling(sampling, **options)
-        if sampling.guidance is not None:
-            _check_guidance(self.recipe)
         if label is not None:
             cond = self.labels(n, label, generator=generator)
         return draw_samples(self.model, n, generator, self.context(), cond=cond, sampling=sampling)
 
-    def sampling(self, sampling: Sampling | None = None, **options: Any) -> Sampling:
+    def sampling(
+        self, sampling: Sampling | None = None, *, tuned: bool = True, **options: Any
+    ) -> Sampling:
         """How samples are drawn: a record, or one made of options by name.
 
         A number of ``steps`` takes nodes that were placed for as many (see :mod:`partikel.app.placed`).
 
         Args:
             sampling: the record; then there are no options.
+            tuned: by the nodes beside the run too, where some were placed.
             options: see :meth:`partikel.models.Sampling.of`.
 
         Raises:
             CheckpointError: where the file of placed nodes is damaged.
+            ConfigError: for guidance of a model that was not trained for it.
         """
         found = Sampling.of(sampling, **options)
+        if found.guidance is not None:
+            _check_guidance(self.recipe)
         if options.get("steps") is None or found.path is not None:
             return found
         return with_nodes(
             found,
-            path=self.path,
+            path=self.path if tuned else None,
+            step=self.step,
             preset=self.preset,
             recipe=self.recipe,
             model=self.model,

@@ -84,7 +84,7 @@ def placed(title: str, found: Mapping[str, Any]) -> None:
     """What placed nodes are worth, beside the model's own grid."""
     what = {
         "path": "root mean square distance from the end of converged paths",
-        "data": "distance to validation data",
+        "data": "distance to data",
     }[found["criterion"]]
     rows = [
         ["own grid", number(found["before"])],
@@ -93,7 +93,7 @@ def placed(title: str, found: Mapping[str, Any]) -> None:
         ["evaluations", number(found["evaluations"])],
         ["times", " ".join(f"{t:.6g}" for t in found["times"])],
     ]
-    table(f"{title}: {found['steps']} steps", ["nodes", what], rows)
+    table(f"{title}: {found['steps']} step{'s' * (found['steps'] > 1)}", ["nodes", what], rows)
 
 
 def presets(contents: Mapping[str, Mapping[str, Any]]) -> None:

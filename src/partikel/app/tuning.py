@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -9,14 +10,23 @@ from torch import Tensor
 
 from partikel.app.placed import beside, write_beside
 from partikel.app.runs import Run
+from partikel.data import Dataset
+from partikel.errors import CheckpointError
 from partikel.errors.checks import Count, checked
-from partikel.metrics.evaluation import quick_evaluation
-from partikel.metrics.measures import main_measure
+from partikel.files import writing_to
+from partikel.metrics import FeatureSet, energy_distance, extract_features, frechet_distance
+from partikel.metrics.evaluation import QUICK_PHOTOGRAPHS, choose_features
+from partikel.metrics.features import FeatureNetwork
+from partikel.metrics.pretrained import PhotographFeatures
 from partikel.models.placing import place_nodes
 from partikel.solvers import SOLVERS
+from partikel.streams import seeded
 
 SEVERAL_STEPS = "unipc-2"
 """The solver along a path of noised data, unless another one is asked for."""
+HELD_OUT = 100
+"""Validation data, at least, that decide between nodes that were searched with training data."""
+ELSEWHERE = "placed nodes are kept in the run's folder, so tune a copy of it"
 
 Criterion: TypeAlias = Literal["path", "data"]
 
@@ -34,14 +44,17 @@ def tune_run(
 ) -> dict[str, Any]:
     """Place the nodes of few steps of a run and keep them beside it: samples of as many steps take them.
 
+    On particles that did not take part in the search they are never worse than what as many steps take
+    without them, where that is of the same solver.
+
     Args:
         run: of free particles.
         steps: how many.
         solver: a name of :data:`partikel.solvers.SOLVERS`; UniPC of order 2 along a path of noised data, else
             the run's own, unless given.
         criterion: "path", how far paths end from where converged ones do; "data", the distance of samples to
-            validation data, or to training data where those are fewer. Unless given, data for images,
-            whose best sampler is often not the converged one, and path for points.
+            training data, where validation data, if there are some, decide at the end. Unless given, data
+            for images, whose best sampler is often not the converged one, and path for points.
         guidance: weight of the labels.
         seed: of the starts.
         told: hears how far it has come.
@@ -55,30 +68,31 @@ def tune_run(
     """
     name = solver or (SEVERAL_STEPS if run.model.follows_path else None)
     beside(run.path)  # a damaged file is told before the search, not after
+    if not os.access(run.path, os.W_OK):
+        raise CheckpointError(f"{run.path} may not be written: {ELSEWHERE}.")
     images = len(run.data.shape) > 1
     criterion = criterion or ("data" if images else "path")
-    starts = (2000 if images else 4096) if criterion == "data" else 512
-    half = starts // 2
+    half, distances = 256, None
+    if criterion == "data":
+        network = choose_features(None, run.dataset) if images else None
+        half = QUICK_PHOTOGRAPHS if isinstance(network, PhotographFeatures) else 1000
+        half = run.dataset.at_most(half if images else 2048)
+        enough = run.dataset.at_most(HELD_OUT, "validation") == HELD_OUT
+        held_out = "validation" if enough else "train"
+        distances = [_distance(run.dataset, half, s, seed, network) for s in ("train", held_out)]
 
-    def distance(x: Tensor) -> float:
-        enough = run.dataset.at_most(half, "validation") == half
-        found = quick_evaluation(
-            lambda n, _: x[:n],
-            run.dataset,
-            n=half,
-            seed=seed,
-            split="validation" if enough else "train",
-        )
-        return found[main_measure(run.data.shape).key]
-
+    chosen = None if name is None else SOLVERS[name]()
+    untuned = run.sampling(tuned=False, steps=steps, solver=chosen, guidance=guidance).grid
     found = place_nodes(
         run.model,
         steps,
-        solver=None if name is None else SOLVERS[name](),
+        solver=chosen,
         guidance=guidance,
-        distance=distance if criterion == "data" else None,
-        starts=starts,
+        distance=None if distances is None else distances[0],
+        held_out=None if distances is None else distances[1],
+        starts=2 * half,
         real=run.context(),
+        known=untuned,
         seed=seed,
         told=told,
     )
@@ -97,5 +111,22 @@ def tune_run(
     same = ("steps", "solver", "guidance")
     kept = beside(run.path)  # by now another process may have placed others
     kept = [each for each in kept if any(each[key] != entry[key] for key in same)]
-    write_beside(run.path, [*kept, entry])
+    with writing_to(run.path, ELSEWHERE):
+        write_beside(run.path, [*kept, entry])
     return entry
+
+
+def _distance(
+    dataset: Dataset, n: int, split: str, seed: int, network: FeatureNetwork | None
+) -> Callable[[Tensor], float]:
+    """To at most n data of a split: Fréchet's of images by their features, the energy distance of points."""
+    n = dataset.at_most(n, split)
+    real = dataset.draw(n, split, generator=seeded(seed, "tuning", split)).x
+    if network is None:
+        return lambda x: energy_distance(x.cpu(), real)
+
+    def seen(images: Tensor) -> FeatureSet:
+        return FeatureSet.of(network, extract_features(network, images.cpu()))
+
+    known = seen(real)
+    return lambda x: frechet_distance(seen(x), known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -77,11 +77,19 @@ class Sampling:
             "grid": None if grid.rule is None else repr(grid.rule),
             "times": None if grid.times is None else list(grid.times),
             "stop": self.stop,
-            "solver": None if solver is None else type(solver).__name__,
+            "solver": None if solver is None else _named(solver),
             "guidance": self.guidance,
             "path": None if self.path is None else type(self.path).__name__,
         }
         return {key: value for key, value in named.items() if value is not None}
+
+
+def _named(solver: Solver) -> str:
+    """Its class, with what differs from the defaults."""
+    told = fields(solver) if is_dataclass(solver) else ()
+    values = [(each.name, getattr(solver, each.name), each.default) for each in told]
+    settings = ", ".join(f"{name}={value!r}" for name, value, usual in values if value != usual)
+    return f"{type(solver).__name__}({settings})" if settings else type(solver).__name__
 
 
 class Carrier(Checked, nn.Module, ABC):

@@ -70,17 +70,20 @@ def place_nodes(
     solver: Solver | None = None,
     guidance: float | None = None,
     distance: Callable[[Tensor], float] | None = None,
+    held_out: Callable[[Tensor], float] | None = None,
     fixed: bool = False,
     starts: Annotated[int, Range(least=2, most=2**24)] = 512,
     real: Tensor | None = None,
+    known: Nodes | None = None,
     seed: int = 0,
     told: Told | None = None,
 ) -> Placement:
     """Place the nodes of few steps.
 
     Half of the starts are searched with, the others decide: what is handed out is never worse on them
-    than the model's own grid. For a field that was trained at its nodes only (a Discriminator Flow) they
-    are some of these, never worse than evenly spread ones, and the reference is its own chain.
+    than the model's own grid, or ``known`` nodes. For a field that was trained at its nodes only (a
+    Discriminator Flow) they are some of these, never worse than evenly spread ones, and the reference is its
+    own chain.
 
     Args:
         model: free particles.
@@ -88,16 +91,18 @@ def place_nodes(
         solver: a deterministic one; the model's own unless given.
         guidance: weight of the labels.
         distance: of samples (n, ...) to data, the criterion; without, that of the path's end.
+        held_out: distance to data that are not searched with, which decides, where there are enough.
         fixed: only the best of the grids that two numbers describe, Karras's by lowest level and exponent.
         starts: how many particles, both halves together, >= 2; labels are drawn for them.
         real: samples of the data, for a field that compares with them.
+        known: nodes of as many steps along a path, that the search may begin with.
         seed: of the starts.
         told: hears how far the search has come.
 
     Raises:
         NumericsError: for a distance that is not a number.
-        ConfigError: for a model without steps, one that moves with noise, a stochastic solver, or more steps
-            than it has nodes, or than count as converged.
+        ConfigError: for a model without steps, one that moves with noise, a stochastic solver, more steps
+            than it has nodes, or than count as converged, or known nodes of another number.
     """
     free = free_particles(
         model, "only free particles take steps: a generator, or a flow map, is one call."
@@ -112,9 +117,14 @@ def place_nodes(
         raise ConfigError(
             f"nodes are placed for few steps, and {FINE} count as converged: ask for fewer."
         )
+    if known is not None:
+        known = Nodes(times=tuple(known.of(free.grid, free.steps, free.horizon).tolist()))
+        if len(known.times or ()) != steps + 1:
+            raise ConfigError(f"known nodes to begin with are {steps + 1}, as those to place.")
     x, cond, sampling = *_starts(free, starts, seed), Sampling(solver=chosen, guidance=guidance)
-    search = _Search(free, steps, sampling, x, cond, distance, real, seed, told)
-    found, plain = search.anywhere(fixed) if free.follows_path else search.among_own()
+    distances = None if distance is None else (distance, held_out or distance)
+    search = _Search(free, steps, sampling, x, cond, distances, real, seed, told)
+    found, plain = search.anywhere(fixed, known) if free.follows_path else search.among_own()
     before, after = search.worth(1, plain), search.worth(1, found)
     if not after < before:
         found, after = plain, before
@@ -162,6 +172,15 @@ def few_steps(model: Carrier, sampling: Sampling, sigma_data: float) -> Sampling
     return replace(sampling, grid=nodes, solver=sampling.solver or UniPC())
 
 
+def may_be_of(model: Carrier, nodes: Nodes) -> bool:
+    """Whether nodes may have been placed for a model: to its horizon, among its own if it knows no others."""
+    if not isinstance(model, ParticleModel) or nodes.times is None:
+        return False
+    own = model.grid.nodes(model.steps).tolist()
+    at_end = math.isclose(nodes.times[-1], model.horizon)
+    return at_end and (model.follows_path or {*nodes.times} <= {*own})
+
+
 def _starts(model: ParticleModel, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
     device = next(model.parameters(), torch.empty(0)).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -177,7 +196,7 @@ class _Search:
     sampling: Sampling
     x: Tensor
     cond: Tensor | None
-    distance: Callable[[Tensor], float] | None
+    distances: tuple[Callable[[Tensor], float], Callable[[Tensor], float]] | None
     real: Tensor | None
     seed: int
     told: Told | None
@@ -186,7 +205,7 @@ class _Search:
     def __post_init__(self) -> None:
         """Follow all starts to where converged paths end, or a field's own chain."""
         self.ends: list[Tensor] = []
-        if self.distance is None:
+        if self.distances is None:
             fine = replace(self.sampling, grid=Nodes(FINE), solver=Heun())
             if not self.model.follows_path:
                 fine = replace(self.sampling, solver=None)
@@ -212,8 +231,10 @@ class _Search:
 
     def worth(self, half: int, nodes: Nodes) -> float:
         """The criterion: lower is better."""
-        if self.distance is not None:
-            found = float(self.distance(self._drawn(half, replace(self.sampling, grid=nodes))))
+        if self.distances is not None:
+            found = float(
+                self.distances[half](self._drawn(half, replace(self.sampling, grid=nodes)))
+            )
             if math.isnan(found):
                 raise NumericsError(
                     "the distance of samples to data is not a number: choose another."
@@ -234,21 +255,21 @@ class _Search:
 
     # --- along a path of noise
 
-    def anywhere(self, fixed: bool) -> tuple[Nodes, Nodes]:
+    def anywhere(self, fixed: bool, known: Nodes | None) -> tuple[Nodes, Nodes]:
         """What was found, and the model's own grid.
 
         By Gauss-Newton steps on the logarithms of the gaps, from the best fixed grid, of even steps or of
-        Karras's; by a search without derivatives, where the criterion has none.
+        Karras's, or from known nodes; by a search without derivatives, where the criterion has none.
         """
         from scipy.optimize import least_squares, minimize  # a tenth of a second
 
         place, own = _Places(self.model, self.steps), self._own
-        trials = 0 if fixed else (ROUNDS if self.distance is None else TRIALS) * self.steps
+        trials = 0 if fixed else (ROUNDS if self.distances is None else TRIALS) * self.steps
         total = (1 if fixed else 2) * TRIALS + trials
         best = self._fixed(place.fixed, place.begin, place.strides, total)
         if not fixed:
             even = self._fixed(place.even, EVEN, (1.0, 1.0), total)
-            best = min(best, even, key=lambda nodes: self.worth(0, nodes))
+            best = min(best, even, known or even, key=lambda nodes: self.worth(0, nodes))
         if fixed or self.steps == 1:
             return best, own
         theta = place.gaps(best)
@@ -256,11 +277,11 @@ class _Search:
         def missed(gaps: np.ndarray) -> Any:
             self.counted(total)
             nodes = place.nodes(gaps)
-            if self.distance is not None:
+            if self.distances is not None:
                 return self.worth(0, nodes)
             return self.residuals(0, nodes).flatten().numpy()
 
-        if self.distance is None:
+        if self.distances is None:
             # a few paths that go astray do not decide
             scale = 0.2 / math.sqrt(len(self.x) // 2)
             result = least_squares(
@@ -268,7 +289,7 @@ class _Search:
             )
         else:
             result = minimize(missed, theta, method="Nelder-Mead", options={"maxfev": trials})
-        tried = [best, place.nodes(result.x)]
+        tried = [best, place.nodes(result.x), known or best]
         return min(tried, key=lambda nodes: self.worth(1, nodes)), own
 
     def _fixed(

@@ -91,6 +91,7 @@ class Step(NamedTuple):
         number: of the step, from 0.
         of: N, the number of steps of the whole path.
         noise: source of noise; None for deterministic runs.
+        end: t_N, where the path ends; at its horizon unless given.
     """
 
     t: float
@@ -98,6 +99,7 @@ class Step(NamedTuple):
     number: int = 0
     of: int = 1
     noise: Brownian | None = None
+    end: float | None = None
 
     @property
     def last(self) -> bool:
@@ -195,7 +197,7 @@ class Solver(Checked, ABC):
         for i in range(start, stop):
             if keep is not None:
                 x = x[: keep[i]]
-            step = Step(nodes[i], nodes[i + 1], i, of, brownian)
+            step = Step(nodes[i], nodes[i + 1], i, of, brownian, nodes[-1])
             x, memory = self.advance(dynamics, x, step, memory)
             if not all_finite(x):
                 raise NumericsError(

@@ -84,6 +84,16 @@ class _Exponential(ODESolver):
             )
         nodes = torch.tensor([step.t, step.t_next], dtype=torch.float64)
         level, level_next = schedule.sigma(nodes).log().tolist()
+        if level == -math.inf:
+            raise ConfigError(
+                f"{type(self).__name__} steps along log σ, which does not begin at σ = 0: begin at an "
+                "earlier time, or choose heun."
+            )
+        if self.stochastic and level_next > level:
+            raise ConfigError(
+                f"{type(self).__name__} draws noise towards lower levels only: choose unipc-2 to follow a "
+                "path backwards."
+            )
         velocity = dynamics.velocity(x, step.t)
         known = _Known(level, denoiser_from_velocity(velocity, x, schedule, x.new_tensor(step.t)))
         before: tuple[_Known, ...] = ()
@@ -95,9 +105,10 @@ class _Exponential(ODESolver):
                 mean = _mean(level, first, (*others, known))
                 x = self._moved(schedule, memory.x[: len(x)], mean, memory.step)
         order = min(self.order, 1 + len(before))
-        if (
-            schedule.sigma_end == 0
-        ):  # log σ has no end there, and what it ends by does not extrapolate
+        end = schedule.horizon if step.end is None else step.end
+        to_zero = schedule.sigma_end == 0 and math.isclose(end, schedule.horizon)
+        if to_zero or (end == 0 and math.isinf(schedule.sigma_max)):
+            # log σ has no end there, and what it ends by does not extrapolate
             order = min(order, step.of - step.number)
         used = (known, *before[: order - 1])
         ahead = _mean(level_next, known, used[1:])
