@@ -8,8 +8,9 @@ solver, the nodes and the settings that are best on draws of the training data, 
 own grid, what --steps takes, and the best fixed grid, by five solvers, and nodes placed for the solver that
 is best with these; of SLCD, which moves with noise, its λ² on the grids that suit the score; of flow maps,
 where their jumps lie; of models with a discriminator, trained anew for each number of steps, their step
-sizes (those of the first seed's choice serve the others). A Discriminator Flow is also measured as it was
-trained, by some of its nodes, and stopped early. EFFORT says what larger data leave out.
+sizes (those of the first seed's choice serve the others). Searches have no edges. A Discriminator Flow is
+also measured as it was trained, by some of its nodes, and stopped early. EFFORT says what larger data leave
+out.
 
 Runs are taken from RUNS/PRESET/seed-k, and trained there where they are missing; models that a budget
 trains anew are in RUNS/PRESET-N-steps... The result is saved after each row, and goes on from there: rows
@@ -45,11 +46,9 @@ from partikel.studies.judgement import interval_of
 
 BUDGETS = (1, 2, 4, 8, 14, 28)
 CHURN = (0.5, 1.0, 1.5, 1.9)
-BENDS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Exponents of the times that flow maps jump between."""
-STEP_SIZES = {"gaussians": (0.7, 1.4, 2.8), "digits": (1.0, 2.5), "mnist-fast": ()}
-"""η/N of models that are trained anew and follow a discriminator alone, by the end of their presets' names;
-none of MNIST, where each training takes ten minutes."""
+STEP_SIZES = {"gaussians": 0.7, "digits": 1.0}
+"""η/N that a search begins with, of models that are trained anew and follow a discriminator alone, by the end
+of their presets' names; of MNIST each training takes ten minutes, and there is none."""
 DATA = {"gaussians": "gaussians", "digits": "digits", "mnist": "mnist-fast"}
 
 
@@ -201,12 +200,26 @@ def churned(
             yield {"lambda2": lambda2, "grid": grid}, point, Sampling(nodes)
 
 
-def jumping(model: Carrier, passes: int) -> Iterator[Candidate]:
-    """A flow map's jumps."""
+def climbed(protocol: Protocol, candidate: Callable[[int], Candidate]) -> Candidate:
+    """From number 0 on to the better neighbour, until neither is: a search without edges."""
+    made = cache(candidate)
+    value = cache(lambda number: protocol.choice(*made(number)[1:]))
+    best = 0
+    while (nearest := min((best, best - 1, best + 1), key=value)) != best:
+        best = nearest
+    return made(best)
+
+
+def jumping(model: Carrier, passes: int, protocol: Protocol) -> Iterator[Candidate]:
+    """A flow map's jumps, between powers of even times."""
     even = torch.linspace(0, 1, passes + 1, dtype=torch.float64)
-    for bend in BENDS if passes > 1 else (1.0,):
+
+    def bent(number: int) -> Candidate:
+        bend = 2 ** (number / 2)
         times = tuple((model.horizon * even**bend).tolist())
-        yield {"bend": bend}, model, Sampling(Nodes(times=times))
+        return {"bend": bend}, model, Sampling(Nodes(times=times))
+
+    yield climbed(protocol, bent) if passes > 1 else bent(0)
 
 
 def as_trained(
@@ -254,24 +267,27 @@ def measured(
             if row is not None:
                 yield {"model": name, "passes": passes, **row}
 
-    def trained_anew(name: str, settings: list[Row], passes_per_step: int, more: Row) -> Any:
-        preset = f"{name}-{end}"
+    def trained(name: str, values: Row, more: Mapping[str, Any]) -> Candidate:
+        run = runs(f"{name}-{end}", seed, {**values, **more})
+        return values, run.model, Sampling()
 
-        def candidates(passes: int) -> Iterator[Candidate]:
-            steps = passes // passes_per_step
-            if steps == 0:
-                return
-            scaled = [
-                {k: v * steps if k == "eta" else v for k, v in setting.items()}
-                for setting in settings
-            ]
-            first = [r for r in before if (r["model"], r["passes"]) == (name, passes)]
-            known = [values for values in scaled for r in first if values.items() <= r.items()]
-            for values in known[:1] or scaled:
-                run = runs(preset, seed, {"steps": steps, **values, **more})
-                yield {"steps": steps, **values}, run.model, Sampling()
+    def by_step_size(name: str, size: float, passes: int) -> Iterator[Candidate]:
+        steps = passes // 2
+        if steps == 0:
+            return
 
-        return candidates
+        def of(number: int) -> Candidate:
+            return trained(name, {"steps": steps, "eta": size * 2.0**number * steps}, {})
+
+        first = [r for r in before if (r["model"], r["passes"]) == (name, passes)]
+        known = {"steps": steps, "eta": first[0]["eta"]} if first else None
+        yield climbed(protocol, of) if known is None else trained(name, known, {})
+
+    def by_lambda2(passes: int, score: str) -> Iterator[Candidate]:
+        steps = passes // 3
+        for lambda2 in (1.0, 0.5) if steps else ():
+            values = {"steps": steps, "lambda2": lambda2}
+            yield trained("diffusion-gan", values, {"data_score": score})
 
     for name in ("edm", "flow-matching"):
         preset = wanted(name)
@@ -290,27 +306,23 @@ def measured(
         preset = wanted(name)
         if preset is not None:
             model = runs(preset, seed).model
-            yield from rows(name, lambda k, model=model: jumping(model, k))
+            yield from rows(name, lambda k, model=model: jumping(model, k, protocol))
     for name in ("gan", "score-gan"):
         preset = wanted(name)
         if preset is not None and (name, 1) not in there_are:
             one = protocol.of(runs(preset, seed).model, Sampling())
             yield {"model": name, "passes": 1, protocol.measure: one}
-    sizes: list[Row] = [{"eta": size} for size in STEP_SIZES[end]]
     preset = wanted("discriminator-flow")
     if preset is not None:
         model = runs(preset, seed).model
         name = f"discriminator-flow, some of {model.steps}"
         yield from rows(name, lambda k: as_trained(model, k, protocol, effort))
     for name in ("discriminator-flow", "diffode-gan"):
-        preset = wanted(name)
-        if preset is not None:
-            yield from rows(name, trained_anew(name, sizes, 2, {}))
-    preset = wanted("diffusion-gan")
-    if preset is not None:
-        points: list[Row] = [{"lambda2": 1.0}, {"lambda2": 0.5}]
-        more = {"data_score": str(runs(f"edm-{end}", seed).path)}
-        yield from rows("diffusion-gan", trained_anew("diffusion-gan", points, 3, more))
+        if wanted(name) is not None and end in STEP_SIZES:
+            yield from rows(name, partial(by_step_size, name, STEP_SIZES[end]))
+    if wanted("diffusion-gan") is not None:
+        score = str(runs(f"edm-{end}", seed).path)
+        yield from rows("diffusion-gan", partial(by_lambda2, score=score))
 
 
 def summary(rows: list[Row], measure: str) -> dict[int, list[Row]]:

@@ -239,6 +239,21 @@ def flow_maps() -> str:
     return "\n".join(lines)
 
 
+NAMED = {
+    "edm": "EDM",
+    "slcd": "SLCD",
+    "gan": "GAN",
+    "score-gan": "Score GAN",
+    "mean-flow": "MeanFlow",
+    "consistency": "consistency",
+    "flow-matching": "flow matching",
+    "discriminator-flow": "Discriminator Flow, trained for so many",
+    "diffode-gan": "DiffODE-GAN, trained for so many",
+    "diffusion-gan": "Diffusion-GAN, trained for so many",
+}
+"""What tables call the plane's models."""
+
+
 def plane() -> str:
     """Every model at 1 to 28 passes: means and ranges over seeds, the nearest of a column in bold."""
     tables = []
@@ -266,7 +281,9 @@ def plane() -> str:
                 for passes in counts
             ]
             marked = (f"**{cell}**" if n else cell for cell, n in zip(told, nearest, strict=True))
-            lines.append(f"| {model} | {' | '.join(marked)} |")
+            first, _, rest = model.partition(",")
+            name = NAMED[model] if not rest else f"{first.replace('-', ' ').title()},{rest}"
+            lines.append(f"| {name} | {' | '.join(marked)} |")
         if found:
             tables.append("\n".join(lines))
     return "\n\n".join(tables)
