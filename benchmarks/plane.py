@@ -8,7 +8,7 @@ solver, the nodes and the settings that are best on draws of the training data, 
 own grid, what --steps takes, and the best fixed grid, by five solvers, and nodes placed for the solver that
 is best with these; of SLCD, which moves with noise, its λ² on the grids that suit the score; of flow maps,
 where their jumps lie; of models with a discriminator, trained anew for each number of steps, their step
-sizes (those of the first seed's choice serve the others). Searches have no edges. A Discriminator Flow is
+sizes (those of the first seed's choice serve the others). Only the λ² are of a list. A Discriminator Flow is
 also measured as it was trained, by some of its nodes, and stopped early. EFFORT says what larger data leave
 out.
 
@@ -279,9 +279,11 @@ def measured(
         def of(number: int) -> Candidate:
             return trained(name, {"steps": steps, "eta": size * 2.0**number * steps}, {})
 
-        first = [r for r in before if (r["model"], r["passes"]) == (name, passes)]
-        known = {"steps": steps, "eta": first[0]["eta"]} if first else None
-        yield climbed(protocol, of) if known is None else trained(name, known, {})
+        first = [r for r in before if (r["model"], r["passes"]) == (name, passes) and "eta" in r]
+        if first:
+            yield trained(name, {"steps": steps, "eta": first[0]["eta"]}, {})
+        else:
+            yield climbed(protocol, of)
 
     def by_lambda2(passes: int, score: str) -> Iterator[Candidate]:
         steps = passes // 3
