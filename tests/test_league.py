@@ -135,10 +135,11 @@ def test_a_damaged_result_beside_it_is_named(tmp_path: Path) -> None:
 def season(figures: dict[tuple[str, int], list[float]], tmp_path: Path) -> Season:
     """Of known energy distances."""
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
-    league = League("gaussians", 1.0, lab)
+    league = League(open_dataset(DataSettings("gaussians")), 1.0, lab)
     made = Season.__new__(Season)
     names = dict.fromkeys(name for name, _ in figures)
     made.league, made.chosen, made.seeds = league, [METHODS[n] for n in names], (0, 1, 2)
+    made.name = "gaussians"
     made.rows = {place: [{"energy": v} for v in values] for place, values in figures.items()}
     made.records = {name: [{"failed": None}] * 3 for name in names}
     made.given = {}
@@ -187,7 +188,7 @@ def test_all_share_the_network_and_start_in_the_shape_of_the_data(name: str, dat
     seat = Seat(dataset, teacher=taught and taught.build(Seat(dataset)).model)
     model = method.build(seat).model
     assert model.prior.shape == dataset.shape
-    assert {phase.batch for phase in method.build(seat).phases} == {played.BATCH}
+    assert {phase.batch for phase in method.build(seat).phases} == {seat.batch}
     weights = [w for w in model.sampled.parameters() if w.ndim == 2][1:]
     known = [w for w in seat.network("denoiser", "x").parameters() if w.ndim == 2][1:]
     if name != "DF":  # which has no network of samples, but a logit
@@ -218,7 +219,7 @@ def test_the_search_goes_on_to_the_rate_that_is_nearest_on_validation_data(
     best: int, trials: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
-    league = League("gaussians", 100.0, lab)
+    league = League(open_dataset(DataSettings("gaussians")), 100.0, lab)
     asked: list[tuple[int, float, float]] = []
 
     def trial(method: Any, seed: int, units: float, rate: float) -> Any:
@@ -239,7 +240,7 @@ def test_a_trial_without_a_distance_is_lost(
     far: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
-    league = League("gaussians", 100.0, lab)
+    league = League(open_dataset(DataSettings("gaussians")), 100.0, lab)
     monkeypatch.setattr(league, "_played", lambda *_: type("Played", (), {"model": _[3]}))
     monkeypatch.setattr(league, "_watched", lambda rate, _: far if rate > 1 else 1 / rate)
     assert league.rate(METHODS["GAN"]) == 1.0

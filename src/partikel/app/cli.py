@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 from partikel import __version__
 from partikel.app.terminal import degrade
 from partikel.errors import ConfigError, PartikelError, nearest, one_line
-from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size
+from partikel.errors.checks import Count, Level, Positive, Range, Seed, Size, Width
 
 if TYPE_CHECKING:
     from partikel.app.arguments import Option
@@ -603,6 +603,8 @@ def draw_matrix(
 
 def league(
     data: str = "gaussians",
+    path: str | None = None,
+    size: Width | None = None,
     budget: Annotated[float, Range(above=0, most=1e9)] = 4000.0,
     seeds: Count = 3,
     out: str = "league",
@@ -615,7 +617,9 @@ def league(
     the same command goes on; other data add to the page.
 
     Args:
-        data: a data set's name (gaussians, unequal, digits, ...).
+        data: a data set's name (gaussians, unequal, digits, ...), or folder for pictures of one's own.
+        path: of such a folder, or of a zip file.
+        size: edge length of the images; as published unless given.
         budget: units of each training, those of a teacher included; a unit is about 10 ms on one core,
             and the whole league takes about 28 budgets a seed.
         seeds: how many.
@@ -624,10 +628,12 @@ def league(
         methods: some of them, as in [GAN,MeanFlow,EDM]; all unless given.
     """
     from partikel.app import tables
+    from partikel.data import DataSettings
     from partikel.studies.league import run_league
 
     options: dict[str, Any] = {"units": budget, "seeds": seeds, "names": methods}
-    found = run_league(data, out=Path(out), runs=Path(runs), console=_console(), **options)
+    settings = DataSettings(data, path=path, size=size)
+    found = run_league(settings, out=Path(out), runs=Path(runs), console=_console(), **options)
     for each in found["tables"]:
         kept = [
             i for i, column in enumerate(each["columns"]) if column not in ("from", "iterations")

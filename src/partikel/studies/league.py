@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from partikel.app.show import plots
+from partikel.data import DataSettings, open_dataset
 from partikel.errors import ConfigError, nearest
 from partikel.errors.checks import Count, Positive, checked
 from partikel.files import plain, read_json, reading, write_json, write_whole, writing_to
@@ -86,7 +87,7 @@ LIMITS = (
 
 @checked
 def run_league(
-    data: str,
+    data: DataSettings,
     *,
     units: Positive,
     seeds: Count,
@@ -98,7 +99,7 @@ def run_league(
     """Train and measure what was not measured yet, judge, and write the page.
 
     Args:
-        data: a data set's name.
+        data: which; a size given to images is part of their name on the page.
         units: of each training, with those of its teacher.
         seeds: how many, from 0 on.
         out: folder of ``league-DATA.json`` with its pictures, and of ``league.md``, a page of all of them.
@@ -111,6 +112,7 @@ def run_league(
 
     Raises:
         ConfigError: for an unknown method or data set, or too few units for an iteration.
+        DataError: where the data cannot be had.
         CheckpointError: where a folder cannot be written, or a result in it cannot be read.
     """
     if names is not None and not names:
@@ -120,19 +122,24 @@ def run_league(
             raise ConfigError(f"there is no method '{name}': {nearest(name, list(METHODS))}")
     chosen = [method for method in METHODS.values() if names is None or method.name in names]
     code = measuring(League.__module__)
-    lab = Lab(
-        f"league-{data}", "cpu", [data, units], out=out, runs=runs, code=code, console=console
-    )
+    dataset = open_dataset(data)
+    name = data.title if data.size is None else f"{data.title}-{data.size}"
+    plan = [dataset.fingerprint(), dataset.fingerprint("validation"), units]
+    lab = Lab(f"league-{name}", "cpu", plan, out=out, runs=runs, code=code, console=console)
     with one_thread(), writing_to(out, MEND):
-        season = Season(League(data, units, lab), chosen, tuple(range(seeds)))
-        line = f"partikel league --data {data} --budget {units:g} --seeds {seeds}"
+        season = Season(League(dataset, units, lab), chosen, tuple(range(seeds)), name)
         result = season.result()
-        listed = shlex.quote(f"[{','.join(m.name for m in chosen)}]")
-        some = f" --methods {listed}" if names is not None else ""
-        result |= {"command": line + some, "pictures": lab.pictures}
+        given = {
+            **{"data": data.name, "path": data.path, "size": data.size},
+            **{"budget": f"{units:g}", "seeds": seeds},
+            "methods": names and f"[{','.join(method.name for method in chosen)}]",
+        }
+        line = [w for key, v in given.items() if v is not None for w in (f"--{key}", str(v))]
+        command = shlex.join(["partikel", "league", *line])
+        result |= {"command": command, "pictures": lab.pictures}
         result |= {"machine": machine(torch.get_num_threads())}
         result |= {"made of": {"rule": rule(), "measuring": code}}
-        written = write_json(out / f"league-{data}.json", plain(result))
+        written = write_json(out / f"{lab.item}.json", plain(result))
         write_whole(
             out / "league.md", page([_read(path) for path in sorted(out.glob("league-*.json"))])
         )
@@ -151,13 +158,16 @@ class Season:
     """What methods came to on one data set.
 
     Attributes:
+        name: of the data.
         rows: place -> figures for each seed; of a seed that failed none.
         given: the same of methods whose teacher is given.
         records: method's name -> what was kept of each seed.
     """
 
-    def __init__(self, league: League, chosen: Sequence[Method], seeds: Sequence[int]) -> None:
-        self.league, self.chosen, self.seeds = league, chosen, seeds
+    def __init__(
+        self, league: League, chosen: Sequence[Method], seeds: Sequence[int], name: str
+    ) -> None:
+        self.league, self.chosen, self.seeds, self.name = league, chosen, seeds, name
         self.rows: dict[Place, list[Mapping[str, float]]] = {}
         self.given: dict[str, list[Mapping[str, float]]] = {}
         self.records: dict[str, list[Mapping[str, Any]]] = {}
@@ -179,7 +189,7 @@ class Season:
     @property
     def where(self) -> str:
         """For findings."""
-        return on(self.league.dataset.name, self.seeds)
+        return on(self.name, self.seeds)
 
     def figures(self, rows: Sequence[Mapping[str, float]], key: str | None = None) -> list[float]:
         """One value a seed, of the measure that decides unless named; none where a seed has none."""
@@ -193,7 +203,7 @@ class Season:
         floor = league.lab.floor(league.dataset, self.samples)
         self._draw()
         return {
-            "data": league.dataset.name,
+            "data": self.name,
             "title": f"{self.where.capitalize()}, {league.units:g} units",
             "concluded": self.concluded(floor),
             "findings": self.findings(floor),
@@ -331,7 +341,7 @@ class Season:
         return statistics.fmean(self.figures(self.rows[place]))
 
     def _draw(self) -> None:
-        league, name = self.league, self.league.dataset.name
+        league, name = self.league, self.name
         level = ("two draws", league.lab.floor(league.dataset, SAMPLES[league.kind] // 5))
         families = dict.fromkeys(method.family for method in METHODS.values())
         for number, family in enumerate(families):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from partikel.data import Dataset, DataSettings, open_dataset
+from partikel.data import Dataset
 from partikel.denoising import EDMDenoiser
 from partikel.errors import ConfigError, DataError, NumericsError
 from partikel.fields import (
@@ -66,8 +66,8 @@ from partikel.studies.units import in_turns, unit
 from partikel.training import EMA, AdamSettings, Phase, Trainer
 from partikel.training.ema import swapped_in
 
-BATCH = 256
-"""Samples of every update."""
+BATCH = {True: 256, False: 64}
+"""Samples of every update: where a multilayer perceptron computes, and where convolutions do."""
 AVERAGE = EMA(sigma_rel=0.05)
 """Of the weights, as wide for a long training as for a short one."""
 FACTOR = 3.0
@@ -112,14 +112,24 @@ class Seat:
         return len(self.dataset.shape) == 1
 
     @property
+    def flat(self) -> bool:
+        """Whether the network is a multilayer perceptron: of points, and of images up to 8 pixels."""
+        return self.planar or self.dataset.shape[-1] <= 8
+
+    @property
+    def batch(self) -> int:
+        """Samples of every update."""
+        return BATCH[self.flat]
+
+    @property
     def length(self) -> float:
         """Root mean square distance of two points of the data, about."""
         return self.dataset.sigma_data * math.sqrt(2 * math.prod(self.dataset.shape))
 
     def settings(self, role: Literal["denoiser", "logit"], scale: float = 1.0) -> NetworkSettings:
-        """The network: of points and of images up to 8 pixels a multilayer perceptron, else a U-Net."""
+        """The network: a multilayer perceptron, or a U-Net and a small convolutional discriminator."""
         size = math.prod(self.dataset.shape)
-        if self.planar or self.dataset.shape[-1] <= 8:
+        if self.flat:
             return NetworkSettings(
                 "mlp",
                 width=128 if size <= 16 else 384,
@@ -129,8 +139,17 @@ class Seat:
                 fourier_scale=scale,
                 embedding_features=16,
             )
-        return (
-            NetworkSettings("unet", channels=32) if role == "denoiser" else NetworkSettings("small")
+        if role == "logit":
+            return NetworkSettings("small", width=32, init="he")
+        return NetworkSettings(
+            "unet",
+            channels=16,
+            multipliers=(1, 2, 2),
+            blocks=1,
+            attention_resolutions=(),
+            embedding="fourier",
+            fourier_scale=scale,
+            embedding_features=16,
         )
 
     def network(self, role: Literal["denoiser", "logit"], part: str, scalars: int = 0) -> nn.Module:
@@ -203,10 +222,10 @@ def followed(
         shape, network = seat.dataset.shape, seat.network("denoiser", "generator")
         model = GeneratorModel(make(seat), network, GaussianPrior(shape), eta=eta)
         own = (
-            Phase(loss, seat.adam(rate, 0.5), BATCH, repeats)
+            Phase(loss, seat.adam(rate, 0.5), seat.batch, repeats)
             for loss, (rate, repeats) in phases.items()
         )
-        return System(model, (*own, Phase("generator", seat.adam(lr, 0.5), BATCH)))
+        return System(model, (*own, Phase("generator", seat.adam(lr, 0.5), seat.batch)))
 
     return build
 
@@ -234,7 +253,7 @@ def learned(
         recipe = kind(
             network=seat.settings(role, scale),
             optimizer=seat.adam(lr),
-            batch=BATCH,
+            batch=seat.batch,
             seed=seat.seed,
             iterations=seat.iterations,
             **settings,
@@ -431,13 +450,13 @@ class League:
     """Trains and measures methods on one data set, and keeps what was measured.
 
     Args:
-        data: a data set's name.
+        dataset: the data.
         units: of each training, with those of its teacher.
         lab: where.
     """
 
-    def __init__(self, data: str, units: float, lab: Lab) -> None:
-        self.dataset = open_dataset(DataSettings(data))
+    def __init__(self, dataset: Dataset, units: float, lab: Lab) -> None:
+        self.dataset = dataset
         self.units = units
         self.lab = lab
         self._teachers: dict[tuple[Any, ...], Played] = {}
