@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from partikel.app.cli import main
-from partikel.data import DataSettings, open_dataset
+from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, NumericsError
 from partikel.fields import At, Context, DiscriminatorField
 from partikel.metrics.measures import MEASURES, main_measure
 from partikel.models import GeneratorModel
 from partikel.objectives import Relativistic
+from partikel.streams import seeded
 from partikel.studies import league as studied
 from partikel.studies import methods as played
 from partikel.studies.judgement import FAILS, HOLDS, OPEN
@@ -94,7 +96,7 @@ def test_bad_lines_end_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--methods", "GAN,Score GAN"], "write --methods '[GAN,Score GAN]'"),
         (["--data", "nothing"], "nothing"),
         (["--budget", "0"], "budget"),
-        (["--budget", "0.01", "--methods", "[GAN]"], "larger --budget, of"),
+        (["--budget", "0.01", "--methods", "[GAN]"], "too few for 'GAN'"),
         (["--seeds", "0"], "seeds"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -132,10 +134,70 @@ def test_a_damaged_result_beside_it_is_named(tmp_path: Path) -> None:
         studied._read(tmp_path / "league-x.json")
 
 
+@pytest.mark.parametrize("name", ["GAN", "f-distill", "DMMD", "MeanFlow", "distilled DF"])
+def test_large_images_train(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab("league-pictures", "cpu", [], out=tmp_path, runs=tmp_path)
+    monkeypatch.setattr(played, "BATCH", {False: 4})
+    league = League(colours(), 1.0, lab)
+    steps: list[dict[str, float]] = []
+
+    def step(works: dict[str, Any], *_: Any) -> dict[str, float]:
+        steps.append(works["step"]().metrics)
+        return {"unit": 1.0, "step": 2.0}
+
+    monkeypatch.setattr(played, "in_turns", step)
+    assert league.cost(METHODS[name]) == 2.0
+    assert steps[0]
+    assert all(math.isfinite(value) for value in steps[0].values())
+
+
+def test_pictures_of_ones_own_are_named_with_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, picture in enumerate(colours(64).draw(64, "train", generator=seeded(1)).x):
+        values = ((picture + 1) * 127.5).to(torch.uint8)[0].numpy()
+        (tmp_path / "faces").mkdir(exist_ok=True)
+        Image.fromarray(values).save(tmp_path / "faces" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(played, "SAMPLES", {1: 300, 3: 20})
+    monkeypatch.setattr(studied, "SAMPLES", {1: 300, 3: 20})
+    monkeypatch.setattr(played, "WATCHED", 1)
+    monkeypatch.setattr(played, "BATCH", {False: 4})
+    monkeypatch.setattr(Lab, "floor", lambda *_: 1.0)  # of so many pixels it takes a minute
+    line = ["--data", "folder", "--path", "faces", "--size", "16", "--budget", "60", "--seeds", "1"]
+    line += ["--features", "pixels"]
+    main(["league", *line, "--methods", "[sliced]"])
+    page = (tmp_path / "league" / "league.md").read_text()
+    assert "## Faces-16, one seed, 60 units" in page
+    assert f"partikel league {' '.join(line)} --methods '[sliced]'" in page
+    assert "of 6 samples to as many test points, by pixels:" in page
+    result = json.loads((tmp_path / "league" / "league-faces-16.json").read_text())
+    assert result["data"] == "faces-16"
+    assert math.isfinite(result["values"]["figures"]["sliced, 1"][0]["frechet"])
+    # few pictures
+    for file in sorted((tmp_path / "faces").iterdir())[3:]:
+        file.unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["league", *line, "--methods", "[sliced]"])
+    assert stop.value.code == 2
+    assert "no two points" in capsys.readouterr().err
+
+
+def of(name: str) -> Dataset:
+    return open_dataset(DataSettings(name))
+
+
+def colours(count: int = 12) -> Dataset:
+    """Pictures of 16x16, which take convolutions."""
+    values = torch.randint(256, (count, 3, 16, 16), generator=seeded(7)).to(torch.uint8)
+    return FiniteDataset("pictures", dict.fromkeys(SPLITS, values))
+
+
 def season(figures: dict[tuple[str, int], list[float]], tmp_path: Path) -> Season:
     """Of known energy distances."""
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
-    league = League(open_dataset(DataSettings("gaussians")), 1.0, lab)
+    league = League(of("gaussians"), 1.0, lab)
     made = Season.__new__(Season)
     names = dict.fromkeys(name for name, _ in figures)
     made.league, made.chosen, made.seeds = league, [METHODS[n] for n in names], (0, 1, 2)
@@ -181,9 +243,9 @@ def test_no_method_is_judged_by_what_it_descends() -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-@pytest.mark.parametrize("data", ["gaussians", "digits"])
+@pytest.mark.parametrize("data", ["gaussians", "digits", "pictures"])
 def test_all_share_the_network_and_start_in_the_shape_of_the_data(name: str, data: str) -> None:
-    dataset, method = open_dataset(DataSettings(data)), METHODS[name]
+    dataset, method = colours() if data == "pictures" else of(data), METHODS[name]
     taught = METHODS.get(method.teacher)
     seat = Seat(dataset, teacher=taught and taught.build(Seat(dataset)).model)
     model = method.build(seat).model
@@ -193,10 +255,13 @@ def test_all_share_the_network_and_start_in_the_shape_of_the_data(name: str, dat
     known = [w for w in seat.network("denoiser", "x").parameters() if w.ndim == 2][1:]
     if name != "DF":  # which has no network of samples, but a logit
         assert [w.shape for w in weights] == [w.shape for w in known]
+    x = model.sample(2, generator=torch.Generator().manual_seed(0))
+    assert x.shape == (2, *dataset.shape)
+    assert x.isfinite().all()
 
 
 def test_r3gan_compares_pairs_and_penalises_both_laws() -> None:
-    dataset = open_dataset(DataSettings("gaussians"))
+    dataset = of("gaussians")
     model = METHODS["R3GAN"].build(Seat(dataset)).model
     assert isinstance(model, GeneratorModel)
     field = model.field
@@ -219,7 +284,7 @@ def test_the_search_goes_on_to_the_rate_that_is_nearest_on_validation_data(
     best: int, trials: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
-    league = League(open_dataset(DataSettings("gaussians")), 100.0, lab)
+    league = League(of("gaussians"), 100.0, lab)
     asked: list[tuple[int, float, float]] = []
 
     def trial(method: Any, seed: int, units: float, rate: float) -> Any:
@@ -240,7 +305,7 @@ def test_a_trial_without_a_distance_is_lost(
     far: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
-    league = League(open_dataset(DataSettings("gaussians")), 100.0, lab)
+    league = League(of("gaussians"), 100.0, lab)
     monkeypatch.setattr(league, "_played", lambda *_: type("Played", (), {"model": _[3]}))
     monkeypatch.setattr(league, "_watched", lambda rate, _: far if rate > 1 else 1 / rate)
     assert league.rate(METHODS["GAN"]) == 1.0

@@ -610,6 +610,7 @@ def league(
     out: str = "league",
     runs: str = "runs/league",
     methods: list[str] | None = None,
+    features: str | None = None,
 ) -> None:
     """Compare what makes samples in one call, or in a few, on equal terms: one network, data and budget.
 
@@ -626,12 +627,14 @@ def league(
         out: folder for league.md, league-DATA.json and pictures.
         runs: folder of what was measured already.
         methods: some of them, as in [GAN,MeanFlow,EDM]; all unless given.
+        features: the network that images are measured by; one that suits them unless given.
     """
     from partikel.app import tables
     from partikel.data import DataSettings
     from partikel.studies.league import run_league
 
     options: dict[str, Any] = {"units": budget, "seeds": seeds, "names": methods}
+    options["features"] = features
     settings = DataSettings(data, path=path, size=size)
     found = run_league(settings, out=Path(out), runs=Path(runs), console=_console(), **options)
     for each in found["tables"]:

@@ -94,6 +94,7 @@ def run_league(
     out: Path,
     runs: Path,
     names: Sequence[str] | None = None,
+    features: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train and measure what was not measured yet, judge, and write the page.
@@ -105,6 +106,7 @@ def run_league(
         out: folder of ``league-DATA.json`` with its pictures, and of ``league.md``, a page of all of them.
         runs: folder of what was measured; an interrupted call goes on from there.
         names: of methods; all of them unless given.
+        features: the network that images are measured by; None chooses one.
         console: where progress is shown.
 
     Returns:
@@ -124,14 +126,15 @@ def run_league(
     code = measuring(League.__module__)
     dataset = open_dataset(data)
     name = data.title if data.size is None else f"{data.title}-{data.size}"
-    plan = [dataset.fingerprint(), dataset.fingerprint("validation"), units]
+    plan = [dataset.fingerprint(), dataset.fingerprint("validation"), units, features]
     lab = Lab(f"league-{name}", "cpu", plan, out=out, runs=runs, code=code, console=console)
     with one_thread(), writing_to(out, MEND):
-        season = Season(League(dataset, units, lab), chosen, tuple(range(seeds)), name)
+        league = League(dataset, units, lab, features)
+        season = Season(league, chosen, tuple(range(seeds)), name)
         result = season.result()
         given = {
             **{"data": data.name, "path": data.path, "size": data.size},
-            **{"budget": f"{units:g}", "seeds": seeds},
+            **{"budget": f"{units:g}", "seeds": seeds, "features": features},
             "methods": names and f"[{','.join(method.name for method in chosen)}]",
         }
         line = [w for key, v in given.items() if v is not None for w in (f"--{key}", str(v))]
@@ -200,7 +203,7 @@ class Season:
     def result(self) -> dict[str, Any]:
         """Everything but where and when, drawn and judged."""
         league, measure = self.league, self.league.measure
-        floor = league.lab.floor(league.dataset, self.samples)
+        floor = league.floor(self.samples)
         self._draw()
         return {
             "data": self.name,
@@ -209,8 +212,8 @@ class Season:
             "findings": self.findings(floor),
             "tables": [self.table(), *([self.given_table()] if self.given else [])],
             "limits": LIMITS,
-            "protocol": f"{measure.label.capitalize()} of {self.samples} samples to as many test points: "
-            "mean over seeds, and the range.",
+            "protocol": f"{measure.label.capitalize()} of {self.samples} samples to as many test points"
+            f"{league.seen_by}: mean over seeds, and the range.",
             "cpu_seconds": sum(
                 r.get("cpu_seconds", 0.0) for those in self.records.values() for r in those
             ),
@@ -220,6 +223,7 @@ class Season:
                 "given": self.given,
                 "rates": {method.name: league.rate(method) for method in self.chosen},
                 "units of an iteration": {m.name: league.cost(m) for m in self.chosen},
+                "units before the first": {m.name: league.before(m) for m in self.chosen},
                 "trainings": self.records,
             },
         }
@@ -342,7 +346,10 @@ class Season:
 
     def _draw(self) -> None:
         league, name = self.league, self.name
-        level = ("two draws", league.lab.floor(league.dataset, SAMPLES[league.kind] // 5))
+        level = (
+            "two draws",
+            league.floor(league.dataset.at_most(SAMPLES[league.kind] // 5, "validation")),
+        )
         families = dict.fromkeys(method.family for method in METHODS.values())
         for number, family in enumerate(families):
             lines = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,8 +41,9 @@ from partikel.fields import (
 from partikel.files import read_json, reading, replacing, write_json
 from partikel.kernels import MultiRBFKernel, RandomFourierFeatures
 from partikel.metrics import sliced_wasserstein2
-from partikel.metrics.evaluation import quick_evaluation
-from partikel.metrics.measures import Measure, main_measure
+from partikel.metrics.evaluation import choose_features, quick_evaluation
+from partikel.metrics.features import FeatureSet, extract_features, frechet_distance
+from partikel.metrics.measures import FRECHET, Measure, main_measure
 from partikel.models import Carrier, GeneratorModel, Sampling
 from partikel.models.placing import place_nodes
 from partikel.networks import MLP, Conditioning, NetworkSettings, build_network, initialise
@@ -192,6 +194,7 @@ class Method:
         teacher: the method whose trained model it builds on; half of its units then are the teacher's.
         descends: key of the measure that its field descends, by which it is not judged.
         calls: evaluations of a sample, at each of which it is measured.
+        simulates: whether paths are simulated before its first iteration.
     """
 
     name: str
@@ -201,6 +204,7 @@ class Method:
     teacher: str = ""
     descends: str = ""
     calls: tuple[int, ...] = (1,)
+    simulates: bool = False
 
 
 def followed(
@@ -395,6 +399,7 @@ _LIST = (
         *("distilled DF", "Discriminator Flow, its endpoints", MAPS),
         learned(Distillation),
         teacher="DF",
+        simulates=True,
     ),
     Method(
         *("EDM", "Karras et al. 2022", FLOWS),
@@ -453,13 +458,28 @@ class League:
         dataset: the data.
         units: of each training, with those of its teacher.
         lab: where.
+        features: the network that images are measured by; None chooses one.
+
+    Raises:
+        ConfigError: for an unknown network, or one whose package is missing.
+        DataError: where a split has no two points.
     """
 
-    def __init__(self, dataset: Dataset, units: float, lab: Lab) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: Dataset, units: float, lab: Lab, features: str | None = None
+    ) -> None:
+        for split in ("validation", "test"):
+            if dataset.at_most(2, split) < 2:
+                raise DataError(
+                    f"'{dataset.name}' has no two points in its {split} split: give it more data."
+                )
+        self.dataset, self.features = dataset, features
+        pictures = len(dataset.shape) > 1
+        self.network = choose_features(features, dataset) if pictures else None
         self.units = units
         self.lab = lab
         self._teachers: dict[tuple[Any, ...], Played] = {}
+        self._references: dict[tuple[str, int, int], FeatureSet] = {}
 
     @property
     def measure(self) -> Measure:
@@ -471,19 +491,44 @@ class League:
         """1 of points, 3 of images."""
         return len(self.dataset.shape)
 
+    @property
+    def seen_by(self) -> str:
+        """For protocols: the network that images are measured by."""
+        return "" if self.network is None else f", by {self.network.name}"
+
+    def floor(self, n: int) -> float:
+        """What two draws of n points of the data differ by."""
+        return self.lab.floor(self.dataset, n, self.features)
+
     def cost(self, method: Method) -> float:
         """Units of an iteration, measured once."""
 
         def measured() -> float:
-            teacher = METHODS.get(method.teacher)
-            known = None if teacher is None else teacher.build(Seat(self.dataset)).model
-            seat = Seat(self.dataset, iterations=10**6, teacher=known)
-            steps = self._trainer(method.build(seat), seat).run()
+            steps = self._untrained(method)
             works = {"unit": unit(), "step": lambda: next(steps)}
             seconds = in_turns(works, 12, {"step": 4})
             return seconds["step"] / seconds["unit"]
 
         return self.lab.once(f"cost-{_slug(method.name)}", measured)
+
+    def before(self, method: Method) -> float:
+        """Units of the paths that are simulated before the first iteration, measured once."""
+
+        def measured() -> float:
+            steps = self._untrained(method)
+            started = time.process_time()
+            next(steps)
+            seconds = time.process_time() - started
+            return seconds / in_turns({"unit": unit()}, 12)["unit"]
+
+        return self.lab.once(f"before-{_slug(method.name)}", measured) if method.simulates else 0.0
+
+    def _untrained(self, method: Method) -> Iterator[Any]:
+        """The iterations of a training that nobody waits for."""
+        teacher = METHODS.get(method.teacher)
+        known = None if teacher is None else teacher.build(Seat(self.dataset)).model
+        seat = Seat(self.dataset, iterations=10**6, teacher=known)
+        return self._trainer(method.build(seat), seat).run()
 
     def rate(self, method: Method) -> float:
         """The factor on its learning rates that the search chose."""
@@ -495,11 +540,11 @@ class League:
         for method in methods:
             teacher = METHODS.get(method.teacher)
             step = max(self.cost(each) for each in (method, teacher) if each is not None)
-            least = step / TRIAL * (1 if teacher is None else 2)
+            least = max(step / TRIAL, self.before(method) + step) * (1 if teacher is None else 2)
             if self.units < least:
                 raise ConfigError(
-                    f"a trial of '{method.name}' by {self.units:g} units is less than an iteration, which "
-                    f"takes {step:.3g}: give a larger --budget, of {math.ceil(least)} units or more."
+                    f"{self.units:g} units are too few for '{method.name}': an iteration takes {step:.3g}, "
+                    f"and a trial has a quarter; give a --budget of {math.ceil(least)} units or more."
                 )
 
     def entry(self, method: Method, seed: int, given: bool = False) -> Path:
@@ -605,7 +650,9 @@ class League:
             of_teacher = units if given else units / 2
             known = self._taught(teacher, seed, of_teacher).model
         own = units if given else units - of_teacher
-        iterations = int(own / self.cost(method))
+        # a trial is for the rate, and as long without paths that take longer than it
+        simulated = self.before(method) if watched else 0.0
+        iterations = int((own - simulated) / self.cost(method))
         seat = Seat(self.dataset, seed, rate, iterations, copy.deepcopy(known))
         system = method.build(seat)
         trainer = self._trainer(system, seat)
@@ -615,7 +662,8 @@ class League:
             if done.step in places:
                 with swapped_in(system.model.sampled, trainer.average):
                     distance = self._watched(system.model, method.calls[-1])
-                played.curve.append((own * done.step / iterations, distance))
+                share = done.step / iterations
+                played.curve.append((simulated + (own - simulated) * share, distance))
                 system.model.train()
         with swapped_in(system.model.sampled, trainer.average):
             played.model = copy.deepcopy(system.model).eval()
@@ -665,7 +713,20 @@ class League:
         def draw(n: int, _: torch.Generator) -> Tensor:
             return samples[:n]
 
-        return quick_evaluation(draw, self.dataset, n=len(samples), seed=seed, split=split)
+        n = self.dataset.at_most(len(samples), split)
+        if self.network is None:
+            return quick_evaluation(draw, self.dataset, n=n, seed=seed, split=split)
+        if (split, n, seed) not in self._references:
+            generator = seeded(seed, "league", "reference")
+            self._references[split, n, seed] = self._seen(
+                self.dataset.draw(n, split, generator=generator).x
+            )
+        reference = self._references[split, n, seed]
+        return {FRECHET.key: frechet_distance(self._seen(samples[:n]), reference)}
+
+    def _seen(self, images: Tensor) -> FeatureSet:
+        assert self.network is not None
+        return FeatureSet.of(self.network, extract_features(self.network, images))
 
     def _watched(self, model: Carrier, calls: int) -> float:
         samples = self._drawn(model, SAMPLES[self.kind] // 5, TRIED, calls)
