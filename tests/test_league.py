@@ -164,7 +164,7 @@ def test_pictures_of_ones_own_are_named_with_their_size(
     monkeypatch.setattr(played, "WATCHED", 1)
     monkeypatch.setattr(played, "BATCH", {False: 4})
     monkeypatch.setattr(Lab, "floor", lambda *_: 1.0)  # of so many pixels it takes a minute
-    line = ["--data", "folder", "--path", "faces", "--size", "16", "--budget", "60", "--seeds", "1"]
+    line = ["--data", "faces", "--size", "16", "--budget", "60", "--seeds", "1"]
     line += ["--features", "pixels"]
     main(["league", *line, "--methods", "[sliced]"])
     page = (tmp_path / "league" / "league.md").read_text()

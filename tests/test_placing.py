@@ -327,6 +327,7 @@ def test_what_tune_refuses(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     place = str(run.path)
     said = stopped(capsys, "tune", place, "--solver", "dpmpp-2m-sde")
     assert "without noise" in said
+    assert "chooses its steps itself" in stopped(capsys, "tune", place, "--solver", "adaptive")
     assert "at least 1" in stopped(capsys, "tune", place, "--steps", "0")
     assert "without labels" in stopped(capsys, "tune", place, "--guidance", "2")
     before = (run.path / PLACED).read_bytes() if (run.path / PLACED).exists() else b"{}"

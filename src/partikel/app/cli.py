@@ -603,7 +603,6 @@ def draw_matrix(
 
 def league(
     data: str = "gaussians",
-    path: str | None = None,
     size: Width | None = None,
     budget: Annotated[float, Range(above=0, most=1e9)] = 4000.0,
     seeds: Count = 3,
@@ -618,8 +617,8 @@ def league(
     the same command goes on; other data add to the page.
 
     Args:
-        data: a data set's name (gaussians, unequal, digits, ...), or folder for pictures of one's own.
-        path: of such a folder, or of a zip file.
+        data: a data set's name (gaussians, unequal, digits, ...), or your own pictures: a folder, a .zip
+            file, or OWNER/NAME on the Hugging Face Hub.
         size: edge length of the images; as published unless given.
         budget: units of each training, those of a teacher included; a unit is about 10 ms on one core,
             and the whole league takes about 28 budgets a seed.
@@ -630,12 +629,13 @@ def league(
         features: the network that images are measured by; one that suits them unless given.
     """
     from partikel.app import tables
+    from partikel.app.planning import source_of
     from partikel.data import DataSettings
     from partikel.studies.league import run_league
 
     options: dict[str, Any] = {"units": budget, "seeds": seeds, "names": methods}
     options["features"] = features
-    settings = DataSettings(data, path=path, size=size)
+    settings = DataSettings(**source_of(data), size=size)
     found = run_league(settings, out=Path(out), runs=Path(runs), console=_console(), **options)
     for each in found["tables"]:
         kept = [

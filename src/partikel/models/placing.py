@@ -17,7 +17,7 @@ from partikel.errors.checks import Count, Range, checked
 from partikel.models.base import Carrier, Sampling
 from partikel.models.particle import ParticleModel, free_particles
 from partikel.schedules import Nodes, karras_level
-from partikel.solvers import DPMSolver2M, Heun, Solver, UniPC
+from partikel.solvers import AdaptiveODE, DPMSolver2M, Heun, Solver, UniPC
 
 Told = Callable[[int, int], None]
 """Of progress: (done, total)."""
@@ -101,8 +101,8 @@ def place_nodes(
 
     Raises:
         NumericsError: for a distance that is not a number.
-        ConfigError: for a model without steps, one that moves with noise, a stochastic solver, more steps
-            than it has nodes, or than count as converged, or known nodes of another number.
+        ConfigError: for a model without steps, one that moves with noise, a stochastic or an adaptive solver,
+            more steps than it has nodes, or than count as converged, or known nodes of another number.
     """
     free = free_particles(
         model, "only free particles take steps: a generator, or a flow map, is one call."
@@ -112,6 +112,10 @@ def place_nodes(
         raise ConfigError(
             "nodes are placed for a path without noise: choose a deterministic solver and a model that moves "
             "by an ODE."
+        )
+    if isinstance(chosen, AdaptiveODE):
+        raise ConfigError(
+            "an adaptive solver chooses its steps itself: name one whose steps are the nodes, such as heun."
         )
     if free.follows_path and steps >= FINE:
         raise ConfigError(

@@ -133,7 +133,7 @@ def run_league(
         season = Season(league, chosen, tuple(range(seeds)), name)
         result = season.result()
         given = {
-            **{"data": data.name, "path": data.path, "size": data.size},
+            **{"data": data.path or data.name, "size": data.size},
             **{"budget": f"{units:g}", "seeds": seeds, "features": features},
             "methods": names and f"[{','.join(method.name for method in chosen)}]",
         }
