@@ -15,7 +15,7 @@ from PIL import Image
 
 from partikel.app.cli import main
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
-from partikel.errors import CheckpointError, NumericsError
+from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import At, Context, DiscriminatorField
 from partikel.metrics.measures import MEASURES, main_measure
 from partikel.models import GeneratorModel
@@ -26,7 +26,7 @@ from partikel.studies import methods as played
 from partikel.studies.judgement import FAILS, HOLDS, OPEN
 from partikel.studies.lab import Lab
 from partikel.studies.league import HYPOTHESES, Season
-from partikel.studies.methods import FACTOR, METHODS, TRIAL, League, Seat
+from partikel.studies.methods import FACTOR, METHODS, TRIAL, League, Played, Seat
 
 TINY = ("GAN", "W-Flow", "distilled EDM", "EDM")
 UNITS = 20.0
@@ -298,6 +298,29 @@ def test_the_search_goes_on_to_the_rate_that_is_nearest_on_validation_data(
     assert league.rate(METHODS["GAN"]) == FACTOR**best
     assert league.rate(METHODS["GAN"]) == FACTOR**best
     assert asked == [(played.TRIED, TRIAL * 100.0, FACTOR**power) for power in trials]
+
+
+def test_paths_that_are_simulated_first_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab("league-gaussians", "cpu", [], out=tmp_path, runs=tmp_path)
+    league, method = League(of("gaussians"), 400.0, lab), METHODS["distilled DF"]
+    taught = Played(METHODS["DF"].build(Seat(league.dataset)).model, 1, 200.0)
+    monkeypatch.setattr(played, "SAMPLES", {1: 300})
+    monkeypatch.setattr(played, "WATCHED", 2)
+    monkeypatch.setattr(league, "cost", lambda _: 10.0)
+    monkeypatch.setattr(league, "_taught", lambda *_: taught)
+    assert 10 < league.before(method) < 2000  # 400,000 gradients of a small network
+    assert league.before(METHODS["distilled EDM"]) == 0.0
+    monkeypatch.setattr(league, "before", lambda each: 100.0 if each.simulates else 0.0)
+    final = league._played(method, 0, 400.0, 1.0, watched=True)
+    assert (final.units, final.teacher_units, final.iterations) == (200.0, 200.0, 10)
+    assert [units for units, _ in final.curve] == [150.0, 200.0]
+    assert league._played(method, 0, 400.0, 1.0).iterations == 20  # a trial, for the rate
+    league.check_units([method])
+    monkeypatch.setattr(league, "before", lambda _: 200.0)
+    with pytest.raises(ConfigError, match="--budget of 420 units"):
+        league.check_units([method])
 
 
 @pytest.mark.parametrize("far", [math.inf, math.nan])
