@@ -231,6 +231,8 @@ def test_verdicts_are_the_rules(tmp_path: Path) -> None:
     # what is nearer than two draws of the data is named, as its order says nothing
     assert "below it are W-Flow, distilled EDM, whose order" in " ".join(broken.concluded(0.05))
     assert "none is below it" in " ".join(broken.concluded(1e-4))
+    assert "Seeds of EDM, 4 calls are more than" in " ".join(broken.concluded(1e-4))
+    assert "Seeds of" not in " ".join(broken.concluded(0.05))
     assert {name for name, _ in broken.ranked(False)} == {"W-Flow", "distilled EDM", "MeanFlow"}
 
 

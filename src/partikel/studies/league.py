@@ -68,6 +68,9 @@ HYPOTHESES: dict[str, tuple[Claim, Place, Place]] = {
 }
 """What is judged: a claim, the place that it says is farther from the data, and the one that is nearer."""
 
+APART = 10.0
+"""Ratio of the distances of two seeds from which on a mean of them says little."""
+
 LIMITS = (
     "Networks are small, and trainings last a minute or less: what a method becomes with a thousand times as "
     "many units is not seen here.",
@@ -272,6 +275,16 @@ class Season:
             if tied
             else f"Two draws of the data differ by less than {floor:.2g} in 19 cases of 20; none is below it."
         )
+        apart = [
+            _named(place)
+            for place, rows in self.rows.items()
+            if (found := self.figures(rows)) and max(found) > APART * max(min(found), floor)
+        ]
+        if apart:
+            said.append(
+                f"Seeds of {', '.join(apart)} are more than a factor of {APART:g} apart: some trainings "
+                "failed, which the short trials of their rates did not show."
+            )
         lost = [name for name, those in self.records.items() if any(r["failed"] for r in those)]
         if lost:
             said.append(f"A training left the finite numbers: {', '.join(lost)}.")
