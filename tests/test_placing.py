@@ -399,11 +399,10 @@ def test_levels_are_those_of_the_path_that_is_followed(
     assert_close(said["times"], [0.0, 0.25, 0.5, 1.0])  # t = 1/(1 + σ)
 
 
-def test_the_own_grid_may_be_the_best_that_is_searched() -> None:
-    """Of a solver that chooses steps by itself, all are alike."""
-    placed = place_nodes(noised(4), 2, solver=AdaptiveODE(), starts=4)
-    assert placed.nodes.times is not None
-    assert len(placed.nodes.times) == 3
+def test_an_adaptive_solver_has_no_nodes_to_place() -> None:
+    """It chooses its steps between them itself."""
+    with pytest.raises(ConfigError, match="chooses its steps itself"):
+        place_nodes(noised(4), 2, solver=AdaptiveODE(), starts=4)
 
 
 # --- with a preset
