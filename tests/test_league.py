@@ -134,7 +134,7 @@ def test_a_damaged_result_beside_it_is_named(tmp_path: Path) -> None:
         studied._read(tmp_path / "league-x.json")
 
 
-@pytest.mark.parametrize("name", ["GAN", "f-distill", "DMMD", "MeanFlow", "distilled DF"])
+@pytest.mark.parametrize("name", ["GAN", "f-distill", "DMMD", "MeanFlow", "distilled EDM"])
 def test_large_images_train(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab("league-pictures", "cpu", [], out=tmp_path, runs=tmp_path)
     monkeypatch.setattr(played, "BATCH", {False: 4})
