@@ -35,6 +35,7 @@ from partikel.fields import (
     Field,
     FrechetField,
     Guided,
+    InFeatures,
     JKOField,
     KernelScoreField,
     LabelDropout,
@@ -139,6 +140,10 @@ FIELDS: dict[str, Callable[[tuple[int, ...]], list[Field]]] = {
     "FrechetField": lambda shape: [
         FrechetField(),
         FrechetField(RandomFourierFeatures(shape, 8, 2.0)),
+    ],
+    "InFeatures": lambda shape: [
+        InFeatures(field, RandomFourierFeatures(shape, 8, 2.0))
+        for field in (DriftField(1.0), MMDField(RBFKernel()), SinkhornField(1.0))
     ],
     "Guided": lambda shape: [Guided(score(shape), 2.0), Guided(critic(shape), torch.exp)],
     "JKOField": lambda shape: [

@@ -18,6 +18,7 @@ from partikel.fields.proximal import JKOField
 from partikel.fields.ratio import DensityRatioField, FDivergenceField, KernelScoreField
 from partikel.fields.samples.dmmd import DeepMMDField
 from partikel.fields.samples.drift import DriftField
+from partikel.fields.samples.features import InFeatures
 from partikel.fields.samples.frechet import FrechetField
 from partikel.fields.samples.mmd import MMDField
 from partikel.fields.samples.stein import SteinField
@@ -41,6 +42,7 @@ __all__ = [
     "Field",
     "FrechetField",
     "Guided",
+    "InFeatures",
     "Independent",
     "JKOField",
     "KernelScoreField",

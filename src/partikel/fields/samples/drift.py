@@ -26,7 +26,8 @@ class DriftField(Field):
 
     It is anti-symmetric, V_{p,ρ} = -V_{ρ,p}, so that it vanishes where ρ = p. It is no gradient of a
     potential. In a generator model with ``eta = 1`` it is their training: the generator is fitted to
-    the frozen x + V(x) (their eq. 6). Several temperatures are a sum of fields.
+    the frozen x + V(x) (their eq. 6). Several temperatures are a sum of fields;
+    an encoder's features, which they compare for images, are :class:`~partikel.fields.InFeatures`.
 
     A particle does not repel itself: of the cloud's points that coincide with x, one is left out of ρ.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from partikel.errors import ConfigError
 from partikel.errors.checks import Part
 from partikel.fields.base import At, Field
+from partikel.fields.samples.features import kept_as_is, pulled_back, seen
 
-_PASS = 1024  # points that go through the network together
 _RANK = 1e-10  # of the largest eigenvalue: what lies below is rounding, not a direction
 
 
@@ -53,8 +52,7 @@ class FrechetField(Field):
 
     def __init__(self, features: nn.Module | None = None, *, memory: Part = 0.0) -> None:
         super().__init__()
-        frozen = None if features is None else copy.deepcopy(features).requires_grad_(False).eval()
-        self.features = frozen
+        self.features = None if features is None else kept_as_is(features)
         self.memory = memory
         self._map: tuple[Tensor, Tensor, Tensor] | None = None
         if memory:  # buffers: a checkpoint remembers too
@@ -68,24 +66,17 @@ class FrechetField(Field):
                 "a FrechetField with a memory averages over all points, and a conditional model asks it "
                 "about one class after another: leave out memory."
             )
-        point = x.detach()
         mean, mean_own, transport = self._map or self._gaussian_map(
             self.bound_cloud(x), self.bound_real(x)
         )
 
         def velocity(y: Tensor) -> Tensor:
-            gap = y.detach().double() - mean_own
-            return 2 * ((mean - mean_own) + gap @ transport - gap).to(y)
+            gap = y.flatten(1).double() - mean_own
+            return 2 * ((mean - mean_own) + gap @ transport - gap).to(y).view_as(y)
 
         if self.features is None:
-            return velocity(point.flatten(1)).view_as(x)
-        parts = []
-        for block in point.split(_PASS):
-            with torch.enable_grad():
-                some = block.clone().requires_grad_()
-                y = self.features(some).flatten(1)
-            parts.append(torch.autograd.grad(y, some, velocity(y))[0])
-        return torch.cat(parts)
+            return velocity(x.detach())
+        return pulled_back(self.features, x, velocity)
 
     def prepare(self) -> None:
         """The Gaussian map of a bound cloud, once."""
@@ -114,7 +105,7 @@ class FrechetField(Field):
 
     def _moments(self, x: Tensor) -> Moments:
         if self.features is not None:
-            x = torch.cat([self.features(block) for block in x.split(_PASS)])
+            x = seen(self.features, x)
         y = x.flatten(1).double()
         mean = y.mean(0)
         return Moments(mean, (y - mean).T @ (y - mean) / len(y))

@@ -103,8 +103,9 @@ class SinkhornField(Field):
     batches of outputs and moves one, here q and q' are halves of the cloud, drawn afresh in every call,
     and each is the other's second batch. (Two batches that stay the same drive each other apart: the
     difference of their means grows as e^t. Fresh halves of the same particles do not.) In a generator
-    model with ``eta=1`` the generator is fitted to x + V(x), as theirs is. Not here: their guidance by
-    labels (eq. 16), their scaling of costs and of V, and the encoder's features that they compare.
+    model with ``eta=1`` the generator is fitted to x + V(x), as theirs is. An encoder's features, which
+    they compare, are :class:`~partikel.fields.InFeatures`. Not here: their guidance by labels (eq. 16),
+    their scaling of costs and of V.
 
     Sinkhorn's iterations run on logarithms, in blocks of rows, from a large ε down, in step for both
     maps, so that where ρ = p the field is 0 after any number of them. For a bound cloud they run once,

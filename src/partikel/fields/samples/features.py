@@ -1,0 +1,113 @@
+"""Fields in the space of features: what compares samples compares what a network sees of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from partikel.errors import ConfigError
+from partikel.fields.base import At, Context, Field
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_PASS = 1024  # points that go through the network together
+
+
+class InFeatures(Field):
+    """V(x) = Jφ(x)ᵀ W(φ(x)), W a field of samples that sees the features φ of points, cloud and data.
+
+    Where W is minus the gradient of the first variation of a functional of laws, V is that of the functional
+    of their features: ``InFeatures(MMDField(k), φ)`` descends the MMD of the kernel k(φ(x), φ(y)). A
+    generator that follows it learns by the gradient of ½‖φ(g(z)) - (φ + W)‖² with φ + W held fixed, as
+    drifting and W-Flow do on large images, where a distance of pixels says little (Deng et al. 2026; Han
+    et al. 2026).
+
+    It is blind to what φ does not see. Do not judge by the same features what it made.
+
+    Args:
+        field: of samples, or another one that nothing trains.
+        features: φ, (B, ...) -> (B, ...), differentiable; its answer at a point depends on nothing else.
+            It is copied, frozen and asked in evaluation mode.
+
+    Raises:
+        ConfigError: for a field that is trained.
+    """
+
+    def __init__(self, field: Field, features: nn.Module) -> None:
+        super().__init__()
+        if field.losses():
+            raise ConfigError(
+                f"a {type(field).__name__} is trained, and what trains it would see no features: freeze it, "
+                "or give it a network that begins with them."
+            )
+        self.field = field
+        self.features = kept_as_is(features)
+
+    def bind(self, context: Context) -> Self:
+        """The same field with the field inside of it bound to features."""
+        fields = [inner for inner in self.modules() if isinstance(inner, Field)]
+        wanted = frozenset[str]().union(*(inner.requires for inner in fields))
+        given = {
+            name: self._seen(points)
+            for name, points in (("real", context.real), ("particles", context.particles))
+            if points is not None and name in wanted
+        }
+        return super().bind(replace(context, **given))
+
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """The velocities of features, pulled back through φ."""
+        return pulled_back(self.features, x, lambda y: self.field(y, at))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, which φ ignores."""
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def _seen(self, x: Tensor) -> Tensor:
+        like = next(self.features.parameters(), x)
+        return seen(self.features, x.detach().to(like))
+
+
+def kept_as_is(features: nn.Module) -> nn.Module:
+    """A copy of a network that is not trained."""
+    return copy.deepcopy(features).requires_grad_(False).eval()
+
+
+def seen(features: nn.Module, x: Tensor) -> Tensor:
+    """Features of many points, some at a time; with a graph where x has one."""
+    return torch.cat([features(block) for block in x.split(_PASS)])
+
+
+def pulled_back(features: nn.Module, x: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+    """Jφ(x)ᵀ v(φ(x)), without a graph.
+
+    Args:
+        features: φ.
+        x: (B, ...).
+        velocity: v, asked once, at the features of all points.
+
+    Returns:
+        (B, ...).
+    """
+    points = [block.clone().requires_grad_() for block in x.detach().split(_PASS)]
+
+    def features_of() -> Iterator[Tensor]:
+        return (features(block) for block in points)
+
+    few = len(points) == 1  # one graph is kept; many are made again, one at a time
+    with torch.enable_grad():
+        first = list(features_of()) if few else [y.detach() for y in features_of()]
+        velocities = velocity(torch.cat(first).detach()).split(_PASS)
+        again = first if few else features_of()
+        pulled = [
+            torch.autograd.grad(y, point, v)[0]
+            for y, point, v in zip(again, points, velocities, strict=True)
+        ]
+    return torch.cat(pulled)
