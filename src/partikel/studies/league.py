@@ -75,7 +75,7 @@ LIMITS = (
     "Networks are small, and trainings last a minute or less: what a method becomes with a thousand times as "
     "many units is not seen here.",
     "In few dimensions a kernel, a sorting or a transport of a batch sees all there is to see. Of large "
-    "images it does not; there such fields compare features.",
+    "images it does not; there such fields compare features (`InFeatures`). Here all of them compare pixels.",
     "A unit is a time on one thread of a CPU, where small operations cost more than their numbers. On other "
     "machines methods of many small steps change places with those of few large ones.",
     "The trials of a rate are short, which favours large ones. A flow that takes "
