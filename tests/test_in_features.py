@@ -46,6 +46,14 @@ class Both(nn.Module):
         return self.head(self.network(x), c, cond)
 
 
+class Rounded(nn.Module):
+    """Features as measures take them, which have no gradient."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return x.round()
+
+
 def bound(field: Field, real: Tensor, particles: Tensor | None = None) -> Field:
     return field.bind(Context(real=real, particles=particles))
 
@@ -164,3 +172,7 @@ def test_what_is_missing_or_not_finite_is_said() -> None:
         bound(field, x, torch.full((4, 3), torch.inf, dtype=torch.float64))
     with pytest.raises(ConfigError, match="at least two particles"):
         bound(field, x)(x[:1], NOW)
+    blind = InFeatures(DriftField(1.0), Rounded())
+    for count in (6, 1030):
+        with pytest.raises(ConfigError, match="these have none: give a network"):
+            bound(blind, x)(randn(count, 3), NOW)

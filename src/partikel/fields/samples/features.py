@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -95,17 +95,26 @@ def pulled_back(features: nn.Module, x: Tensor, velocity: Callable[[Tensor], Ten
 
     Returns:
         (B, ...).
+
+    Raises:
+        ConfigError: for features without a gradient.
     """
     points = [block.clone().requires_grad_() for block in x.detach().split(_PASS)]
 
-    def features_of() -> Iterator[Tensor]:
-        return (features(block) for block in points)
+    def followed(block: Tensor) -> Tensor:
+        y = features(block)
+        if not y.requires_grad:
+            raise ConfigError(
+                "features that move particles have a gradient, and these have none: give a network that "
+                "neither rounds nor computes under torch.no_grad."
+            )
+        return y
 
     few = len(points) == 1  # one graph is kept; many are made again, one at a time
     with torch.enable_grad():
-        first = list(features_of()) if few else [y.detach() for y in features_of()]
+        first = [followed(block) if few else followed(block).detach() for block in points]
         velocities = velocity(torch.cat(first).detach()).split(_PASS)
-        again = first if few else features_of()
+        again = first if few else map(followed, points)
         pulled = [
             torch.autograd.grad(y, point, v)[0]
             for y, point, v in zip(again, points, velocities, strict=True)
