@@ -236,6 +236,22 @@ def test_verdicts_are_the_rules(tmp_path: Path) -> None:
     assert {name for name, _ in broken.ranked(False)} == {"W-Flow", "distilled EDM", "MeanFlow"}
 
 
+def test_trainings_that_had_been_nearer_are_named(tmp_path: Path) -> None:
+    known = {("GAN", 1): [0.1] * 3, ("W-Flow", 1): [0.1] * 3, ("MeanFlow", 1): [0.1] * 3}
+    found = season(known, tmp_path)
+    assert found.risen(1e-3) == []
+
+    def watched(*ends: float) -> list[dict[str, Any]]:
+        return [{"failed": None, "curve": [(1.0, 0.1), (2.0, 0.03), (3.0, end)]} for end in ends]
+
+    found.records["GAN"] = watched(0.04, 0.04, 0.03)  # by 1.21 in the mean
+    found.records["W-Flow"] = watched(0.02, 0.02, 0.02)
+    found.records["MeanFlow"] = watched(0.06, 0.03, 0.04)  # by 1.39
+    (said,) = found.risen(1e-3)
+    assert "trainings of MeanFlow had been nearer" in said
+    assert found.risen(0.05) == []  # what two draws differ by
+
+
 def test_no_method_is_judged_by_what_it_descends() -> None:
     judges = {main_measure(shape).key for shape in ((2,), (1, 8, 8))}
     for method in METHODS.values():
