@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from partikel.app.cli import main
 from partikel.data import SPLITS, Dataset, DataSettings, FiniteDataset, open_dataset
 from partikel.errors import CheckpointError, ConfigError, NumericsError
 from partikel.fields import At, Context, DiscriminatorField
+from partikel.files import plain
 from partikel.metrics.measures import MEASURES, main_measure
 from partikel.models import GeneratorModel
 from partikel.objectives import Relativistic
@@ -27,6 +29,8 @@ from partikel.studies.judgement import FAILS, HOLDS, OPEN
 from partikel.studies.lab import Lab
 from partikel.studies.league import HYPOTHESES, Season
 from partikel.studies.methods import FACTOR, METHODS, TRIAL, League, Played, Seat
+from partikel.studies.page import league as page
+from partikel.studies.reproduce import machine
 
 TINY = ("GAN", "W-Flow", "distilled EDM", "EDM")
 UNITS = 20.0
@@ -234,6 +238,46 @@ def test_verdicts_are_the_rules(tmp_path: Path) -> None:
     assert "Seeds of EDM, 4 calls are more than" in " ".join(broken.concluded(1e-4))
     assert "Seeds of" not in " ".join(broken.concluded(0.05))
     assert {name for name, _ in broken.ranked(False)} == {"W-Flow", "distilled EDM", "MeanFlow"}
+
+
+def test_ranks_stand_side_by_side(tmp_path: Path) -> None:
+    """Those that are no farther than two draws of the data share the first place."""
+    known = {
+        ("GAN", 1): [0.3] * 3,
+        ("W-Flow", 1): [0.01] * 3,
+        ("MeanFlow", 1): [0.02] * 3,
+        ("drifting", 1): [0.1] * 3,
+        ("EDM", 4): [0.2, 0.1, 0.3],
+        ("EDM", 8): [0.1] * 3,
+    }
+    made = season(known, tmp_path)
+    assert made.ranks(1e-4, False) == {"W-Flow": 1, "MeanFlow": 2, "drifting": 3, "GAN": 4}
+    assert made.ranks(0.03, False) == {"W-Flow": 1, "MeanFlow": 1, "drifting": 3, "GAN": 4}
+    assert made.ranks(1e-4, True) == {"EDM, 4 calls": 2, "EDM, 8 calls": 1}
+    found = {"findings": made.findings(1e-4), "limits": (), "tables": [], "pictures": {}}
+    found |= {"concluded": [], "command": "", "protocol": "", "cpu_seconds": 0.0, "title": ""}
+    found |= {"machine": machine(1), "values": {"trainings": made.records}}
+    one = plain(
+        {**found, "data": "points", "ranks": [made.ranks(0.03, few) for few in (False, True)]}
+    )
+    made.rows["drifting", 1][0] = {}  # left the finite numbers
+    two = plain(
+        {**found, "data": "images", "ranks": [made.ranks(1e-4, few) for few in (False, True)]}
+    )
+    small = {**one, "data": "colour", "values": {"trainings": {}}}
+    text = page([one, two, small])
+    assert "| rank, one call | points | images |" in text
+    rows = [
+        line for line in text.splitlines() if re.match(r"\| (GAN|W-Flow|MeanFlow|drifting) ", line)
+    ]
+    assert rows == [
+        "| W-Flow | 1 | 1 |",
+        "| MeanFlow | 1 | 2 |",
+        "| GAN | 4 | 3 |",
+        "| drifting | 3 |  |",
+    ]
+    assert re.search(r"\| A generator needs no adversary.* \| holds \| holds \|", text)
+    assert "On all data sets" not in page([one, small])
 
 
 def test_trainings_that_had_been_nearer_are_named(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def run_league(
 def _read(path: Path) -> dict[str, Any]:
     with reading(path, "is no result of 'partikel league': remove it, or choose another --out."):
         found = read_json(path)
-        if not {"title", "findings", "tables", "pictures", "command", "machine"} <= set(found):
+        if not {"title", "ranks", "findings", "tables", "pictures", "command", "machine"} <= set(
+            found
+        ):
             raise ValueError
         return found
 
@@ -215,6 +217,7 @@ class Season:
             "data": self.name,
             "title": f"{self.where.capitalize()}, {league.units:g} units",
             "concluded": self.concluded(floor) + self.risen(watched),
+            "ranks": [self.ranks(floor, few) for few in (False, True)],
             "findings": self.findings(floor),
             "tables": [self.table(), *([self.given_table()] if self.given else [])],
             "limits": LIMITS,
@@ -290,6 +293,19 @@ class Season:
         if lost:
             said.append(f"A training left the finite numbers: {', '.join(lost)}.")
         return said
+
+    def ranks(self, floor: float, few: bool) -> dict[str, int]:
+        """Of places of one call, or of more: 1 for the nearest to the data, and as many below the floor.
+
+        Args:
+            floor: what two draws of the data differ by.
+            few: whether those of more calls.
+        """
+        far = {place: max(self._mean(place), floor) for place in self.ranked(few)}
+        return {
+            _named(place): 1 + sum(other < own for other in far.values())
+            for place, own in far.items()
+        }
 
     def risen(self, floor: float) -> list[str]:
         """Whose trainings had been nearer to the data than at their end, by a quarter or more, in words.

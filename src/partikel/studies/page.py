@@ -54,7 +54,32 @@ def league(results: Sequence[Mapping[str, Any]]) -> str:
         {**r, "effects": [_effect(number, f) for number, f in enumerate(r["findings"], start=1)]}
         for r in results
     ]
-    return _template("league.md").render(results=judged)
+    return _template("league.md").render(results=judged, overview=_overview(results))
+
+
+def _overview(results: Sequence[Mapping[str, Any]]) -> list[tuple[Sequence[str], list[Any]]]:
+    """Tables of verdicts and ranks on several data sets: columns and rows, of those with all methods."""
+    sizes = [len(r["values"]["trainings"]) for r in results]
+    shown = [r for r, size in zip(results, sizes, strict=True) if size == max(sizes)]
+    if len(shown) < 2:
+        return []
+    names = [r["data"] for r in shown]
+    verdicts: dict[str, list[str]] = {}
+    for place, r in enumerate(shown):
+        for f in r["findings"]:
+            row = verdicts.setdefault(f["claim"]["text"], [""] * len(shown))
+            row[place] = f["judgement"]["verdict"]
+    tables: list[Any] = [(("hypothesis", *names), [(text, *row) for text, row in verdicts.items()])]
+    for few, head in enumerate(("one call", "more calls")):
+        ranks = [r["ranks"][few] for r in shown]
+        rows = [
+            (place, *(each.get(place) for each in ranks))
+            for place in dict.fromkeys(p for r in ranks for p in r)
+        ]
+        last = len(rows) + 1  # of what has no distance there
+        rows.sort(key=lambda row: sum(rank or last for rank in row[1:]))
+        tables.append(((f"rank, {head}", *names), rows))
+    return tables
 
 
 def _template(name: str) -> Template:
