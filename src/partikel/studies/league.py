@@ -155,12 +155,14 @@ def run_league(
     return written
 
 
+_SHOWN = {"title", "ranks", "findings", "tables", "pictures", "values", "command", "machine"}
+"""What the page takes of a result."""
+
+
 def _read(path: Path) -> dict[str, Any]:
     with reading(path, "is no result of 'partikel league': remove it, or choose another --out."):
         found = read_json(path)
-        if not {"title", "ranks", "findings", "tables", "pictures", "command", "machine"} <= set(
-            found
-        ):
+        if not found.keys() >= _SHOWN:
             raise ValueError
         return found
 

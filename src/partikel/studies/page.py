@@ -79,7 +79,7 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> list[tuple[Sequence[str],
         last = len(rows) + 1  # of what has no distance there
         rows.sort(key=lambda row: sum(rank or last for rank in row[1:]))
         tables.append(((f"rank, {head}", *names), rows))
-    return tables
+    return [(columns, rows) for columns, rows in tables if rows]
 
 
 def _template(name: str) -> Template:
