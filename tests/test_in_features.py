@@ -46,6 +46,13 @@ class Both(nn.Module):
         return self.head(self.network(x), c, cond)
 
 
+class Half(nn.Module):
+    """Features of every other point."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[::2]
+
+
 class Rounded(nn.Module):
     """Features as measures take them, which have no gradient."""
 
@@ -176,3 +183,11 @@ def test_what_is_missing_or_not_finite_is_said() -> None:
     for count in (6, 1030):
         with pytest.raises(ConfigError, match="these have none: give a network"):
             bound(blind, x)(randn(count, 3), NOW)
+    with pytest.raises(
+        ValueError, match=r"a Sequential cannot be asked about points \(4, 5\): mat1"
+    ):
+        bound(field, randn(4, 5))
+    with pytest.raises(ValueError, match=r"one row a point, \(B, ...\): got \(3, 3\) of \(6, 3\)"):
+        bound(InFeatures(DriftField(1.0), Half()), x)
+    with pytest.raises(TypeError, match="takes a Module, got a function"):
+        InFeatures(DriftField(1.0), lambda x: x)  # type: ignore[arg-type]

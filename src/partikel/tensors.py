@@ -134,5 +134,5 @@ class Asking:
             raise ValueError(
                 f"{asked} with labels from {cond.min()} to {cond.max()}: it does not know all of them."
             ) from error
-        shapes = [f"{name} {tuple(v.shape)}" for name, v in self._others.items() if v is not None]
-        raise ValueError(f"{asked}, {', '.join(shapes)}: {str(error).splitlines()[0]}.") from error
+        shapes = [f", {name} {tuple(v.shape)}" for name, v in self._others.items() if v is not None]
+        raise ValueError(f"{asked}{''.join(shapes)}: {str(error).splitlines()[0]}.") from error

@@ -288,8 +288,8 @@ class Season:
         ]
         if apart:
             said.append(
-                f"Seeds of {', '.join(apart)} are more than a factor of {APART:g} apart: some trainings "
-                "failed, which the short trials of their rates did not show."
+                f"Seeds of {', '.join(apart)} are more than a factor of {APART:g} apart: a training "
+                "failed, or a few of its samples went far, which the short trials of its rate did not show."
             )
         lost = [name for name, those in self.records.items() if any(r["failed"] for r in those)]
         if lost:

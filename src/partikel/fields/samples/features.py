@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from partikel.errors import ConfigError
 from partikel.fields.base import At, Context, Field
+from partikel.tensors import Asking
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +37,8 @@ class InFeatures(Field):
             It is copied, frozen and asked in evaluation mode.
 
     Raises:
-        ConfigError: for a field that is trained.
+        ConfigError: for a field that is trained; where it is asked, for features without a gradient.
+        ValueError: where it is bound or asked, for features that are not one row a point.
     """
 
     def __init__(self, field: Field, features: nn.Module) -> None:
@@ -81,8 +83,23 @@ def kept_as_is(features: nn.Module) -> nn.Module:
 
 
 def seen(features: nn.Module, x: Tensor) -> Tensor:
-    """Features of many points, some at a time; with a graph where x has one."""
-    return torch.cat([features(block) for block in x.split(_PASS)])
+    """Features of many points, some at a time; with a graph where x has one.
+
+    Raises:
+        TypeError: for points of another dtype than the network's.
+        ValueError: for points of a shape that it does not take, or features of another number.
+    """
+    return torch.cat([_asked(features, block) for block in x.split(_PASS)])
+
+
+def _asked(features: nn.Module, x: Tensor) -> Tensor:
+    with Asking(features, x):
+        y = features(x)
+    if y.ndim < 2 or len(y) != len(x):
+        raise ValueError(
+            f"features are one row a point, (B, ...): got {tuple(y.shape)} of {tuple(x.shape)}."
+        )
+    return y
 
 
 def pulled_back(features: nn.Module, x: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
@@ -98,11 +115,13 @@ def pulled_back(features: nn.Module, x: Tensor, velocity: Callable[[Tensor], Ten
 
     Raises:
         ConfigError: for features without a gradient.
+        TypeError: as :func:`seen`.
+        ValueError: as :func:`seen`.
     """
     points = [block.clone().requires_grad_() for block in x.detach().split(_PASS)]
 
     def followed(block: Tensor) -> Tensor:
-        y = features(block)
+        y = _asked(features, block)
         if not y.requires_grad:
             raise ConfigError(
                 "features that move particles have a gradient, and these have none: give a network that "
